@@ -1,0 +1,42 @@
+import type { SeenRecord, StoredResponse } from './record.js'
+
+/** What to do when the holder's lease ran out: run the handler again, or leave it to a person. */
+export type OnLeaseExpired = 'rerun' | 'uncertain'
+
+export type Decision =
+  /** The key may be taken, by whoever raises the fence from `fence` first. */
+  | { kind: 'take'; fence: number; resumed: boolean }
+  | { kind: 'replay'; response: StoredResponse }
+  | { kind: 'busy' }
+  | { kind: 'mismatch' }
+  | { kind: 'uncertain' }
+
+/**
+ * What an existing record means to a request that carries its key.
+ *
+ *                 | other fingerprint | same fingerprint
+ *   --------------+-------------------+---------------------------------
+ *   expired       | take              | take            (a lease that still runs is never expired)
+ *   completed     | mismatch          | replay
+ *   released      | mismatch          | take, resumed
+ *   lease runs    | mismatch          | busy
+ *   lease ran out | mismatch          | take, resumed; or uncertain where the route says so
+ */
+export function decide(
+  record: SeenRecord,
+  fingerprint: string,
+  onLeaseExpired: OnLeaseExpired,
+): Decision {
+  const isHeld = record.status === 'in_progress' && record.leaseLeftMs > 0
+  if (record.isExpired && !isHeld) return { kind: 'take', fence: record.fence, resumed: false }
+  if (record.fingerprint !== fingerprint) return { kind: 'mismatch' }
+  if (record.status === 'completed') {
+    if (record.response === null) throw new TypeError('a completed record has no response')
+    return { kind: 'replay', response: record.response }
+  }
+  if (isHeld) return { kind: 'busy' }
+  if (record.status === 'in_progress' && onLeaseExpired === 'uncertain') {
+    return { kind: 'uncertain' }
+  }
+  return { kind: 'take', fence: record.fence, resumed: true }
+}

@@ -1,0 +1,40 @@
+/** The longest key that is accepted, in characters. Fits a VARCHAR(255) on every database. */
+export const MAX_KEY_LENGTH = 255
+
+export type ParsedKey = { kind: 'key'; key: string } | { kind: 'malformed'; reason: string }
+
+// RFC 8941, 3.3.3: printable ASCII, in which only the quote and the backslash are escaped.
+const QUOTED = /^"((?:[ !#-[\]-~]|\\["\\])*)"$/
+// What clients send that do not know structured fields. No comma: Node joins a header that was
+// sent twice with one, and two keys must never become a third.
+const RAW = /^[!#-+\--[\]-~]+$/
+
+/**
+ * Reads an Idempotency-Key: a structured-field String (`"abc"`), or a raw token (`abc`), which
+ * names the same key.
+ */
+export function parseKey(header: string | readonly string[]): ParsedKey {
+  if (typeof header !== 'string') return malformed('it was sent more than once')
+  const value = header.trim()
+  if (value === '') return malformed('it is empty')
+  const quoted = QUOTED.exec(value)
+  if (quoted === null && !RAW.test(value)) return malformed(reasonFor(value))
+  const key = quoted === null ? value : (quoted[1] as string).replace(/\\(["\\])/g, '$1')
+  if (key === '') return malformed('it is empty')
+  if (key.length > MAX_KEY_LENGTH) {
+    return malformed(`it has ${key.length} characters, at most ${MAX_KEY_LENGTH} are allowed`)
+  }
+  return { kind: 'key', key }
+}
+
+function malformed(reason: string): ParsedKey {
+  return { kind: 'malformed', reason }
+}
+
+// The reason never repeats the value: an answer may end up in somebody's log.
+function reasonFor(value: string): string {
+  if (/[^\x20-\x7e]/.test(value)) return 'it contains characters other than printable ASCII'
+  if (/^"(?:[^"\\]|\\.)*$/.test(value)) return 'its closing quote is missing'
+  if (value.includes(',')) return 'it was sent more than once, or contains an unquoted comma'
+  return 'it is neither a quoted string nor a token without spaces and quotes'
+}

@@ -1,0 +1,89 @@
+import createError, { type FastifyErrorConstructor } from '@fastify/error'
+
+// The one table of everything that can be answered or thrown. docs/errors.md describes each code;
+// a test holds the two together.
+
+/** `Idempotency-Key` is required on the route and was not sent. */
+export const KeyMissing = createError(
+  'IDEMPOTENCY_KEY_MISSING',
+  'This route needs an Idempotency-Key header: a value that is unique to this operation, such as a UUID',
+  400,
+)
+/** The header is no structured-field String and no token, or too long. */
+export const KeyMalformed: FastifyErrorConstructor<{ code: 'IDEMPOTENCY_KEY_MALFORMED' }, [string]> =
+  createError(
+    'IDEMPOTENCY_KEY_MALFORMED',
+    'The Idempotency-Key header cannot be used: %s. Send 1 to 255 printable ASCII characters, as "abc" or abc',
+    400,
+  )
+/** The body cannot be compared with an earlier one (nested too deeply). */
+export const BodyUnusable = createError(
+  'IDEMPOTENCY_BODY_UNUSABLE',
+  'The body is nested too deeply to be compared with that of a retry',
+  400,
+)
+/** `tenant` returned nothing for this request. */
+export const TenantUnknown = createError(
+  'IDEMPOTENCY_TENANT_UNKNOWN',
+  'An Idempotency-Key can only be used by a known tenant, and this request belongs to none',
+  403,
+)
+/** The same operation is running now. */
+export const InProgress = createError(
+  'IDEMPOTENCY_IN_PROGRESS',
+  'A request with this Idempotency-Key is being processed; repeat this one later',
+  409,
+)
+/** The operation was interrupted and the route does not let it run again by itself. */
+export const Uncertain = createError(
+  'IDEMPOTENCY_UNCERTAIN',
+  'An earlier request with this Idempotency-Key was interrupted; whether it took effect must be found out before it is repeated',
+  409,
+)
+/** The operation is done, but its response was not kept. */
+export const NotReplayable = createError(
+  'IDEMPOTENCY_NOT_REPLAYABLE',
+  'The request with this Idempotency-Key was processed, but its response was not kept and cannot be repeated',
+  409,
+)
+/** This request lost its claim to another attempt while it ran. */
+export const LeaseLost = createError(
+  'IDEMPOTENCY_LEASE_LOST',
+  'This request took too long and another attempt took over; repeat it to get the result',
+  409,
+)
+/** The key was used before, with something else. */
+export const KeyReused = createError(
+  'IDEMPOTENCY_KEY_REUSED',
+  'This Idempotency-Key was used before with another request; use a new key for a new operation',
+  422,
+)
+/** `tenant` threw something that says nothing of a status. */
+export const TenantFailed = createError(
+  'IDEMPOTENCY_TENANT_FAILED',
+  'The tenant of this request could not be found out',
+  500,
+)
+/** The tenant used up its new keys. */
+export const TooManyKeys = createError(
+  'IDEMPOTENCY_TOO_MANY_KEYS',
+  'Too many new Idempotency-Keys; retries with keys that were used already are still answered',
+  429,
+)
+/** The database cannot be asked whether the operation was run. Nothing was executed. */
+export const StoreUnavailable = createError(
+  'IDEMPOTENCY_STORE_UNAVAILABLE',
+  'Whether this request was processed before cannot be found out now; nothing was executed, repeat it later',
+  503,
+)
+
+/** An option is wrong; thrown at registration. */
+export const OptionInvalid: FastifyErrorConstructor<{ code: 'IDEMPOTENCY_OPTION_INVALID' }, [string]> =
+  createError('IDEMPOTENCY_OPTION_INVALID', 'fastify-idempotency: %s', 500, TypeError)
+/** The Prisma client lacks the library's models; thrown at registration. */
+export const ModelsMissing: FastifyErrorConstructor<{ code: 'IDEMPOTENCY_MODELS_MISSING' }, [string]> =
+  createError(
+    'IDEMPOTENCY_MODELS_MISSING',
+    'fastify-idempotency: the Prisma client lacks %s. Add what is missing to the schema with `npx fastify-idempotency init`, then run `npx prisma migrate dev` and `npx prisma generate`',
+    500,
+  )

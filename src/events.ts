@@ -1,0 +1,150 @@
+import { createHash } from 'node:crypto'
+import { channel } from 'node:diagnostics_channel'
+import type { FastifyBaseLogger } from 'fastify'
+import type { RecordKey } from './core/record.js'
+
+/** What is known of a failure without repeating anything that came from a request. */
+export interface Failure {
+  readonly name: string
+  /** The code of Prisma, the database or the system, if there is one. */
+  readonly code: string | undefined
+  readonly hint: string | undefined
+}
+
+/** Everything that happens, each with the facts that a log line or a metric needs. */
+export type Happening =
+  | { readonly kind: 'claimed'; readonly attempt: number }
+  | { readonly kind: 'taken_over'; readonly attempt: number; readonly resumed: boolean }
+  | { readonly kind: 'replayed'; readonly statusCode: number; readonly waitedMs: number }
+  | { readonly kind: 'busy'; readonly waitedMs: number }
+  | { readonly kind: 'mismatch' }
+  | { readonly kind: 'uncertain' }
+  | { readonly kind: 'not_replayable' }
+  | { readonly kind: 'completed'; readonly attempt: number; readonly statusCode: number; readonly bytes: number; readonly tookMs: number }
+  | { readonly kind: 'response_omitted'; readonly attempt: number; readonly reason: 'too large' | 'written past the hooks' }
+  | { readonly kind: 'response_not_stored'; readonly attempt: number; readonly failure: Failure }
+  | { readonly kind: 'released'; readonly attempt: number; readonly why: string }
+  | { readonly kind: 'release_failed'; readonly attempt: number; readonly failure: Failure }
+  | { readonly kind: 'heartbeat_failed'; readonly attempt: number; readonly failure: Failure }
+  | { readonly kind: 'lease_lost'; readonly attempt: number; readonly why: string }
+  | { readonly kind: 'abandoned'; readonly attempt: number; readonly why: string }
+  | { readonly kind: 'store_unavailable'; readonly bypassed: boolean; readonly failure: Failure }
+  | { readonly kind: 'too_many_keys' }
+  | { readonly kind: 'limiter_failed'; readonly failure: Failure }
+  | { readonly kind: 'body_not_compared' }
+  | { readonly kind: 'key_rejected'; readonly reason: string }
+  | { readonly kind: 'pruned'; readonly count: number; readonly tookMs: number }
+  | { readonly kind: 'prune_failed'; readonly failure: Failure }
+
+/** What it happened to. A key is a secret of its client: it is told apart by `keyId` alone. */
+export interface EventSubject {
+  readonly tenantId: string | undefined
+  /** The first 12 hex digits of SHA-256 over tenant and key. */
+  readonly keyId: string | undefined
+  /** `POST /payments`, or `undefined` outside a request. */
+  readonly route: string | undefined
+}
+
+export type IdempotencyEvent = Happening & EventSubject
+
+/** Where every event is published: `diagnostics_channel.subscribe(CHANNEL, (event) => …)`. */
+export const CHANNEL = 'fastify-idempotency'
+
+type Level = 'debug' | 'info' | 'warn' | 'error'
+
+/** How loud each event is, and what the log says. */
+const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
+  claimed: ['debug', 'Idempotency key claimed'],
+  taken_over: ['info', 'Idempotency key taken over for another attempt'],
+  replayed: ['info', 'Stored response replayed'],
+  busy: ['info', 'A request with this idempotency key is running'],
+  mismatch: ['warn', 'Idempotency key was used before with another request'],
+  uncertain: ['warn', 'An interrupted operation waits for a decision'],
+  not_replayable: ['warn', 'The response of a finished operation was not kept'],
+  completed: ['debug', 'Response stored'],
+  response_omitted: ['warn', 'Operation recorded without its response'],
+  response_not_stored: ['error', 'Response could not be stored; storing it goes on'],
+  released: ['info', 'Idempotency key released'],
+  release_failed: ['warn', 'Idempotency key could not be released; its lease will run out'],
+  heartbeat_failed: ['warn', 'Lease could not be renewed; trying again'],
+  lease_lost: ['warn', 'Lease lost; the result of this attempt is not the answer'],
+  abandoned: ['warn', 'Attempt given up; its lease will run out'],
+  store_unavailable: ['error', 'Idempotency store does not answer'],
+  too_many_keys: ['warn', 'Too many new idempotency keys'],
+  limiter_failed: ['warn', 'New keys could not be counted; the key was let in'],
+  body_not_compared: [
+    'warn',
+    'Bodies of this route are not parsed and so not compared: set config.idempotency.fingerprint',
+  ],
+  key_rejected: ['info', 'Idempotency key rejected'],
+  pruned: ['debug', 'Expired idempotency records deleted'],
+  prune_failed: ['warn', 'Expired idempotency records could not be deleted; trying again later'],
+}
+
+const published = channel(CHANNEL)
+
+/** Says that something happened to the operation it is bound to. */
+export type Report = (event: Happening) => void
+
+/** Binds events to a log and to what they are about. Costs nothing where nobody listens. */
+export function reporter(
+  log: FastifyBaseLogger,
+  route: string | undefined,
+  subject: RecordKey | undefined,
+): Report {
+  let about: EventSubject | undefined
+  return (happening) => {
+    const [level, text] = LOGGED[happening.kind]
+    const isLogged = isLevelEnabled(log, level)
+    if (!isLogged && !published.hasSubscribers) return
+    about ??= { tenantId: subject?.tenantId, keyId: subject && keyIdOf(subject), route }
+    const event: IdempotencyEvent = { ...happening, ...about }
+    if (isLogged) log[level]({ idempotency: event }, text)
+    if (published.hasSubscribers) published.publish(event)
+  }
+}
+
+/** How logs and metrics name a key without telling it. */
+export function keyIdOf({ tenantId, key }: RecordKey): string {
+  return createHash('sha256').update(`${tenantId}\0${key}`).digest('hex').slice(0, 12)
+}
+
+// The messages of Prisma and of databases quote arguments and rows; only what cannot is passed on.
+export function failureOf(error: unknown): Failure {
+  const code = codeOf(error)
+  return {
+    name: error instanceof Error ? error.name : typeof error,
+    code,
+    hint: code === undefined ? undefined : HINTS[code],
+  }
+}
+
+const MIGRATE =
+  'the tables are missing or old: run `npx prisma migrate deploy` (after `npx fastify-idempotency init`)'
+const UNREACHABLE = 'the database cannot be reached'
+const HINTS: Record<string, string> = {
+  '42P01': MIGRATE,
+  '42703': MIGRATE,
+  P2021: MIGRATE,
+  P2022: MIGRATE,
+  P1001: UNREACHABLE,
+  ECONNREFUSED: UNREACHABLE,
+  P2024: 'no connection became free in the pool: it is too small, or something holds connections',
+  P2028: 'no connection became free for a transaction in time',
+}
+
+function codeOf(error: unknown): string | undefined {
+  if (typeof error !== 'object' || error === null) return undefined
+  // Prisma wraps what a raw query met: P2010 says nothing, the code of the database does.
+  const inner: unknown = Reflect.get(Object(Reflect.get(error, 'meta')), 'driverAdapterError')
+  const original: unknown = Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'originalCode')
+  if (typeof original === 'string') return original
+  const code: unknown = Reflect.get(error, 'code')
+  if (typeof code === 'string') return code
+  return Reflect.has(error, 'cause') ? codeOf(Reflect.get(error, 'cause')) : undefined
+}
+
+function isLevelEnabled(log: FastifyBaseLogger, level: Level): boolean {
+  const ask: unknown = Reflect.get(log, 'isLevelEnabled')
+  return typeof ask === 'function' ? ask.call(log, level) === true : log.level !== 'silent'
+}

@@ -1,0 +1,49 @@
+import rateLimit from '@fastify/rate-limit'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { within } from '../claims/claim.js'
+import { failureOf, type Report } from '../events.js'
+
+export interface LimiterOptions {
+  readonly max: number
+  readonly timeWindowMs: number
+  readonly redis: object | undefined
+  /** How long a count may take before the key is let in without one. */
+  readonly timeoutMs: number
+  readonly tenantOf: (request: FastifyRequest) => string
+}
+
+/** Counts a new key; tells after how many seconds to come back when it was one too many. */
+export type Limiter = (request: FastifyRequest, report: Report) => Promise<number | undefined>
+
+/**
+ * Counts new keys by tenant. It protects the table from being filled, not the operation, so a
+ * counter that does not answer lets the key in.
+ *
+ * An application that has registered @fastify/rate-limit itself has chosen where to count; that
+ * choice is used here, too.
+ */
+export async function createLimiter(
+  app: FastifyInstance,
+  { max, timeWindowMs, redis, timeoutMs, tenantOf }: LimiterOptions,
+): Promise<Limiter> {
+  let count: ReturnType<FastifyInstance['createRateLimit']> | undefined
+  // In a context of its own: the application's decorators stay what it made them.
+  await app.register(async (inner) => {
+    await inner.register(rateLimit, { global: false, ...(redis && { redis }) })
+    count = inner.createRateLimit({
+      max,
+      timeWindow: timeWindowMs,
+      keyGenerator: (request) => `idempotency:${tenantOf(request)}`,
+    })
+  })
+  return async (request, report) => {
+    try {
+      const counted = await within(Promise.resolve(count?.(request)), timeoutMs)
+      if (counted === undefined || counted.isAllowed || !counted.isExceeded) return undefined
+      return Math.max(1, counted.ttlInSeconds)
+    } catch (error) {
+      report({ kind: 'limiter_failed', failure: failureOf(error) })
+      return undefined
+    }
+  }
+}

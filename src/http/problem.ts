@@ -1,0 +1,27 @@
+import { STATUS_CODES } from 'node:http'
+import type { FastifyError, FastifyReply } from 'fastify'
+
+/**
+ * Turns a reply into a problem document (RFC 9457) and returns its body. It goes past the
+ * application's own error handler: clients of every application see the same answers.
+ */
+export function problem(
+  reply: FastifyReply,
+  docs: string,
+  error: FastifyError,
+  retryAfterS?: number,
+): Buffer {
+  const status = error.statusCode ?? 500
+  reply.code(status).header('content-type', 'application/problem+json')
+  if (retryAfterS !== undefined) reply.header('retry-after', retryAfterS)
+  // As bytes: Fastify would add a charset to text, which this media type does not have.
+  return Buffer.from(
+    JSON.stringify({
+      type: `${docs}#${error.code.toLowerCase()}`,
+      title: STATUS_CODES[status],
+      status,
+      detail: error.message,
+      code: error.code,
+    }),
+  )
+}

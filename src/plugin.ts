@@ -1,0 +1,60 @@
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+import { Claims } from './claims/claims.js'
+import { ModelsMissing, OptionInvalid } from './errors.js'
+import { reporter } from './events.js'
+import type { Idempotency } from './fastify.js'
+import { bindHooks, exchangeOf } from './http/hooks.js'
+import { createLimiter } from './http/limiter.js'
+import { requestIdempotency } from './http/request.js'
+import { type PluginOptions, readPluginOptions } from './options.js'
+import { pruneAll, pruneRegularly } from './retention.js'
+import { missingFromClient, providerOf } from './store/client.js'
+import { databaseClock } from './store/clock.js'
+import { onPool, onPrisma, postgresStore } from './store/postgres.js'
+import { prismaStore } from './store/prisma.js'
+import type { Store } from './store/store.js'
+
+async function idempotency(app: FastifyInstance, options: PluginOptions): Promise<void> {
+  const settings = readPluginOptions(options)
+  const store = storeFor(options)
+  const claims = new Claims(store, settings)
+  const limiter =
+    settings.rateLimit &&
+    (await createLimiter(app, {
+      ...settings.rateLimit,
+      redis: options.redis,
+      timeoutMs: settings.storeTimeoutMs,
+      tenantOf: (request) => exchangeOf(request)?.tenantId ?? '',
+    }))
+
+  bindHooks(app, options, { settings, claims, limiter })
+  app.decorateRequest('idempotency', {
+    getter() {
+      return requestIdempotency(this)
+    },
+  })
+
+  const report = reporter(app.log, undefined, undefined)
+  const api: Idempotency = { prune: () => pruneAll(store, report) }
+  app.decorate('idempotency', api)
+  if (settings.pruneEveryMs !== undefined) pruneRegularly(app, store, report, settings.pruneEveryMs)
+  app.addHook('onClose', () => claims.close())
+}
+
+/** Picks the store that fits the database. */
+function storeFor({ prisma, pool }: PluginOptions): Store {
+  const missing = missingFromClient(prisma)
+  if (missing.length > 0) throw new ModelsMissing(missing.join(', '))
+  if (pool !== undefined) return postgresStore(onPool(pool))
+  const provider = providerOf(prisma)
+  if (provider === 'postgresql') return postgresStore(onPrisma(prisma))
+  if (provider === undefined) {
+    throw new OptionInvalid(
+      'the database of option "prisma" is none of PostgreSQL, MySQL, MariaDB and SQLite; give the PrismaClient itself, not a wrapper around it',
+    )
+  }
+  return prismaStore(prisma, databaseClock(prisma, provider))
+}
+
+export default fp(idempotency, { name: 'fastify-idempotency', fastify: '5.x' })

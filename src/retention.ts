@@ -1,0 +1,51 @@
+import type { FastifyInstance } from 'fastify'
+import { failureOf, type Report } from './events.js'
+import type { Store } from './store/store.js'
+
+/** Small enough to hold few locks and little log at a time, large enough to be few statements. */
+const BATCH = 1_000
+
+/** Deletes what has expired, batch by batch, until none is left; returns how many. */
+export async function pruneAll(store: Store, report: Report): Promise<number> {
+  const startedAt = performance.now()
+  let count = 0
+  for (;;) {
+    const deleted = await store.prune(BATCH)
+    count += deleted
+    // Fewer than asked for: the end, or another process is at the rest.
+    if (deleted < BATCH) break
+  }
+  report({ kind: 'pruned', count, tookMs: Math.round(performance.now() - startedAt) })
+  return count
+}
+
+/** Prunes from when the application listens (a test that only injects gets no timer) to its end. */
+export function pruneRegularly(
+  app: FastifyInstance,
+  store: Store,
+  report: Report,
+  everyMs: number,
+): void {
+  let timer: NodeJS.Timeout | undefined
+  let pruning: Promise<unknown> = Promise.resolve()
+  let isOpen = true
+
+  function schedule(): void {
+    if (!isOpen) return
+    // Drawn anew each time, so that processes that started together do not stay together.
+    timer = setTimeout(run, everyMs * (0.75 + Math.random() / 2))
+  }
+
+  function run(): void {
+    pruning = pruneAll(store, report)
+      .catch((error) => report({ kind: 'prune_failed', failure: failureOf(error) }))
+      .finally(schedule)
+  }
+
+  app.addHook('onListen', async () => schedule())
+  app.addHook('onClose', async () => {
+    isOpen = false
+    clearTimeout(timer)
+    await pruning
+  })
+}

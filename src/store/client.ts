@@ -1,0 +1,71 @@
+// The application's Prisma client, taken by its structure: the library imports no generated code,
+// so it works with whichever output folder, adapter and extensions the application has.
+
+// biome-ignore lint/suspicious/noExplicitAny: a generated delegate's generics fit no narrower type
+type Call = (args: any) => PromiseLike<any>
+
+/** The part of a generated model delegate that the library calls. */
+export interface ModelDelegate {
+  create: Call
+  findUnique: Call
+  findMany: Call
+  updateMany: Call
+  deleteMany: Call
+}
+
+/** The part of a generated PrismaClient that the library calls. */
+export interface PrismaClientLike {
+  readonly idempotencyRecord: ModelDelegate
+  $queryRawUnsafe<T = unknown>(query: string, ...values: unknown[]): PromiseLike<T>
+}
+
+/** Databases that Prisma knows by these names. */
+export type Provider = 'postgresql' | 'mysql' | 'sqlite'
+
+/** What every model of the library must have in the application's client. */
+const MODELS = {
+  idempotencyRecord: [
+    'tenantId',
+    'key',
+    'fingerprint',
+    'status',
+    'fence',
+    'leaseUntil',
+    'expiresAt',
+    'statusCode',
+    'headers',
+    'body',
+    'createdAt',
+  ],
+} as const
+
+/** Names what the library needs and the client lacks: models, or `model.field`. Empty when complete. */
+export function missingFromClient(client: object): string[] {
+  const missing: string[] = []
+  for (const [model, fields] of Object.entries(MODELS)) {
+    const name = model[0]?.toUpperCase() + model.slice(1)
+    const delegate: unknown = Reflect.get(client, model)
+    if (typeof delegate !== 'object' || delegate === null) {
+      missing.push(`model ${name}`)
+      continue
+    }
+    const known: unknown = Reflect.get(delegate, 'fields')
+    // A wrapper around a client may hide `fields`; then the first query tells.
+    if (typeof known !== 'object' || known === null) continue
+    for (const field of fields) if (!(field in known)) missing.push(`field ${name}.${field}`)
+  }
+  return missing
+}
+
+/** Which database the client talks to, as far as it lets us know. */
+export function providerOf(client: object): Provider | undefined {
+  const provider: unknown = Reflect.get(client, '_activeProvider')
+  if (provider === 'postgres' || provider === 'postgresql') return 'postgresql'
+  if (provider === 'mysql' || provider === 'sqlite') return provider
+  return undefined
+}
+
+/** Prisma's code for a unique constraint that was hit. */
+export function isUniqueViolation(error: unknown): boolean {
+  return typeof error === 'object' && error !== null && Reflect.get(error, 'code') === 'P2002'
+}

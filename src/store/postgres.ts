@@ -1,0 +1,236 @@
+import type { RecordStatus, StoredResponse } from '../core/record.js'
+import type { Ask, Hold, Inserted, Store } from './store.js'
+
+/** Runs one statement. `name` lets a connection keep the statement prepared. */
+export type RunStatement = (
+  name: string,
+  text: string,
+  values: readonly unknown[],
+) => PromiseLike<readonly object[]>
+
+/** The part of a `pg.Pool` that is used. */
+export interface PoolLike {
+  query(config: {
+    name: string
+    text: string
+    values: unknown[]
+  }): PromiseLike<{ rows: readonly object[] }>
+}
+
+/** Statements on the application's own pool, each prepared once per connection: the fast path. */
+export function onPool(pool: PoolLike): RunStatement {
+  return async (name, text, values) => (await pool.query({ name, text, values: [...values] })).rows
+}
+
+/** The same statements through Prisma's raw query: no second pool, but five times the CPU a call. */
+export function onPrisma(client: {
+  $queryRawUnsafe(query: string, ...values: unknown[]): PromiseLike<unknown>
+}): RunStatement {
+  return (_name, text, values) =>
+    client.$queryRawUnsafe(text, ...values) as PromiseLike<readonly object[]>
+}
+
+// Prisma keeps DateTime as `timestamp(3)` in UTC, whatever the session's time zone says.
+const NOW = `(clock_timestamp() AT TIME ZONE 'UTC')`
+const LEASE_LEFT_MS = `(extract(epoch FROM r.lease_until - ${NOW}) * 1000)::float8`
+const IS_FREE = `(
+  CASE r.status
+    WHEN 'in_progress' THEN r.lease_until <= ${NOW}
+    WHEN 'released' THEN true
+    ELSE r.expires_at <= ${NOW}
+  END)`
+const IS_HELD_BY = `r.tenant_id = a.tenant_id AND r.key = a.key AND r.fence = a.fence AND r.status = 'in_progress'`
+
+/** A table of the list's items; `i` is an item's place in the list. */
+function asked(...columns: readonly `${string}::${string}`[]): string {
+  const names = columns.map((column) => column.split('::')[0])
+  const arrays = columns.map((column, n) => `$${n + 1}::${column.split('::')[1]}[]`)
+  return `unnest(${arrays.join(', ')}) WITH ORDINALITY AS a(${names.join(', ')}, i)`
+}
+
+// Rows are inserted in the order of their keys, so that two processes that insert the same keys
+// wait for each other but never in a circle.
+const INSERT = `
+WITH a AS (
+  SELECT * FROM ${asked('tenant_id::text', 'key::text', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8')}
+), made AS (
+  INSERT INTO idempotency_record
+    (tenant_id, key, fingerprint, status, fence, lease_until, expires_at, created_at)
+  SELECT tenant_id, key, fingerprint, 'in_progress', 1,
+    ${NOW} + lease_ms * interval '1 millisecond',
+    ${NOW} + retention_ms * interval '1 millisecond', ${NOW}
+  FROM a ORDER BY tenant_id, key
+  ON CONFLICT (tenant_id, key) DO NOTHING
+  RETURNING tenant_id, key
+)
+SELECT a.i::int4 AS i, made.key IS NOT NULL AS made,
+  r.fingerprint, r.status, r.fence, ${LEASE_LEFT_MS} AS lease_left_ms,
+  r.expires_at <= ${NOW} AS is_expired, r.status_code, r.headers, r.body
+FROM a
+LEFT JOIN made ON made.tenant_id = a.tenant_id AND made.key = a.key
+LEFT JOIN idempotency_record r ON r.tenant_id = a.tenant_id AND r.key = a.key`
+
+const TAKE_OVER = `
+UPDATE idempotency_record r SET
+  fence = r.fence + 1, status = 'in_progress', fingerprint = a.fingerprint,
+  lease_until = ${NOW} + a.lease_ms * interval '1 millisecond',
+  expires_at = ${NOW} + a.retention_ms * interval '1 millisecond',
+  status_code = NULL, headers = NULL, body = NULL
+FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8')}
+WHERE r.tenant_id = a.tenant_id AND r.key = a.key AND r.fence = a.fence AND ${IS_FREE}
+RETURNING a.i::int4 AS i`
+
+// A finish that is said twice matches its own first writing: the fence names one claim, and a
+// claim says one thing.
+const FINISH = `
+UPDATE idempotency_record r SET
+  status = a.status, status_code = a.status_code, headers = a.headers, body = a.body
+FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'status::text', 'status_code::int4', 'headers::jsonb', 'body::bytea')}
+WHERE r.tenant_id = a.tenant_id AND r.key = a.key AND r.fence = a.fence
+  AND r.status IN ('in_progress', a.status)
+RETURNING a.i::int4 AS i`
+
+const EXTEND = `
+UPDATE idempotency_record r SET lease_until = ${NOW} + a.lease_ms * interval '1 millisecond'
+FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'lease_ms::float8')}
+WHERE ${IS_HELD_BY}
+RETURNING a.i::int4 AS i`
+
+const FORGET = `
+DELETE FROM idempotency_record r
+USING ${asked('tenant_id::text', 'key::text', 'fence::int4')}
+WHERE ${IS_HELD_BY}
+RETURNING a.i::int4 AS i`
+
+// SKIP LOCKED: processes that prune at the same time share the work. A row that is being taken
+// over is locked, and so is left alone.
+const PRUNE = `
+WITH doomed AS (
+  SELECT tenant_id, key FROM idempotency_record r
+  WHERE r.expires_at <= ${NOW} AND ${IS_FREE}
+  ORDER BY r.expires_at LIMIT $1::int4 FOR UPDATE SKIP LOCKED
+), gone AS (
+  DELETE FROM idempotency_record r USING doomed d
+  WHERE r.tenant_id = d.tenant_id AND r.key = d.key RETURNING 1
+)
+SELECT count(*)::int4 AS count FROM gone`
+
+interface InsertRow {
+  i: number
+  made: boolean
+  fingerprint: string | null
+  status: RecordStatus
+  fence: number
+  lease_left_ms: number
+  is_expired: boolean
+  status_code: number | null
+  headers: StoredResponse['headers'] | null
+  body: Uint8Array | null
+}
+
+// A conflict with a row that committed after the statement's snapshot was taken neither inserts
+// nor sees it; the next statement does. A row can also be pruned in between, so this can repeat.
+const LOOKS = 10
+
+/** One statement for each verb, whatever the length of its list. */
+export function postgresStore(run: RunStatement): Store {
+  async function matched(
+    name: string,
+    text: string,
+    count: number,
+    columns: readonly unknown[],
+  ): Promise<boolean[]> {
+    const result = new Array<boolean>(count).fill(false)
+    for (const row of (await run(name, text, columns)) as readonly { i: number }[]) {
+      result[row.i - 1] = true
+    }
+    return result
+  }
+
+  async function insert(asks: readonly Ask[], looks = LOOKS): Promise<Inserted[]> {
+    const rows = (await run('fi_insert', INSERT, [
+      ...keys(asks),
+      asks.map((ask) => ask.fingerprint),
+      asks.map((ask) => ask.leaseMs),
+      asks.map((ask) => ask.retentionMs),
+    ])) as readonly InsertRow[]
+    const result = new Array<Inserted | undefined>(asks.length)
+    const made = new Set<string>()
+    for (const row of [...rows].sort((a, b) => a.i - b.i)) {
+      const place = row.i - 1
+      const { tenantId, key } = asks[place] as Ask
+      const name = JSON.stringify([tenantId, key])
+      // The same key twice in one list: the first one made it.
+      if (row.made && !made.has(name)) result[place] = { kind: 'made' }
+      else if (row.fingerprint !== null) result[place] = { kind: 'seen', record: recordOf(row) }
+      if (row.made) made.add(name)
+    }
+    const unseen = asks.flatMap((ask, i) => (result[i] === undefined ? [{ ask, i }] : []))
+    if (unseen.length > 0) {
+      if (looks === 1) throw new Error('a record neither could be inserted nor was found')
+      const again = await insert(
+        unseen.map(({ ask }) => ask),
+        looks - 1,
+      )
+      for (const [n, { i }] of unseen.entries()) result[i] = again[n]
+    }
+    return result as Inserted[]
+  }
+
+  return {
+    insert: (asks) => insert(asks),
+    takeOver: (asks) =>
+      matched('fi_take_over', TAKE_OVER, asks.length, [
+        ...holds(asks),
+        asks.map((ask) => ask.fingerprint),
+        asks.map((ask) => ask.leaseMs),
+        asks.map((ask) => ask.retentionMs),
+      ]),
+    finish: (finishes) =>
+      matched('fi_finish', FINISH, finishes.length, [
+        ...holds(finishes),
+        finishes.map(({ response }) => (response === null ? 'released' : 'completed')),
+        finishes.map(({ response }) => response?.statusCode ?? null),
+        finishes.map(({ response }) => response && JSON.stringify(response.headers)),
+        finishes.map(({ response }) => (response?.body ? hex(response.body) : null)),
+      ]),
+    extend: (extends_) =>
+      matched('fi_extend', EXTEND, extends_.length, [
+        ...holds(extends_),
+        extends_.map(({ leaseMs }) => leaseMs),
+      ]),
+    forget: (list) => matched('fi_forget', FORGET, list.length, holds(list)),
+    async prune(limit) {
+      const [row] = (await run('fi_prune', PRUNE, [limit])) as readonly { count: number }[]
+      return row?.count ?? 0
+    },
+  }
+}
+
+function keys(list: readonly { tenantId: string; key: string }[]): unknown[] {
+  return [list.map(({ tenantId }) => tenantId), list.map(({ key }) => key)]
+}
+
+function holds(list: readonly Hold[]): unknown[] {
+  return [...keys(list), list.map(({ fence }) => fence)]
+}
+
+// Text that PostgreSQL reads as bytea: an array of bytes objects is not something that every
+// driver can send.
+function hex(bytes: Uint8Array): string {
+  return `\\x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')}`
+}
+
+function recordOf(row: InsertRow) {
+  return {
+    fingerprint: row.fingerprint as string,
+    status: row.status,
+    fence: row.fence,
+    leaseLeftMs: row.lease_left_ms,
+    isExpired: row.is_expired,
+    response:
+      row.status === 'completed' && row.status_code !== null
+        ? { statusCode: row.status_code, headers: row.headers ?? {}, body: row.body }
+        : null,
+  }
+}

@@ -1,0 +1,185 @@
+import type { RecordKey, RecordStatus, SeenRecord, StoredResponse } from '../core/record.js'
+import { type PrismaClientLike, isUniqueViolation } from './client.js'
+import type { DatabaseClock } from './clock.js'
+import type { Ask, Extend, Finish, Hold, Inserted, Store } from './store.js'
+
+interface Row {
+  fingerprint: string
+  status: RecordStatus
+  fence: number
+  leaseUntil: Date
+  expiresAt: Date
+  tenantId: string
+  key: string
+  statusCode: number | null
+  headers: StoredResponse['headers'] | null
+  body: Uint8Array | null
+}
+
+// A row can be pruned between the constraint's answer and the look at it, and the next one too.
+const LOOKS = 10
+
+/**
+ * The portable store: nothing but Prisma's own calls, for every database that Prisma reaches.
+ * The unique constraint decides who was first; every later write is guarded in its `where`.
+ */
+export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Store {
+  const records = client.idempotencyRecord
+
+  async function insert(ask: Ask): Promise<Inserted> {
+    const { tenantId, key, fingerprint } = ask
+    for (let look = 1; ; look += 1) {
+      const now = await clock.estimate()
+      try {
+        await records.create({
+          data: {
+            tenantId,
+            key,
+            fingerprint,
+            status: 'in_progress',
+            fence: 1,
+            leaseUntil: later(now, ask.leaseMs),
+            expiresAt: later(now, ask.retentionMs),
+            createdAt: now,
+          },
+          select: { fence: true },
+        })
+        return { kind: 'made' }
+      } catch (error) {
+        if (!isUniqueViolation(error)) throw error
+        // Which constraint it was is not said reliably. The row under this key tells: none there
+        // means that another constraint was hit, or that the row has just been pruned.
+        const row: Row | null = await records.findUnique({
+          where: { tenantId_key: { tenantId, key } },
+        })
+        if (row !== null) {
+          refuseOtherKey(row, ask)
+          return { kind: 'seen', record: recordOf(row, await timeFor(row)) }
+        }
+        if (look === LOOKS) throw error
+      }
+    }
+  }
+
+  // An estimate is good enough to find a lease running; to take something over, ask.
+  async function timeFor(row: Row): Promise<Date> {
+    const estimate = await clock.estimate()
+    return isFree(row, estimate) ? clock.ask() : estimate
+  }
+
+  async function takeOver(ask: Ask & Hold): Promise<boolean> {
+    const now = await clock.ask()
+    const { count } = await records.updateMany({
+      where: {
+        tenantId: ask.tenantId,
+        key: ask.key,
+        fence: ask.fence,
+        OR: [
+          { status: 'released' },
+          { status: 'in_progress', leaseUntil: { lte: now } },
+          { status: 'completed', expiresAt: { lte: now } },
+        ],
+      },
+      data: {
+        fingerprint: ask.fingerprint,
+        status: 'in_progress',
+        fence: { increment: 1 },
+        leaseUntil: later(now, ask.leaseMs),
+        expiresAt: later(now, ask.retentionMs),
+        statusCode: null,
+        body: null,
+      },
+    })
+    return count === 1
+  }
+
+  async function finish({ tenantId, key, fence, response }: Finish): Promise<boolean> {
+    const status = response === null ? 'released' : 'completed'
+    const { count } = await records.updateMany({
+      where: { tenantId, key, fence, status: { in: ['in_progress', status] } },
+      data: { status, ...response },
+    })
+    return count === 1
+  }
+
+  async function extend({ leaseMs, ...hold }: Extend): Promise<boolean> {
+    const { count } = await records.updateMany({
+      where: heldBy(hold),
+      data: { leaseUntil: later(await clock.estimate(), leaseMs) },
+    })
+    return count === 1
+  }
+
+  async function forget(hold: Hold): Promise<boolean> {
+    const { count } = await records.deleteMany({ where: heldBy(hold) })
+    return count === 1
+  }
+
+  return {
+    insert: each(insert),
+    takeOver: each(takeOver),
+    finish: each(finish),
+    extend: each(extend),
+    forget: each(forget),
+    async prune(limit) {
+      const now = await clock.ask()
+      const isDoomed = {
+        expiresAt: { lte: now },
+        OR: [{ status: { not: 'in_progress' } }, { leaseUntil: { lte: now } }],
+      }
+      const found: Pick<Row, 'tenantId' | 'key'>[] = await records.findMany({
+        where: isDoomed,
+        select: { tenantId: true, key: true },
+        orderBy: { expiresAt: 'asc' },
+        take: limit,
+      })
+      if (found.length === 0) return 0
+      // Asked again in the delete: a row that was taken over in between stays.
+      const { count } = await records.deleteMany({
+        where: { AND: [{ OR: found.map(({ tenantId, key }) => ({ tenantId, key })) }, isDoomed] },
+      })
+      return count
+    },
+  }
+}
+
+function each<I, O>(one: (item: I) => Promise<O>): (items: readonly I[]) => Promise<O[]> {
+  return (items) => Promise.all(items.map(one))
+}
+
+function later(time: Date, ms: number): Date {
+  return new Date(time.getTime() + ms)
+}
+
+function heldBy({ tenantId, key, fence }: Hold) {
+  return { tenantId, key, fence, status: 'in_progress' }
+}
+
+function isFree(row: Row, now: Date): boolean {
+  if (row.status === 'released') return true
+  return (row.status === 'in_progress' ? row.leaseUntil : row.expiresAt) <= now
+}
+
+function recordOf(row: Row, now: Date): SeenRecord {
+  const { fingerprint, status, fence, statusCode, headers, body } = row
+  return {
+    fingerprint,
+    status,
+    fence,
+    leaseLeftMs: row.leaseUntil.getTime() - now.getTime(),
+    isExpired: row.expiresAt <= now,
+    response:
+      status === 'completed' && statusCode !== null
+        ? { statusCode, headers: headers ?? {}, body }
+        : null,
+  }
+}
+
+// MySQL's usual collations find 'ABC' under 'abc'. Two keys, or two tenants, must never share a
+// record, so this is an answer that cannot be given.
+function refuseOtherKey(row: Row, ask: RecordKey): void {
+  if (row.tenantId === ask.tenantId && row.key === ask.key) return
+  throw new Error(
+    'idempotency_record compares keys without regard to case: give tenant_id and key a binary collation',
+  )
+}

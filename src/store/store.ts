@@ -1,0 +1,47 @@
+import type { RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
+
+/** Asks for a key: the first one to ask gets it. */
+export interface Ask extends RecordKey {
+  readonly fingerprint: string
+  readonly leaseMs: number
+  readonly retentionMs: number
+}
+
+/** Names a claim; every write after the first is guarded by all of it. */
+export interface Hold extends RecordKey {
+  readonly fence: number
+}
+
+export type Inserted = { kind: 'made' } | { kind: 'seen'; record: SeenRecord }
+
+/** What a claim ends with: a response to replay, or `null` when the operation may run again. */
+export interface Finish extends Hold {
+  readonly response: StoredResponse | null
+}
+
+export interface Extend extends Hold {
+  readonly leaseMs: number
+}
+
+/**
+ * Where records live. Verbs take lists, so that what concurrent requests ask for can travel in one
+ * statement; each entry of a result belongs to the entry of the list at the same place.
+ *
+ * `false` means that the guard did not match: somebody else has the operation by now. A verb
+ * rejects only when the store cannot answer, and nothing may be concluded from that: the write may
+ * have happened.
+ */
+export interface Store {
+  /** Inserts a record with fence 1, or tells what stands there. One atomic write decides. */
+  insert(asks: readonly Ask[]): Promise<Inserted[]>
+  /** Takes over a record that is expired, released, or whose lease ran out, if its fence is still `fence`. */
+  takeOver(asks: readonly (Ask & Hold)[]): Promise<boolean[]>
+  /** Completes or releases a claim. Saying the same again (the first reply got lost) is `true` again. */
+  finish(finishes: readonly Finish[]): Promise<boolean[]>
+  /** Renews a lease, counted from now. */
+  extend(extends_: readonly Extend[]): Promise<boolean[]>
+  /** Deletes the record of a claim, as if the key had never been used. */
+  forget(holds: readonly Hold[]): Promise<boolean[]>
+  /** Deletes at most `limit` expired records; returns how many. */
+  prune(limit: number): Promise<number>
+}
