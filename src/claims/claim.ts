@@ -15,6 +15,8 @@ export interface ClaimContext {
 export interface ClaimTerms extends Hold {
   /** Whether an earlier attempt at the same operation may have left something done. */
   readonly resumed: boolean
+  /** When the store was asked, by `performance.now()`: the lease runs from then, at the latest. */
+  readonly askedAt: number
   readonly leaseMs: number
   readonly maxRunMs: number
 }
@@ -34,16 +36,18 @@ export class Claim implements RecordKey {
   /** The number of this attempt, from 1. */
   readonly fence: number
   readonly resumed: boolean
-  readonly startedAt = performance.now()
+  readonly startedAt: number
 
   readonly #terms: ClaimTerms
   readonly #context: ClaimContext
-  readonly #lost = new AbortController()
-  /** Aborted when the claim is over: nothing of it may go on after that. */
-  readonly #ended = new AbortController()
+  /** Made when somebody asks for it: most handlers never do. */
+  #lost: AbortController | undefined
+  #lostWhy: Error | undefined
   #leaseEndsAt: number
   #heartbeat: NodeJS.Timeout
   #isSettled = false
+  #hasEnded = false
+  #wakeUp: (() => void) | undefined
 
   constructor(terms: ClaimTerms, context: ClaimContext) {
     this.tenantId = terms.tenantId
@@ -52,12 +56,15 @@ export class Claim implements RecordKey {
     this.resumed = terms.resumed
     this.#terms = terms
     this.#context = context
-    this.#leaseEndsAt = this.startedAt + terms.leaseMs
+    this.startedAt = terms.askedAt
+    this.#leaseEndsAt = terms.askedAt + terms.leaseMs
     this.#heartbeat = setTimeout(() => this.#renew(), terms.leaseMs / 3)
   }
 
   /** Aborted when this attempt may no longer be the only one: the lease could not be kept. */
   get signal(): AbortSignal {
+    this.#lost ??= new AbortController()
+    if (this.#lostWhy !== undefined) this.#lost.abort(this.#lostWhy)
     return this.#lost.signal
   }
 
@@ -117,10 +124,10 @@ export class Claim implements RecordKey {
 
   /** Stops renewing the lease without saying how the operation ended, as a crash would. */
   abandon(why: string): void {
-    if (this.#ended.signal.aborted) return
+    if (this.#hasEnded) return
     this.#isSettled = true
     this.#context.report({ kind: 'abandoned', attempt: this.fence, why })
-    this.#lost.abort(new Error(why))
+    this.#abort(why)
     this.#end()
   }
 
@@ -132,7 +139,7 @@ export class Claim implements RecordKey {
   async #keepStoring(response: StoredResponse, withinMs: number): Promise<void> {
     for (let attempt = 0; ; attempt += 1) {
       await this.#sleep(backoff(STORING_AGAIN, attempt, Math.random()))
-      if (this.#ended.signal.aborted) return
+      if (this.#hasEnded) return
       if (performance.now() - this.startedAt > this.#terms.maxRunMs) {
         return this.abandon('its response could not be stored in the time it may run')
       }
@@ -155,8 +162,9 @@ export class Claim implements RecordKey {
       return this.#lose('it ran longer than maxRun and its lease is not renewed any more')
     }
     try {
-      const isRenewed = await this.#context.extend({ tenantId, key, fence, leaseMs })
-      if (this.#ended.signal.aborted) return
+      const renewing = this.#context.extend({ tenantId, key, fence, leaseMs })
+      const isRenewed = await within(renewing, leaseMs / 3)
+      if (this.#hasEnded) return
       if (!isRenewed) {
         // A finish of our own that is under way ends the lease as well, and says so itself.
         if (!this.#isSettled) this.#lose('another attempt took over')
@@ -165,7 +173,7 @@ export class Claim implements RecordKey {
       this.#leaseEndsAt = askedAt + leaseMs
       this.#heartbeat = setTimeout(() => this.#renew(), leaseMs / 3)
     } catch (error) {
-      if (this.#ended.signal.aborted) return
+      if (this.#hasEnded) return
       this.#context.report({ kind: 'heartbeat_failed', attempt: fence, failure: failureOf(error) })
       if (performance.now() > this.#leaseEndsAt) this.#lose('its lease could not be renewed in time')
       // Also after that: as long as nobody took over, a renewal makes it the only one again.
@@ -174,28 +182,32 @@ export class Claim implements RecordKey {
   }
 
   #lose(why: string): void {
-    if (this.#lost.signal.aborted) return
+    if (this.#lostWhy !== undefined) return
     this.#context.report({ kind: 'lease_lost', attempt: this.fence, why })
-    this.#lost.abort(new Error(why))
+    this.#abort(why)
+  }
+
+  #abort(why: string): void {
+    this.#lostWhy ??= new Error(why)
+    this.#lost?.abort(this.#lostWhy)
   }
 
   #end(): void {
-    if (this.#ended.signal.aborted) return
+    if (this.#hasEnded) return
+    this.#hasEnded = true
     clearTimeout(this.#heartbeat)
-    this.#ended.abort()
+    this.#wakeUp?.()
     this.#context.onEnd(this)
   }
 
+  /** Ends early when the claim ends. */
   #sleep(ms: number): Promise<void> {
     return new Promise((resolve) => {
-      const timer = setTimeout(done, ms)
-      const { signal } = this.#ended
-      function done() {
+      const timer = setTimeout(resolve, ms)
+      this.#wakeUp = () => {
         clearTimeout(timer)
-        signal.removeEventListener('abort', done)
         resolve()
       }
-      signal.addEventListener('abort', done)
     })
   }
 }

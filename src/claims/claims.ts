@@ -4,7 +4,7 @@ import type { RecordKey, StoredResponse } from '../core/record.js'
 import type { Report } from '../events.js'
 import { combine } from '../store/combine.js'
 import type { Store } from '../store/store.js'
-import { Claim, within } from './claim.js'
+import { Claim, type ClaimTerms, within } from './claim.js'
 import { WaitingRoom } from './waiting.js'
 
 /** What a request wants: to run this operation, unless it was run before. */
@@ -110,11 +110,12 @@ export class Claims {
   async #beginNow(wish: Wish): Promise<Outcome> {
     // Ends after one or two turns: each further one means that somebody else moved the fence.
     for (;;) {
+      const askedAt = performance.now()
       const asking = this.#insert(wish)
       const inserted = await this.#inTime(asking, (late) => {
         if (late.kind === 'made') void this.#forget({ ...wish, fence: 1 }).catch(() => {})
       })
-      if (inserted.kind === 'made') return this.#admit(wish)
+      if (inserted.kind === 'made') return this.#admit(wish, askedAt)
       const decision = decide(inserted.record, wish.fingerprint, wish.onLeaseExpired)
       if (decision.kind === 'busy') return { kind: 'busy', waitedMs: 0 }
       if (decision.kind === 'replay') return { ...decision, waitedMs: 0 }
@@ -126,24 +127,24 @@ export class Claims {
       })
       if (!isTaken) continue
       wish.report({ kind: 'taken_over', attempt: fence + 1, resumed })
-      return { kind: 'run', claim: this.#hold(wish, fence + 1, resumed) }
+      return { kind: 'run', claim: this.#hold(wish, { fence: fence + 1, resumed, askedAt }) }
     }
   }
 
-  async #admit(wish: Wish): Promise<Outcome> {
+  async #admit(wish: Wish, askedAt: number): Promise<Outcome> {
     if (wish.mayAdd !== undefined && !(await wish.mayAdd())) {
       await this.#inTime(this.#forget({ ...wish, fence: 1 }), () => {})
       this.#waiting.wake(wish)
       return { kind: 'refused' }
     }
     wish.report({ kind: 'claimed', attempt: 1 })
-    return { kind: 'run', claim: this.#hold(wish, 1, false) }
+    return { kind: 'run', claim: this.#hold(wish, { fence: 1, resumed: false, askedAt }) }
   }
 
-  #hold(wish: Wish, fence: number, resumed: boolean): Claim {
+  #hold(wish: Wish, granted: Pick<ClaimTerms, 'fence' | 'resumed' | 'askedAt'>): Claim {
     const { tenantId, key, leaseMs, maxRunMs, report } = wish
     const claim = new Claim(
-      { tenantId, key, fence, resumed, leaseMs, maxRunMs },
+      { tenantId, key, leaseMs, maxRunMs, ...granted },
       {
         finish: this.#finish,
         extend: this.#extend,

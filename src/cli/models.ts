@@ -1,17 +1,18 @@
-/** The databases whose tables the library knows how to declare, by Prisma's name for them. */
-export type Provider = 'postgresql' | 'mysql' | 'sqlite'
+import type { Provider } from '../store/client.js'
+
+export type { Provider }
 
 /**
  * Fields that carry a key somebody else chose. Prisma's default on MySQL, VARCHAR(191), is shorter
  * than the 255 characters that a key may have; 255 of utf8mb4, three times in one index, still fit
  * InnoDB's limit of 3072 bytes.
  */
-const CHOSEN_BY_OTHERS = new Set(['tenantId', 'key'])
+export const CHOSEN_BY_OTHERS: ReadonlySet<string> = new Set(['tenantId', 'key'])
 
 /**
  * Rewrites Prisma schema text, written for PostgreSQL, for another provider: the provider of a
  * `datasource` block, column types, and what only PostgreSQL's indexes can do. Relations, names
- * and documentation stay as they are.
+ * and documentation stay as they are, and so does the layout of `prisma format`.
  */
 export function adaptModels(source: string, provider: Provider): string {
   const adapted = source.replace(
@@ -21,17 +22,19 @@ export function adaptModels(source: string, provider: Provider): string {
   if (provider === 'postgresql') return adapted
   return adapted
     .split('\n')
-    .map((line) => adaptLine(line, provider))
+    .map((line, index, lines) => adaptLine(line, provider, () => attributeColumn(lines, index)))
     .join('\n')
 }
 
-function adaptLine(line: string, provider: 'mysql' | 'sqlite'): string {
+function adaptLine(line: string, provider: 'mysql' | 'sqlite', column: () => number): string {
   if (/^\s*\/\//.test(line)) return line
   if (/^\s*@@(index|unique)\b/.test(line)) return withoutIndexOptions(line)
   const portable = line.replace(/\s+@db\.\w+(\([^)]*\))?/g, '')
   const field = /^\s*(\w+)\s+String\b\??/.exec(portable)
   if (provider !== 'mysql' || !field?.[1] || !CHOSEN_BY_OTHERS.has(field[1])) return portable
-  return portable.replace(/^(\s*\w+\s+String\b\??)/, '$1 @db.VarChar(255)')
+  const declared = portable.trimEnd()
+  const hasAttributes = declared.length > field[0].length
+  return `${hasAttributes ? declared : declared.padEnd(column() - 1)} @db.VarChar(255)`
 }
 
 /** `type: Brin`, `ops: …` and `where: …` are PostgreSQL's; the index itself is wanted everywhere. */
@@ -39,4 +42,14 @@ function withoutIndexOptions(line: string): string {
   return line
     .replace(/\(ops:\s*(raw\("[^"]*"\)|\w+)\)/g, '')
     .replace(/,\s*(type:\s*\w+|where:\s*raw\("[^"]*"\))/g, '')
+}
+
+/** Where `prisma format` puts the attributes of the model that has this line. */
+function attributeColumn(lines: readonly string[], index: number): number {
+  const start = lines.findLastIndex((line, at) => at <= index && line.includes('{'))
+  const end = lines.findIndex((line, at) => at > index && line.startsWith('}'))
+  const ends = lines
+    .slice(start + 1, end)
+    .map((line) => /^\s*\w+\s+[A-Z]\w*[?[\]]*/.exec(line)?.[0].length ?? 0)
+  return Math.max(...ends) + 1
 }

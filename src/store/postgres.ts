@@ -84,8 +84,8 @@ RETURNING a.i::int4 AS i`
 // claim says one thing.
 const FINISH = `
 UPDATE idempotency_record r SET
-  status = a.status, status_code = a.status_code, headers = a.headers, body = a.body
-FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'status::text', 'status_code::int4', 'headers::jsonb', 'body::bytea')}
+  status = a.status, status_code = a.status_code, headers = a.headers::jsonb, body = decode(a.body, 'hex')
+FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'status::text', 'status_code::int4', 'headers::text', 'body::text')}
 WHERE r.tenant_id = a.tenant_id AND r.key = a.key AND r.fence = a.fence
   AND r.status IN ('in_progress', a.status)
 RETURNING a.i::int4 AS i`
@@ -215,10 +215,9 @@ function holds(list: readonly Hold[]): unknown[] {
   return [...keys(list), list.map(({ fence }) => fence)]
 }
 
-// Text that PostgreSQL reads as bytea: an array of bytes objects is not something that every
-// driver can send.
+// As text: no two drivers send an array of bytes objects in the same way.
 function hex(bytes: Uint8Array): string {
-  return `\\x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')}`
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')
 }
 
 function recordOf(row: InsertRow) {

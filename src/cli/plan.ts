@@ -1,0 +1,165 @@
+import type { Provider } from '../store/client.js'
+import { readDatasource } from './datasource.js'
+import { readModel, type Shortcoming, shortcomings } from './model-declaration.js'
+import { adaptModels } from './models.js'
+import { type Block, readBlocks } from './schema-text.js'
+
+export interface SchemaFile {
+  readonly path: string
+  readonly text: string
+}
+
+/** An application's schema, and the file that takes what is added; it need not exist yet. */
+export interface Schema {
+  readonly files: readonly SchemaFile[]
+  readonly target: string
+}
+
+/** Text that goes to the end of a file. What is there already has no way to change. */
+export interface Change {
+  readonly path: string
+  readonly isNewFile: boolean
+  readonly added: string
+}
+
+export interface IncompleteModel {
+  readonly name: string
+  readonly path: string
+  readonly shortcomings: readonly Shortcoming[]
+}
+
+export type Plan =
+  | { readonly kind: 'complete'; readonly models: readonly string[] }
+  | {
+      readonly kind: 'add'
+      readonly models: readonly string[]
+      readonly provider: Provider
+      readonly change: Change
+    }
+  /** Models that the application has, but not as the library needs them: for its team to mend. */
+  | { readonly kind: 'incomplete'; readonly models: readonly IncompleteModel[] }
+  | { readonly kind: 'refused'; readonly reason: string }
+
+const HEADING = '// The models of fastify-idempotency, added by `npx fastify-idempotency init`.'
+
+interface Placed {
+  readonly file: SchemaFile
+  readonly block: Block
+}
+
+/** Decides what must be added to a schema so that it has the models, written for PostgreSQL. */
+export function plan(schema: Schema, models: string): Plan {
+  const placed: Placed[] = []
+  for (const file of schema.files) {
+    const reading = readBlocks(file.text)
+    if (reading.kind === 'unclosed') {
+      const { what, line } = reading
+      return refused(`${file.path} has ${what} that starts in line ${line} and never ends.`)
+    }
+    for (const block of reading.blocks) placed.push({ file, block })
+  }
+
+  const home = placed.find(({ block }) => block.kind === 'datasource')
+  if (!home) {
+    const searched = schema.files.map(({ path }) => path).join(', ')
+    return refused(
+      `There is no \`datasource\` block in ${searched}, so the database is unknown. Name the file that has it, or the folder of a schema in several files.`,
+    )
+  }
+  const datasource = readDatasource(home.block)
+  if (datasource.kind === 'unsupported') {
+    return refused(
+      `The datasource in ${home.file.path} has ${datasource.provider === undefined ? 'no provider' : `the provider "${datasource.provider}"`}. fastify-idempotency works on "postgresql", "mysql" and "sqlite".`,
+    )
+  }
+
+  const { provider, schemas } = datasource
+  const source = adaptModels(models.replaceAll('\r\n', '\n'), provider)
+  const needed = blocksOf(source)
+  const incomplete: IncompleteModel[] = []
+  const missing: Block[] = []
+  for (const block of needed) {
+    const present = placed.find(({ block: { kind, name } }) => name === block.name && isType(kind))
+    if (!present) {
+      missing.push(block)
+    } else if (present.block.kind !== block.kind) {
+      return refused(
+        `${present.file.path} uses the name ${block.name} for ${aKind(present.block.kind)}; fastify-idempotency needs it for ${aKind(block.kind)}.`,
+      )
+    } else {
+      const found = shortcomings(readModel(present.block), readModel(block), provider)
+      if (found.length === 0) continue
+      incomplete.push({ name: block.name, path: present.file.path, shortcomings: found })
+    }
+  }
+  if (incomplete.length > 0) return { kind: 'incomplete', models: incomplete }
+  if (missing.length === 0) return { kind: 'complete', models: needed.map(({ name }) => name) }
+
+  const target = schema.files.find(({ path }) => path === schema.target)
+  const newline = newlineOf((target ?? home.file).text)
+  const texts = missing.map((block) => inSchema(documented(source, block), schemas))
+  return {
+    kind: 'add',
+    models: missing.map(({ name }) => name),
+    provider,
+    change: {
+      path: schema.target,
+      isNewFile: target === undefined,
+      added: (gapAfter(target?.text ?? '') + [HEADING, ...texts].join('\n\n') + '\n').replaceAll(
+        '\n',
+        newline,
+      ),
+    },
+  }
+}
+
+/** The schema after a change, as the disk will have it. */
+export function applyChange(schema: Schema, { path, isNewFile, added }: Change): Schema {
+  const files = isNewFile
+    ? [...schema.files, { path, text: added }]
+    : schema.files.map((file) => (file.path === path ? { path, text: file.text + added } : file))
+  return { ...schema, files }
+}
+
+function refused(reason: string): Plan {
+  return { kind: 'refused', reason }
+}
+
+function blocksOf(models: string): readonly Block[] {
+  const reading = readBlocks(models)
+  if (reading.kind === 'read') return reading.blocks
+  throw new Error(`The models that come with fastify-idempotency have ${reading.what} with no end`)
+}
+
+/** Models, views, enums and composite types share their names; a generator may have any. */
+function isType(kind: string): boolean {
+  return kind !== 'generator' && kind !== 'datasource'
+}
+
+function aKind(kind: string): string {
+  return `${/^[aeiou]/.test(kind) ? 'an' : 'a'} ${kind}`
+}
+
+/** A block with the documentation right above it. */
+function documented(source: string, { start, end }: Block): string {
+  const above = /(?:\/\/\/[^\n]*\n)*$/.exec(source.slice(0, start))?.[0] ?? ''
+  return above + source.slice(start, end)
+}
+
+/** With several database schemas, Prisma wants each model to name its own. */
+function inSchema(model: string, schemas: readonly string[]): string {
+  // The library's SQL leaves the schema to the search path, which is `public` unless told otherwise.
+  const schema = schemas.includes('public') ? 'public' : schemas[0]
+  return schema === undefined ? model : model.replace(/\n\}$/, `\n  @@schema("${schema}")\n}`)
+}
+
+function newlineOf(text: string): '\r\n' | '\n' {
+  const newlines = text.match(/\r?\n/g) ?? []
+  return newlines.filter((newline) => newline === '\r\n').length * 2 > newlines.length ? '\r\n' : '\n'
+}
+
+/** What makes one blank line between a text and what follows it. */
+function gapAfter(text: string): string {
+  if (text === '' || /\n\r?\n$/.test(text)) return ''
+  return text.endsWith('\n') ? '\n' : '\n\n'
+}

@@ -1,0 +1,256 @@
+// What every store promises, run against each of them on each database.
+import { randomUUID } from 'node:crypto'
+import type { Test } from 'tap'
+import type { StoredResponse } from '../../src/core/record.js'
+import type { ModelDelegate } from '../../src/store/client.js'
+import type { Ask, Store } from '../../src/store/store.js'
+
+export interface StoreUnderTest {
+  readonly store: Store
+  /** The same table, for looking at it and for moving its times. */
+  readonly records: ModelDelegate
+  readonly sql: (statement: string) => PromiseLike<unknown>
+  readonly dropIndex: (name: string) => string
+  /** PGlite runs in this process and has no clock but its. */
+  readonly hasOwnClock: boolean
+}
+
+const PAST = new Date('2001-01-01T00:00:00Z')
+
+const ask = (over: Partial<Ask> = {}): Ask => ({
+  tenantId: 'acme',
+  key: randomUUID(),
+  fingerprint: 'f',
+  leaseMs: 30_000,
+  retentionMs: 86_400_000,
+  ...over,
+})
+
+const response = (over: Partial<StoredResponse> = {}): StoredResponse => ({
+  statusCode: 201,
+  headers: { 'content-type': 'application/json', link: ['<a>', '<b>'] },
+  body: Uint8Array.from({ length: 256 }, (_, n) => n),
+  ...over,
+})
+
+const where = ({ tenantId, key }: Ask) => ({ where: { tenantId_key: { tenantId, key } } })
+const only = async <T>(results: Promise<T[]>) => (await results)[0] as T
+
+export async function storeContract(
+  t: Test,
+  { store, records, sql, dropIndex, hasOwnClock }: StoreUnderTest,
+): Promise<void> {
+  const insert = (a: Ask) => only(store.insert([a]))
+  const seen = async (a: Ask) => {
+    const inserted = await insert(a)
+    if (inserted.kind !== 'seen') throw new Error('the key was free')
+    return inserted.record
+  }
+  const move = ({ tenantId, key }: Ask, data: object) =>
+    records.updateMany({ where: { tenantId, key }, data })
+
+  await t.test('the first to ask gets a key, later ones see its record', async (t) => {
+    const a = ask()
+    t.match(await insert(a), { kind: 'made' })
+    const record = await seen({ ...a, fingerprint: 'another' })
+    t.match(record, { fingerprint: 'f', status: 'in_progress', fence: 1, isExpired: false })
+    t.equal(record.response, null)
+    t.ok(record.leaseLeftMs > 20_000 && record.leaseLeftMs <= 30_100, 'the lease is what was asked')
+  })
+
+  await t.test('of 100 who ask at once, one gets the key', async (t) => {
+    const a = ask()
+    const results = await Promise.all(Array.from({ length: 100 }, () => insert(a)))
+    t.equal(results.filter(({ kind }) => kind === 'made').length, 1)
+  })
+
+  await t.test('of the same key many times in one list, one gets it', async (t) => {
+    const a = ask()
+    const b = ask()
+    const results = await store.insert([a, b, a, a, b])
+    for (const places of [[0, 2, 3], [1, 4]]) {
+      const kinds = places.map((place) => results[place]?.kind).sort()
+      t.strictSame(kinds, ['made', ...places.slice(1).map(() => 'seen')])
+    }
+  })
+
+  await t.test('lists that name the same keys in other orders do not block each other', async (t) => {
+    const asks = Array.from({ length: 20 }, () => ask())
+    const results = await Promise.all(
+      Array.from({ length: 10 }, (_, n) => store.insert(n % 2 ? asks : [...asks].reverse())),
+    )
+    t.equal(results.flat().filter(({ kind }) => kind === 'made').length, asks.length)
+  })
+
+  await t.test('tenants, and keys that differ in case or a space, are apart', async (t) => {
+    const a = ask({ key: `Key-${randomUUID()}` })
+    for (const other of [
+      a,
+      { ...a, tenantId: 'ACME' },
+      { ...a, tenantId: '' },
+      { ...a, tenantId: 'ünïcode ✓' },
+      { ...a, key: a.key.toUpperCase() },
+      { ...a, key: `${a.key} ` },
+      { ...a, key: 'k'.repeat(255) },
+    ]) {
+      t.match(await insert(other), { kind: 'made' }, JSON.stringify(other))
+    }
+  })
+
+  await t.test('a response comes back as it was stored', async (t) => {
+    for (const stored of [
+      response(),
+      response({ body: new Uint8Array(0), headers: {} }),
+      response({ body: null }),
+      response({ body: new Uint8Array(1024 * 1024).fill(0x5c), statusCode: 404 }),
+      response({ headers: { 'x-odd': 'quote " backslash \\ comma , brace } ünï' } }),
+    ]) {
+      const a = ask()
+      await insert(a)
+      t.equal(await only(store.finish([{ ...a, fence: 1, response: stored }])), true)
+      const { response: found, ...record } = await seen(a)
+      t.match(record, { status: 'completed', fence: 1 })
+      t.equal(found?.statusCode, stored.statusCode)
+      t.strictSame(found?.headers, stored.headers)
+      t.equal(found?.body === null, stored.body === null)
+      t.ok(Buffer.from(found?.body ?? []).equals(stored.body ?? new Uint8Array()), 'byte for byte')
+    }
+  })
+
+  await t.test('only the holder of the fence finishes, and only once with one meaning', async (t) => {
+    const a = ask()
+    await insert(a)
+    const finish = (fence: number, response_: StoredResponse | null) =>
+      only(store.finish([{ ...a, fence, response: response_ }]))
+    t.equal(await finish(2, response()), false, 'a fence that was never given')
+    t.equal(await finish(1, response()), true)
+    t.equal(await finish(1, response()), true, 'saying it again is fine: the reply may get lost')
+    t.equal(await finish(1, null), false, 'a completed record is not released')
+    t.equal(await only(store.finish([{ ...ask(), fence: 1, response: null }])), false, 'no record')
+
+    const released = ask()
+    await insert(released)
+    t.equal(await only(store.finish([{ ...released, fence: 1, response: null }])), true)
+    t.equal(await only(store.finish([{ ...released, fence: 1, response: response() }])), false)
+  })
+
+  await t.test('a lease that runs and a response that is kept are not taken over', async (t) => {
+    const running = ask()
+    const completed = ask()
+    await store.insert([running, completed])
+    await store.finish([{ ...completed, fence: 1, response: response() }])
+    t.strictSame(
+      await store.takeOver([
+        { ...running, fence: 1 },
+        { ...completed, fence: 1 },
+      ]),
+      [false, false],
+    )
+    await move(completed, { leaseUntil: PAST })
+    t.equal(await only(store.takeOver([{ ...completed, fence: 1 }])), false)
+    await move(running, { expiresAt: PAST })
+    t.equal(await only(store.takeOver([{ ...running, fence: 1 }])), false, 'a lease beats expiry')
+  })
+
+  for (const [name, free] of [
+    ['released', (a: Ask) => store.finish([{ ...a, fence: 1, response: null }])],
+    ['whose lease ran out', (a: Ask) => move(a, { leaseUntil: PAST })],
+    [
+      'that is expired',
+      async (a: Ask) => {
+        await store.finish([{ ...a, fence: 1, response: response() }])
+        await move(a, { expiresAt: PAST })
+      },
+    ],
+  ] as const) {
+    await t.test(`a record ${name} is taken over by one of many, with the next fence`, async (t) => {
+      const a = ask()
+      await insert(a)
+      await free(a)
+      const next = { ...a, fingerprint: 'g', fence: 1 }
+      t.equal(await only(store.takeOver([{ ...next, fence: 7 }])), false, 'not by another fence')
+      const results = await Promise.all(Array.from({ length: 20 }, () => store.takeOver([next])))
+      t.equal(results.flat().filter(Boolean).length, 1)
+      const record = await seen(a)
+      t.match(record, { fingerprint: 'g', fence: 2, status: 'in_progress', isExpired: false })
+      t.ok(record.leaseLeftMs > 20_000)
+      t.equal(record.response, null)
+      t.equal((await records.findUnique(where(a))).body, null, 'nothing is left of an old response')
+      t.equal(await only(store.finish([{ ...a, fence: 1, response: response() }])), false)
+      t.equal(await only(store.finish([{ ...a, fence: 2, response: response() }])), true)
+    })
+  }
+
+  await t.test('only the holder renews its lease, counted from now', async (t) => {
+    const a = ask({ leaseMs: 1_000 })
+    await insert(a)
+    t.equal(await only(store.extend([{ ...a, fence: 1, leaseMs: 60_000 }])), true)
+    const { leaseLeftMs } = await seen(a)
+    t.ok(leaseLeftMs > 50_000 && leaseLeftMs <= 60_100)
+    t.equal(await only(store.extend([{ ...a, fence: 2, leaseMs: 60_000 }])), false)
+    await store.finish([{ ...a, fence: 1, response: response() }])
+    t.equal(await only(store.extend([{ ...a, fence: 1, leaseMs: 60_000 }])), false)
+  })
+
+  await t.test('a record that is forgotten leaves nothing, and only its holder forgets it', async (t) => {
+    const a = ask()
+    await insert(a)
+    t.equal(await only(store.forget([{ ...a, fence: 2 }])), false)
+    t.equal(await only(store.forget([{ ...a, fence: 1 }])), true)
+    t.equal(await records.findUnique(where(a)), null)
+    t.match(await insert(a), { kind: 'made' })
+    await store.finish([{ ...a, fence: 1, response: response() }])
+    t.equal(await only(store.forget([{ ...a, fence: 1 }])), false, 'a completed one stays')
+  })
+
+  await t.test('what is expired says so, whatever the clock of this process says', async (t) => {
+    const { now } = Date
+    t.teardown(() => {
+      Date.now = now
+    })
+    for (const offMs of hasOwnClock ? [-3_600_000, 3_600_000] : [0]) {
+      Date.now = () => now() + offMs
+      const a = ask()
+      await insert(a)
+      const record = await seen(a)
+      t.equal(record.isExpired, false)
+      t.ok(record.leaseLeftMs > 20_000 && record.leaseLeftMs <= 30_100, `clock off by ${offMs}`)
+      t.equal(await only(store.takeOver([{ ...a, fence: 1 }])), false)
+    }
+    Date.now = now
+    const expired = ask()
+    await insert(expired)
+    await move(expired, { expiresAt: PAST })
+    t.equal((await seen(expired)).isExpired, true)
+  })
+
+  await t.test('prune deletes what is expired, no more at a time than asked, and nothing else', async (t) => {
+    await records.deleteMany({})
+    const expired = Array.from({ length: 25 }, () => ask())
+    const held = ask()
+    const kept = ask()
+    await store.insert([...expired, held, kept])
+    await store.finish([...expired, kept].map((a) => ({ ...a, fence: 1, response: response() })))
+    for (const a of [...expired, held]) await move(a, { expiresAt: PAST })
+    t.equal(await store.prune(10), 10)
+    const counts = await Promise.all([store.prune(10), store.prune(10), store.prune(10)])
+    const rest = await store.prune(100)
+    t.equal(counts.reduce((a, b) => a + b, rest), 15, 'side by side, each row is deleted once')
+    const left: { key: string }[] = await records.findMany({})
+    t.strictSame(left.map(({ key }) => key).sort(), [held.key, kept.key].sort())
+    await move(held, { leaseUntil: PAST })
+    t.equal(await store.prune(10), 1, 'a lease that ran out holds nothing')
+  })
+
+  await t.test('a unique constraint other than the key is no duplicate, but an error', async (t) => {
+    await records.deleteMany({})
+    await sql('CREATE UNIQUE INDEX other_constraint ON idempotency_record (fingerprint)')
+    try {
+      t.match(await insert(ask({ fingerprint: 'same' })), { kind: 'made' })
+      await t.rejects(store.insert([ask({ fingerprint: 'same' })]))
+    } finally {
+      await records.deleteMany({})
+      await sql(dropIndex('other_constraint'))
+    }
+  })
+}

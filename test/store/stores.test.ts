@@ -1,0 +1,79 @@
+import t, { type Test } from 'tap'
+import type { PrismaClientLike, Provider } from '../../src/store/client.js'
+import { databaseClock } from '../../src/store/clock.js'
+import { onPool, onPrisma, postgresStore } from '../../src/store/postgres.js'
+import { prismaStore } from '../../src/store/prisma.js'
+import type { Store } from '../../src/store/store.js'
+import { storeContract } from '../contracts/store.js'
+import { mariadbDatabase, pgliteDatabase, postgresDatabase } from '../fixtures/database.js'
+import { missing } from '../fixtures/services.js'
+
+interface Client extends PrismaClientLike {
+  $executeRawUnsafe(statement: string): PromiseLike<unknown>
+}
+
+const portable = (prisma: Client, provider: Provider) =>
+  prismaStore(prisma, databaseClock(prisma, provider))
+
+function contract(
+  t: Test,
+  prisma: Client,
+  store: Store,
+  provider: Provider,
+  hasOwnClock = true,
+): Promise<void> {
+  return storeContract(t, {
+    store,
+    records: prisma.idempotencyRecord,
+    sql: (statement) => prisma.$executeRawUnsafe(statement),
+    hasOwnClock,
+    dropIndex: (name) =>
+      provider === 'mysql' ? `DROP INDEX ${name} ON idempotency_record` : `DROP INDEX ${name}`,
+  })
+}
+
+const noPostgres = await missing('postgres')
+
+t.test('PostgreSQL, statements on the pool', { skip: noPostgres }, async (t) => {
+  const { prisma, pool } = await postgresDatabase(t)
+  await contract(t, prisma, postgresStore(onPool(pool)), 'postgresql')
+})
+
+t.test('PostgreSQL, statements through Prisma', { skip: noPostgres }, async (t) => {
+  const { prisma } = await postgresDatabase(t)
+  await contract(t, prisma, postgresStore(onPrisma(prisma)), 'postgresql')
+})
+
+t.test('PostgreSQL, Prisma alone', { skip: noPostgres }, async (t) => {
+  const { prisma } = await postgresDatabase(t)
+  await contract(t, prisma, portable(prisma, 'postgresql'), 'postgresql')
+})
+
+t.test('PGlite, statements through Prisma', async (t) => {
+  const { prisma } = await pgliteDatabase(t)
+  await contract(t, prisma, postgresStore(onPrisma(prisma)), 'postgresql', false)
+})
+
+t.test('PGlite, Prisma alone', async (t) => {
+  const { prisma } = await pgliteDatabase(t)
+  await contract(t, prisma, portable(prisma, 'postgresql'), 'postgresql', false)
+})
+
+t.test('MariaDB, Prisma alone', { skip: await missing('mariadb') }, async (t) => {
+  const { prisma } = await mariadbDatabase(t)
+  await contract(t, prisma, portable(prisma, 'mysql'), 'mysql')
+})
+
+t.test('a storm of duplicates opens no connection', { skip: noPostgres }, async (t) => {
+  for (const path of ['pool', 'prisma'] as const) {
+    const { pool, prisma } = await postgresDatabase(t, { max: 5 })
+    let opened = 0
+    pool.on('connect', () => {
+      opened += 1
+    })
+    const store = postgresStore(path === 'pool' ? onPool(pool) : onPrisma(prisma))
+    const ask = { tenantId: 'a', key: 'k', fingerprint: 'f', leaseMs: 30_000, retentionMs: 60_000 }
+    await Promise.all(Array.from({ length: 500 }, () => store.insert([ask])))
+    t.ok(opened <= 5, `${opened} connections through ${path}`)
+  }
+})
