@@ -1,11 +1,11 @@
 // draft-ietf-httpapi-idempotency-key-header-07, statement by statement. Quotes are the draft's.
 import t, { test } from 'tap'
 import { anyDatabase } from '../fixtures/database.js'
-import { buildApp, latch, newKey, recordOf, send, WatchedPool } from '../fixtures/app.js'
+import { begin, buildApp, latch, newKey, recordOf, send, WatchedPool } from '../fixtures/app.js'
 
 const database = await anyDatabase(t)
 
-test('2.1 "Idempotency-Key is an Item Structured Header [...] Its value MUST be a String"', async (t) => {
+test('2.1 "Idempotency-Key is an Item Structured Header", and "its value MUST be a String"', async (t) => {
   const app = await buildApp(t, database, {
     routes: (app) =>
       app.post('/things', (request) => ({ key: request.idempotency.key })),
@@ -21,7 +21,7 @@ test('2.1 "Idempotency-Key is an Item Structured Header [...] Its value MUST be 
   }
 })
 
-test('2.2 "The idempotency key MUST be unique and MUST NOT be reused with another request payload"', async (t) => {
+test('2.2 a key "MUST NOT be reused with another request with a different request payload"', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
     routes: (app) => app.post('/things', () => ({ run: ++runs })),
@@ -34,7 +34,7 @@ test('2.2 "The idempotency key MUST be unique and MUST NOT be reused with anothe
   t.equal(runs, 1)
 })
 
-test('2.3 a key may expire: "the resource server [...] SHOULD define such expiration"', async (t) => {
+test('2.3 keys expire by a "SHOULD define such expiration policy": then the key is free again', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
     plugin: { lease: '1s', maxRun: '1s', retention: '2s' },
@@ -53,7 +53,7 @@ test('2.3 a key may expire: "the resource server [...] SHOULD define such expira
   t.same((await send(app, '/things', { key, payload: { a: 1 } })).statusCode, 422)
 })
 
-test('2.4 "An idempotency fingerprint MAY be used [...] to determine the uniqueness of a request"', async (t) => {
+test('2.4 a fingerprint serves "to determine the uniqueness of a request", whatever its white space', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
     routes: (app) => app.post('/things', () => ({ run: ++runs })),
@@ -68,7 +68,7 @@ test('2.4 "An idempotency fingerprint MAY be used [...] to determine the uniquen
   t.equal(runs, 1)
 })
 
-test('2.4 a fingerprint can be made of what the application chooses', async (t) => {
+test('2.4 "Checksum of selected element(s) in the request payload" is what an application can choose', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
     routes: (app) =>
@@ -84,7 +84,7 @@ test('2.4 a fingerprint can be made of what the application chooses', async (t) 
   t.equal((await send(app, '/things', { key, payload: { amount: 2 } })).statusCode, 422)
 })
 
-test('2.5 a resource server decides which resources require the key', async (t) => {
+test('2.5 the server says which of its resources require the key', async (t) => {
   const app = await buildApp(t, database, {
     routes(app) {
       app.post('/free', () => 'ran')
@@ -95,7 +95,7 @@ test('2.5 a resource server decides which resources require the key', async (t) 
   t.equal((await send(app, '/strict')).statusCode, 400)
 })
 
-test('2.6 "First time request": it is processed as any other', async (t) => {
+test('2.6 "First time request": the server does "process the request normally"', async (t) => {
   const app = await buildApp(t, database, {
     routes: (app) =>
       app.post('/things', (request, reply) => {
@@ -111,7 +111,7 @@ test('2.6 "First time request": it is processed as any other', async (t) => {
   t.notOk('idempotent-replayed' in answer.headers)
 })
 
-test('2.6 "Duplicate request (retry)": "the result of the previously completed operation, success or an error"', async (t) => {
+test('2.6 "Retry": it gets "the result of the previously completed operation, success or an error"', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
     routes(app) {
@@ -135,7 +135,7 @@ test('2.6 "Duplicate request (retry)": "the result of the previously completed o
   }
 })
 
-test('2.6 "Concurrent Request": "before the original request completes", a retry gets a conflict', async (t) => {
+test('2.6, 2.7 "while the original request is still being processed", a retry gets "409"', async (t) => {
   const began = latch()
   const go = latch()
   let runs = 0
@@ -149,8 +149,7 @@ test('2.6 "Concurrent Request": "before the original request completes", a retry
       }),
   })
   const key = newKey()
-  const first = send(app, '/things', { key })
-  void first.then(() => {})
+  const first = begin(app, '/things', { key })
   await began.opened
   const second = await send(app, '/things', { key })
   t.equal(second.statusCode, 409)
@@ -161,7 +160,7 @@ test('2.6 "Concurrent Request": "before the original request completes", a retry
   t.equal(runs, 1)
 })
 
-test('2.7 "If the Idempotency-Key request header is missing [...] reply with an HTTP 400"', async (t) => {
+test('2.7 "missing for a documented idempotent operation requiring this header" is answered by "400"', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
     plugin: { required: true },
@@ -173,7 +172,7 @@ test('2.7 "If the Idempotency-Key request header is missing [...] reply with an 
   t.equal(runs, 0)
 })
 
-test('2.7 "reuse an idempotency key with a different request payload [...] HTTP 422"', async (t) => {
+test('2.7 "an attempt to reuse an idempotency key with a different request payload" gets "422"', async (t) => {
   const began = latch()
   const go = latch()
   const app = await buildApp(t, database, {
@@ -185,8 +184,7 @@ test('2.7 "reuse an idempotency key with a different request payload [...] HTTP 
       }),
   })
   const key = newKey()
-  const first = send(app, '/things', { key, payload: { a: 1 } })
-  void first.then(() => {})
+  const first = begin(app, '/things', { key, payload: { a: 1 } })
   await began.opened
   t.equal((await send(app, '/things', { key, payload: { a: 2 } })).statusCode, 422, 'while it runs')
   go.open()
@@ -194,7 +192,7 @@ test('2.7 "reuse an idempotency key with a different request payload [...] HTTP 
   t.equal((await send(app, '/things', { key, payload: { a: 2 } })).statusCode, 422, 'and afterwards')
 })
 
-test('2.7 errors "describing the problem" are problem documents with type, title and detail', async (t) => {
+test('2.7 errors come "with body containing a link pointing to relevant documentation": type, title, detail', async (t) => {
   const began = latch()
   const go = latch()
   const app = await buildApp(t, database, {
@@ -207,8 +205,7 @@ test('2.7 errors "describing the problem" are problem documents with type, title
       }),
   })
   const key = newKey()
-  const first = send(app, '/things', { key })
-  void first.then(() => {})
+  const first = begin(app, '/things', { key })
   await began.opened
   const answers = [
     { answer: await send(app, '/things'), status: 400, title: 'Bad Request' },
@@ -231,7 +228,7 @@ test('2.7 errors "describing the problem" are problem documents with type, title
   }
 })
 
-test('5 "validate all Idempotency-Keys [...] before processing": none is looked up before that', async (t) => {
+test('5 "Always validate the key [...] before processing any request": none is looked up before', async (t) => {
   const pool = new WatchedPool(database)
   let runs = 0
   const app = await buildApp(t, database, {
@@ -247,7 +244,7 @@ test('5 "validate all Idempotency-Keys [...] before processing": none is looked 
   t.same(pool.asked, ['fi_insert', 'fi_finish'], 'as it is for a valid one')
 })
 
-test('5 "unique composite keys [...] with attributes known only to the server": no tenant meets another', async (t) => {
+test('5 "a unique composite key as the idempotent cache lookup key": no tenant meets another', async (t) => {
   const app = await buildApp(t, database, {
     plugin: { tenant: (request) => String(request.headers.authorization) },
     routes: (app) => app.post('/things', (request) => ({ made: request.headers.authorization })),
@@ -261,7 +258,7 @@ test('5 "unique composite keys [...] with attributes known only to the server": 
   t.equal((await send(app, '/things', { key, headers: { authorization: 'alice' } })).body, alice.body)
 })
 
-test('A. the method POST or PATCH is what the header is for: GET, PUT and DELETE are left alone', async (t) => {
+test('1 "non-idempotent HTTP methods such as POST or PATCH": GET, PUT and DELETE are left alone', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
     routes: (app) =>
@@ -301,4 +298,24 @@ test('2.2 uniqueness is not shared between resources: a key works on one of them
     t.notMatch(answer.body, 'payment"')
   }
   t.equal((await send(app, '/payments/1', { key })).body, 'payment')
+})
+
+test('2.7 "the exception of 409 where no correction is required": the same request succeeds later', async (t) => {
+  const began = latch()
+  const go = latch()
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/things', async () => {
+        began.open()
+        await go.opened
+        return 'done'
+      }),
+  })
+  const key = newKey()
+  const first = begin(app, '/things', { key })
+  await began.opened
+  t.equal((await send(app, '/things', { key })).statusCode, 409)
+  go.open()
+  await first
+  t.equal((await send(app, '/things', { key })).body, 'done')
 })
