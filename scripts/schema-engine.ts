@@ -4,8 +4,10 @@ import { readFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import {
   bindMigrationAwareSqlAdapterFactory,
+  ColumnTypeEnum,
   type SqlDriverAdapter,
   type SqlMigrationAwareDriverAdapterFactory,
+  type SqlQuery,
 } from '@prisma/driver-adapter-utils'
 import type { MigrationList, SchemaEngine, SchemasContainer } from '@prisma/schema-engine-wasm'
 
@@ -37,7 +39,7 @@ export async function withSchemaEngine<T>(
 function remembering(adapterFactory: AdapterFactory) {
   const connections: SqlDriverAdapter[] = []
   const remember = async (connecting: Promise<SqlDriverAdapter>) => {
-    const connection = await connecting
+    const connection = withCharColumns(await connecting)
     connections.push(connection)
     return connection
   }
@@ -51,6 +53,39 @@ function remembering(adapterFactory: AdapterFactory) {
     for (const connection of connections) await connection.dispose()
   }
   return { factory, disconnect }
+}
+
+const PG_CHAR_OID = 18
+const PG_TEXT_OID = 25
+
+interface PgResult {
+  fields: { dataTypeID: number }[]
+}
+
+// @prisma/adapter-pg refuses columns of the type "char", which pg_constraint and other catalogues
+// that the engine reads are full of. They are letters: shown to the adapter as text, and to the
+// engine as the characters it asks for.
+function withCharColumns(connection: SqlDriverAdapter): SqlDriverAdapter {
+  if (connection.adapterName !== '@prisma/adapter-pg') return connection
+  const inner = connection as SqlDriverAdapter & { performIO(query: SqlQuery): Promise<PgResult> }
+  const queryRaw = inner.queryRaw.bind(inner)
+  const performIO = inner.performIO.bind(inner)
+  const charColumns = new WeakMap<SqlQuery, number[]>()
+  inner.performIO = async (query) => {
+    const result = await performIO(query)
+    const columns = result.fields.flatMap((field, at) => (field.dataTypeID === PG_CHAR_OID ? [at] : []))
+    for (const at of columns) result.fields[at] = { ...result.fields[at], dataTypeID: PG_TEXT_OID }
+    charColumns.set(query, columns)
+    return result
+  }
+  inner.queryRaw = async (query) => {
+    const result = await queryRaw(query)
+    for (const at of charColumns.get(query) ?? []) {
+      result.columnTypes[at] = ColumnTypeEnum.Character
+    }
+    return result
+  }
+  return inner
 }
 
 // Node has it; its type comes with the DOM's, which this project leaves out.

@@ -21,8 +21,8 @@ test('leaves models for PostgreSQL as they are', async (t) => {
 
 test('gives MySQL key columns room for 255 characters', async (t) => {
   const adapted = adaptModels(models, 'mysql')
-  t.match(adapted, 'tenantId  String @db.VarChar(255)   @map("tenant_id")')
-  t.match(adapted, 'key       String @db.VarChar(255)\n')
+  t.match(adapted, /^ *tenantId +String .*@db\.VarChar\(255\)/m)
+  t.match(adapted, /^ *key +String +@db\.VarChar\(255\)$/m)
   t.match(adapted, '/// Says key String, and is left alone.')
 })
 

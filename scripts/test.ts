@@ -1,0 +1,54 @@
+// What `npm test` runs. Brings the clients up to date, finds the services once for all test files,
+// runs tap, and says in its last line how many assertions passed and failed.
+//   npm test -- test/core                    files or folders
+//   npm test -- --grep=/replay/ test/http    any of tap's options
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import {
+  environmentOfServices,
+  findService,
+  SERVICE_NAMES,
+} from '../test/fixtures/services.js'
+import { generate } from './generate.js'
+import { TapProgress } from './tap-progress.js'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+process.chdir(root)
+if (existsSync('.env')) process.loadEnvFile('.env')
+
+await generate()
+for (const name of SERVICE_NAMES) {
+  const service = await findService(name)
+  console.log(service instanceof Error ? service.message : `${name}: ${service.source}`)
+}
+
+const isCi = process.env.CI === 'true'
+const options = ['--reporter=tap', '--no-color', ...(isCi ? ['--fail-skip'] : [])]
+const tap = spawn(
+  process.execPath,
+  [join(root, 'node_modules/tap/dist/esm/run.mjs'), ...options, ...process.argv.slice(2)],
+  {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, ...(await environmentOfServices()) },
+  },
+)
+const progress = new TapProgress((line) => console.log(line))
+const lines = createInterface({ input: tap.stdout })
+lines.on('line', (line) => progress.line(line))
+// Both: the last lines can arrive after the exit.
+const [[code]] = await Promise.all([once(tap, 'exit'), once(lines, 'close')])
+
+for (const name of SERVICE_NAMES) {
+  const service = await findService(name)
+  if (!(service instanceof Error)) await service.stop()
+}
+progress.printSkips()
+const { passed, failed, skipped } = progress.summary ?? { passed: 0, failed: 1, skipped: 0 }
+// A run that went wrong without a failed assertion (no file found, a crash) is a failure as well.
+const failures = code === 0 ? failed : Math.max(failed, 1)
+console.log(`\n${passed} passed, ${failures} failed${skipped ? `, ${skipped} skipped` : ''}`)
+process.exit(failures === 0 ? 0 : 1)
