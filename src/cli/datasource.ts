@@ -18,14 +18,14 @@ const PROVIDERS: ReadonlyMap<string, Provider> = new Map([
 ])
 
 export function readDatasource({ lines }: Block): Datasource {
-  const named = valueOf(lines, 'provider')?.match(/^"([^"]*)"/)?.[1]
+  const named = settingOf(lines, 'provider')?.match(/^"([^"]*)"/)?.[1]
   const provider = named === undefined ? undefined : PROVIDERS.get(named)
   if (provider === undefined) return { kind: 'unsupported', provider: named }
-  const schemas = valueOf(lines, 'schemas')?.match(/"[^"]*"/g) ?? []
+  const schemas = settingOf(lines, 'schemas')?.match(/"[^"]*"/g) ?? []
   return { kind: 'supported', provider, schemas: schemas.map((quoted) => quoted.slice(1, -1)) }
 }
 
-function valueOf(lines: readonly string[], name: string): string | undefined {
+function settingOf(lines: readonly string[], name: string): string | undefined {
   for (const line of lines) {
     const [, key, value] = /^\s*(\w+)\s*=\s*(.*)/.exec(line) ?? []
     if (key === name) return value

@@ -2,9 +2,12 @@ import { readdir, readFile, stat } from 'node:fs/promises'
 import { dirname, join, relative, resolve } from 'node:path'
 import { schemaInConfig } from './prisma-config.js'
 
-export type Location =
-  | { readonly kind: 'file' | 'folder'; readonly path: string }
-  | { readonly kind: 'unknown'; readonly reason: string }
+export interface Found {
+  readonly kind: 'file' | 'folder'
+  readonly path: string
+}
+
+export type Location = Found | { readonly kind: 'unknown'; readonly reason: string }
 
 const EXTENSIONS = ['.js', '.ts', '.mjs', '.cjs', '.mts', '.cts']
 // As Prisma looks for them, in its order.
@@ -77,7 +80,7 @@ export async function schemaPaths(folder: string): Promise<string[]> {
     .sort()
 }
 
-async function at(path: string): Promise<Location | undefined> {
+async function at(path: string): Promise<Found | undefined> {
   const found = await stat(path).catch(absent)
   if (found === undefined) return undefined
   return { kind: found.isDirectory() ? 'folder' : 'file', path }

@@ -53,8 +53,9 @@ export function plan(schema: Schema, models: string): Plan {
   for (const file of schema.files) {
     const reading = readBlocks(file.text)
     if (reading.kind === 'unclosed') {
-      const { what, line } = reading
-      return refused(`${file.path} has ${what} that starts in line ${line} and never ends.`)
+      return refused(
+        `${file.path} has ${reading.what} that starts in line ${reading.line} and never ends.`,
+      )
     }
     for (const block of reading.blocks) placed.push({ file, block })
   }
@@ -63,31 +64,31 @@ export function plan(schema: Schema, models: string): Plan {
   if (!home) {
     const searched = schema.files.map(({ path }) => path).join(', ')
     return refused(
-      `There is no \`datasource\` block in ${searched}, so the database is unknown. Name the file that has it, or the folder of a schema in several files.`,
+      `There is no \`datasource\` block in ${searched || 'the folder'}, so the database is unknown. Name the file that has it, or the folder of a schema in several files.`,
     )
   }
   const datasource = readDatasource(home.block)
   if (datasource.kind === 'unsupported') {
+    const named = datasource.provider === undefined ? 'no provider' : `the provider "${datasource.provider}"`
     return refused(
-      `The datasource in ${home.file.path} has ${datasource.provider === undefined ? 'no provider' : `the provider "${datasource.provider}"`}. fastify-idempotency works on "postgresql", "mysql" and "sqlite".`,
+      `The datasource in ${home.file.path} has ${named}. fastify-idempotency works on "postgresql", "mysql" and "sqlite".`,
     )
   }
 
-  const { provider, schemas } = datasource
-  const source = adaptModels(models.replaceAll('\r\n', '\n'), provider)
+  const source = adaptModels(models.replaceAll('\r\n', '\n'), datasource.provider)
   const needed = blocksOf(source)
-  const incomplete: IncompleteModel[] = []
   const missing: Block[] = []
+  const incomplete: IncompleteModel[] = []
   for (const block of needed) {
     const present = placed.find(({ block: { kind, name } }) => name === block.name && isType(kind))
-    if (!present) {
+    if (present === undefined) {
       missing.push(block)
     } else if (present.block.kind !== block.kind) {
       return refused(
         `${present.file.path} uses the name ${block.name} for ${aKind(present.block.kind)}; fastify-idempotency needs it for ${aKind(block.kind)}.`,
       )
     } else {
-      const found = shortcomings(readModel(present.block), readModel(block), provider)
+      const found = shortcomings(readModel(present.block), readModel(block), datasource.provider)
       if (found.length === 0) continue
       incomplete.push({ name: block.name, path: present.file.path, shortcomings: found })
     }
@@ -96,19 +97,16 @@ export function plan(schema: Schema, models: string): Plan {
   if (missing.length === 0) return { kind: 'complete', models: needed.map(({ name }) => name) }
 
   const target = schema.files.find(({ path }) => path === schema.target)
-  const newline = newlineOf((target ?? home.file).text)
-  const texts = missing.map((block) => inSchema(documented(source, block), schemas))
+  const texts = missing.map((block) => inSchema(documented(source, block), datasource.schemas))
+  const added = `${gapAfter(target?.text ?? '')}${[HEADING, ...texts].join('\n\n')}\n`
   return {
     kind: 'add',
     models: missing.map(({ name }) => name),
-    provider,
+    provider: datasource.provider,
     change: {
       path: schema.target,
       isNewFile: target === undefined,
-      added: (gapAfter(target?.text ?? '') + [HEADING, ...texts].join('\n\n') + '\n').replaceAll(
-        '\n',
-        newline,
-      ),
+      added: added.replaceAll('\n', newlineOf((target ?? home.file).text)),
     },
   }
 }

@@ -27,19 +27,21 @@ export function combine<I, O>(
 
   function send(batch: readonly Waiting<I, O>[]): void {
     underWay += 1
-    verb(batch.map(({ item }) => item))
-      .then(
-        (results) => {
-          for (const [i, waiting] of batch.entries()) waiting.resolve(results[i] as O)
-        },
-        (error: unknown) => {
-          for (const waiting of batch) waiting.reject(error)
-        },
-      )
-      .finally(() => {
-        underWay -= 1
-        if (queue.length > 0) send(queue.splice(0, most))
-      })
+    verb(batch.map(({ item }) => item)).then(
+      (results) => {
+        sendNext()
+        for (const [i, waiting] of batch.entries()) waiting.resolve(results[i] as O)
+      },
+      (error: unknown) => {
+        sendNext()
+        for (const waiting of batch) waiting.reject(error)
+      },
+    )
+  }
+
+  function sendNext(): void {
+    underWay -= 1
+    if (queue.length > 0) send(queue.splice(0, most))
   }
 
   return (item) =>

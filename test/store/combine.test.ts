@@ -1,0 +1,45 @@
+import t from 'tap'
+import { combine } from '../../src/store/combine.js'
+
+/** A verb whose calls end when the test says so. */
+function latchedVerb() {
+  const calls: { items: readonly number[]; end(error?: Error): void }[] = []
+  const verb = (items: readonly number[]) =>
+    new Promise<number[]>((resolve, reject) => {
+      calls.push({
+        items,
+        end: (error) => (error ? reject(error) : resolve(items.map((item) => item * 10))),
+      })
+    })
+  return { verb, calls }
+}
+
+t.test('a few go at once, the overflow travels together when one ends', async (t) => {
+  const { verb, calls } = latchedVerb()
+  const call = combine(verb, { free: 2, most: 3 })
+  const results = [1, 2, 3, 4, 5, 6, 7].map(call)
+  t.strictSame(calls.map(({ items }) => items), [[1], [2]])
+  calls[0]?.end()
+  t.equal(await results[0], 10)
+  t.strictSame(calls[2]?.items, [3, 4, 5], 'no more than the most')
+  calls[1]?.end()
+  calls[2]?.end()
+  t.strictSame(await Promise.all(results.slice(1, 5)), [20, 30, 40, 50])
+  t.strictSame(calls[3]?.items, [6, 7])
+  calls[3]?.end()
+  t.strictSame(await Promise.all(results), [10, 20, 30, 40, 50, 60, 70])
+})
+
+t.test('a failure reaches all that travelled together, and nobody else', async (t) => {
+  const { verb, calls } = latchedVerb()
+  const call = combine(verb, { free: 1, most: 10 })
+  const results = [1, 2, 3].map(call)
+  calls[0]?.end()
+  t.equal(await results[0], 10)
+  calls[1]?.end(new Error('gone'))
+  await t.rejects(results[1] as Promise<number>, { message: 'gone' })
+  await t.rejects(results[2] as Promise<number>, { message: 'gone' })
+  const later = call(4)
+  calls[2]?.end()
+  t.equal(await later, 40, 'the next one goes on')
+})
