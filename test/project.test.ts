@@ -1,38 +1,46 @@
-import pg from 'pg'
 import { PrismaPg } from '@prisma/adapter-pg'
-import { test } from 'tap'
+import pg from 'pg'
+import { type Test, test } from 'tap'
 import { applyMigrations, schemaDrift } from '../scripts/migrate.js'
-import { emptyPgliteDatabase, emptyPostgresDatabase } from './fixtures/database.js'
+import type { AdapterFactory } from '../scripts/schema-engine.js'
+import { emptyPgliteDatabase, emptyPostgresDatabase, mariadbDatabase } from './fixtures/database.js'
 import { missing } from './fixtures/services.js'
 
-const databases = {
-  PostgreSQL: {
-    skip: await missing('postgres'),
-    async empty(t: Parameters<typeof emptyPostgresDatabase>[0]) {
-      const { url } = await emptyPostgresDatabase(t)
-      const pool = new pg.Pool({ connectionString: url })
-      t.teardown(() => pool.end())
-      return new PrismaPg(pool)
-    },
-  },
-  PGlite: {
-    skip: false,
-    async empty(t: Parameters<typeof emptyPgliteDatabase>[0]) {
-      return (await emptyPgliteDatabase(t)).adapterFactory
-    },
-  },
+async function onPostgres(t: Test): Promise<AdapterFactory> {
+  const { url } = await emptyPostgresDatabase(t)
+  const pool = new pg.Pool({ connectionString: url })
+  t.teardown(() => pool.end())
+  return new PrismaPg(pool)
 }
 
-for (const [name, { skip, empty }] of Object.entries(databases)) {
-  test(`on ${name}`, { skip }, async (t) => {
-    t.test('the migrations and the schema agree', async (t) => {
-      t.equal(await schemaDrift(await empty(t)), '')
-    })
+async function onPglite(t: Test): Promise<AdapterFactory> {
+  return (await emptyPgliteDatabase(t)).adapterFactory
+}
 
-    t.test('migrations can be applied twice', async (t) => {
-      const database = await empty(t)
-      t.not((await applyMigrations(database)).length, 0)
-      t.same(await applyMigrations(database), [])
-    })
+const databases = [
+  { name: 'PostgreSQL', skip: await missing('postgres'), empty: onPostgres },
+  { name: 'PGlite', skip: false, empty: onPglite },
+]
+
+for (const { name, skip, empty } of databases) {
+  test(`on ${name}, the migrations and the schema agree`, { skip }, async (t) => {
+    t.equal(await schemaDrift(await empty(t)), '')
+  })
+
+  test(`on ${name}, migrations can be applied twice`, { skip }, async (t) => {
+    const database = await empty(t)
+    t.not((await applyMigrations(database)).length, 0)
+    t.same(await applyMigrations(database), [])
   })
 }
+
+test('MariaDB tells keys apart by case, accents and spaces', {
+  skip: await missing('mariadb'),
+}, async (t) => {
+  const { prisma } = await mariadbDatabase(t)
+  const at = new Date()
+  const row = { tenantId: '', fingerprint: '', status: '', leaseUntil: at, expiresAt: at }
+  const keys = ['resume', 'Resume', 'résumé', 'resume ', 'r'.repeat(255)]
+  for (const key of keys) await prisma.idempotencyRecord.create({ data: { ...row, key } })
+  t.equal(await prisma.idempotencyRecord.count(), keys.length)
+})
