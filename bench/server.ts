@@ -1,0 +1,37 @@
+// The server under load, a process of its own: the same route bare and protected, on one pool.
+import Fastify from 'fastify'
+import pg from 'pg'
+import { PrismaPg } from '@prisma/adapter-pg'
+import { PrismaClient } from '../prisma/generated/postgresql/client.js'
+import idempotency from '../src/index.js'
+
+const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 })
+const prisma = new PrismaClient({ adapter: new PrismaPg(pool) })
+
+// Every statement of this process passes here, Prisma's and the plugin's.
+let roundTrips = 0
+const query = pg.Client.prototype.query
+pg.Client.prototype.query = function (this: pg.Client, ...args: never[]) {
+  roundTrips += 1
+  return (query as (...args: never[]) => unknown).apply(this, args)
+} as typeof query
+
+const app = Fastify()
+await app.register(idempotency, {
+  prisma,
+  tenant: () => 'bench',
+  ...(process.env.STATEMENTS !== 'prisma' && { pool }),
+})
+
+const createPayment = async (request: { body: unknown }, reply: { code(status: number): void }) => {
+  const { amount, currency } = request.body as { amount: number; currency: string }
+  reply.code(201)
+  return prisma.payment.create({ data: { tenantId: 'bench', amount, currency } })
+}
+app.post('/bare', { config: { idempotency: false } }, createPayment)
+app.post('/protected', createPayment)
+app.get('/round-trips', async () => ({ roundTrips }))
+
+await app.listen({ port: 0, host: '127.0.0.1' })
+process.send?.({ port: (app.server.address() as { port: number }).port })
+process.on('disconnect', () => void app.close().then(() => process.exit(0)))
