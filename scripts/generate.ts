@@ -36,9 +36,14 @@ export async function generate(): Promise<Provider[]> {
 async function generateClient(provider: Provider): Promise<boolean> {
   const schema = await readSchema(provider)
   const output = join(generatedFolder, provider)
-  const inputs = JSON.stringify([schema, await prismaVersion(), await readFile(import.meta.filename)])
+  const inputs = JSON.stringify([
+    schema,
+    await prismaVersion(),
+    await readFile(import.meta.filename),
+  ])
   const fingerprint = createHash('sha256').update(inputs).digest('hex')
-  if ((await readFile(join(output, '.inputs'), 'utf8').catch(() => '')) === fingerprint) return false
+  if ((await readFile(join(output, '.inputs'), 'utf8').catch(() => '')) === fingerprint)
+    return false
 
   // Generated aside and moved into place, so that a test run that started a moment ago in the same
   // checkout never imports half a client. Inside the project, because the generator looks upwards

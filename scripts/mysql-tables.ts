@@ -34,7 +34,11 @@ function tableOf(model: string, body: string, models: Set<string | undefined>): 
   const lines = body.split('\n').map((line) => line.replace(/\s*\/\/.*$/, '').trim())
   const table = /^@@map\("(\w+)"\)/m.exec(lines.join('\n'))?.[1] ?? model
   const columns = new Map<string, Column>()
-  const keys: { kind: 'PRIMARY KEY' | 'UNIQUE INDEX' | 'INDEX'; fields: string[]; name?: string }[] = []
+  const keys: {
+    kind: 'PRIMARY KEY' | 'UNIQUE INDEX' | 'INDEX'
+    fields: string[]
+    name?: string
+  }[] = []
 
   for (const line of lines) {
     const key = /^@@(id|unique|index)\(\[([^\]]+)\](?:.*map: "(\w+)")?/.exec(line)

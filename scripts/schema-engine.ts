@@ -73,7 +73,9 @@ function withCharColumns(connection: SqlDriverAdapter): SqlDriverAdapter {
   const charColumns = new WeakMap<SqlQuery, number[]>()
   inner.performIO = async (query) => {
     const result = await performIO(query)
-    const columns = result.fields.flatMap((field, at) => (field.dataTypeID === PG_CHAR_OID ? [at] : []))
+    const columns = result.fields.flatMap((field, at) =>
+      field.dataTypeID === PG_CHAR_OID ? [at] : [],
+    )
     for (const at of columns) result.fields[at] = { ...result.fields[at], dataTypeID: PG_TEXT_OID }
     charColumns.set(query, columns)
     return result
@@ -120,7 +122,8 @@ function loadEngine(): Promise<Engine> {
 // The engine limits its wait for the migration lock to ten seconds by a timer that it never clears:
 // unless it is unref'd, every process that migrates lives ten seconds longer.
 function withQuietTimers(glue: Record<string, unknown>): Record<string, unknown> {
-  const quiet = (callback: () => void, delayMs: number) => setTimeout(callback, delayMs >>> 0).unref()
+  const quiet = (callback: () => void, delayMs: number) =>
+    setTimeout(callback, delayMs >>> 0).unref()
   const names = Object.keys(glue).filter((name) => name.startsWith('__wbg_setTimeout_'))
   return { ...glue, ...Object.fromEntries(names.map((name) => [name, quiet])) }
 }

@@ -15,6 +15,8 @@ export class TapProgress {
   readonly #print: (line: string) => void
   readonly #skips = new Map<string, string[]>()
   #block: string[] = []
+  #isUnexplained = false
+  #isAboutProcess = false
 
   constructor(print: (line: string) => void) {
     this.#print = print
@@ -27,6 +29,10 @@ export class TapProgress {
       this.#fileEnded(file[2] ?? '', !file[1])
     } else if (SUMMARY.test(line)) {
       this.summary = readSummary(line)
+    } else if (line === '  ---' || this.#isAboutProcess) {
+      // How the process of the file just named ended: of interest when it says nothing itself.
+      this.#isAboutProcess = line !== '  ...'
+      if (this.#isUnexplained) this.#print(line)
     } else {
       this.#block.push(line)
     }
@@ -53,7 +59,9 @@ export class TapProgress {
     const time = /# time=([\d.]+)ms/.exec(block.findLast((line) => /^ {4}# time=/.test(line)) ?? '')
     const seconds = time ? ` ${(Number(time[1]) / 1000).toFixed(1)} s` : ''
     this.#print(`${ok ? 'ok    ' : 'FAILED'} ${file}${seconds}`)
-    if (!ok) for (const line of failures(block)) this.#print(line)
+    const reasons = ok ? [] : failures(block)
+    for (const reason of reasons) this.#print(reason)
+    this.#isUnexplained = !ok && !reasons.some((reason) => /^\s*not ok/.test(reason))
   }
 }
 
@@ -63,24 +71,22 @@ export class TapProgress {
  */
 function failures(block: string[]): string[] {
   const kept: string[] = []
-  let diagnosis: 'keep' | 'drop' | undefined
-  let deepest = 0
+  let depthOfLastFailure = 0
+  let inDiagnosis = false
+  let isWanted = true
   for (const line of block) {
-    const depth = line.search(/\S/)
-    if (diagnosis && /^\s*\.\.\.$/.test(line)) {
-      if (diagnosis === 'keep') kept.push(line)
-      diagnosis = undefined
-    } else if (diagnosis) {
-      if (diagnosis === 'keep') kept.push(line)
+    if (/^\s*---$/.test(line)) inDiagnosis = true
+    if (inDiagnosis) {
+      if (isWanted) kept.push(line)
+      if (/^\s*\.\.\.$/.test(line)) inDiagnosis = false
     } else if (/^\s*not ok/.test(line)) {
-      const isParent = depth < deepest
-      deepest = isParent ? (depth <= 4 ? 0 : depth) : depth
+      const depth = line.search(/\S/)
+      isWanted = depth >= depthOfLastFailure
+      depthOfLastFailure = depth
       kept.push(line)
-      diagnosis = isParent ? 'drop' : 'keep'
-      continue
-    } else if (/^\s*---$/.test(line)) {
-      diagnosis = 'drop'
-    } else if (depth >= 0 && !/^\s*(ok \d+|\d+\.\.\d+|# (Subtest|time))/.test(line)) {
+    } else if (/^\s*ok \d+/.test(line)) {
+      isWanted = false
+    } else if (!/^\s*(\d+\.\.\d+|# (Subtest|time)|TAP version|$)/.test(line)) {
       kept.push(line)
     }
   }

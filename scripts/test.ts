@@ -8,11 +8,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import {
-  environmentOfServices,
-  findService,
-  SERVICE_NAMES,
-} from '../test/fixtures/services.js'
+import { environmentOfServices, findService, SERVICE_NAMES } from '../test/fixtures/services.js'
 import { generate } from './generate.js'
 import { TapProgress } from './tap-progress.js'
 
