@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { open, readFile, realpath, rename, rm, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 
@@ -13,7 +14,7 @@ export async function appendAtomically(path: string, added: string): Promise<voi
     (stats) => stats.mode & 0o7777,
     (error) => fallback(error, 0o666 & ~process.umask()),
   )
-  const aside = join(dirname(target), `.${basename(target)}.${process.pid}.tmp`)
+  const aside = join(dirname(target), `.${basename(target)}.${randomUUID()}.tmp`)
   try {
     const file = await open(aside, 'wx', mode)
     try {

@@ -69,7 +69,8 @@ export function plan(schema: Schema, models: string): Plan {
   }
   const datasource = readDatasource(home.block)
   if (datasource.kind === 'unsupported') {
-    const named = datasource.provider === undefined ? 'no provider' : `the provider "${datasource.provider}"`
+    const named =
+      datasource.provider === undefined ? 'no provider' : `the provider "${datasource.provider}"`
     return refused(
       `The datasource in ${home.file.path} has ${named}. fastify-idempotency works on "postgresql", "mysql" and "sqlite".`,
     )
@@ -153,7 +154,9 @@ function inSchema(model: string, schemas: readonly string[]): string {
 
 function newlineOf(text: string): '\r\n' | '\n' {
   const newlines = text.match(/\r?\n/g) ?? []
-  return newlines.filter((newline) => newline === '\r\n').length * 2 > newlines.length ? '\r\n' : '\n'
+  return newlines.filter((newline) => newline === '\r\n').length * 2 > newlines.length
+    ? '\r\n'
+    : '\n'
 }
 
 /** What makes one blank line between a text and what follows it. */

@@ -1,0 +1,219 @@
+import { readFile } from 'node:fs/promises'
+import fc from 'fast-check'
+import { test } from 'tap'
+import { applyChange, type Plan, plan, type Schema } from '../../src/cli/plan.js'
+
+const models = await readFile(new URL('../../prisma/idempotency.prisma', import.meta.url), 'utf8')
+const datasource = 'datasource db {\n  provider = "postgresql"\n}\n'
+
+function oneFile(text: string): Schema {
+  return { files: [{ path: 'schema.prisma', text }], target: 'schema.prisma' }
+}
+
+function folder(files: Record<string, string>): Schema {
+  return {
+    files: Object.entries(files).map(([path, text]) => ({ path, text })),
+    target: 'idempotency.prisma',
+  }
+}
+
+function changeOf(planned: Plan) {
+  if (planned.kind !== 'add') throw new Error(`nothing to add: ${JSON.stringify(planned)}`)
+  return planned.change
+}
+
+test('appends the models under a comment, after one blank line', async (t) => {
+  for (const [text, gap] of [
+    [datasource, '\n'],
+    [datasource.trimEnd(), '\n\n'],
+    [`${datasource}\n`, ''],
+  ] as const) {
+    const { added, isNewFile } = changeOf(plan(oneFile(text), models))
+    t.equal(added.slice(0, added.indexOf('//')), gap)
+    t.match(added, /^\s*\/\/ The models of fastify-idempotency/)
+    t.ok(added.endsWith(models.slice(models.indexOf('model IdempotencyRecord'))))
+    t.equal(isNewFile, false)
+  }
+})
+
+test('writes a file of its own into a folder', async (t) => {
+  const schema = folder({
+    'schema.prisma': datasource,
+    'user.prisma': 'model User {\n id Int @id\n}',
+  })
+  const change = changeOf(plan(schema, models))
+  t.match(change, { path: 'idempotency.prisma', isNewFile: true, added: /^\/\/ The models/ })
+  t.match(plan(applyChange(schema, change), models), { kind: 'complete' })
+})
+
+test('finds the models in whichever file of a folder has them', async (t) => {
+  const schema = folder({ 'a/schema.prisma': datasource, 'b/ours.prisma': models })
+  t.match(plan(schema, models), { kind: 'complete', models: ['IdempotencyRecord'] })
+})
+
+test('adds only the models that are missing, to a file that is there already', async (t) => {
+  const later = `${models}\n/// Who holds what.\nmodel Hold {\n  name String @id\n}\n`
+  const schema = folder({ 'schema.prisma': datasource, 'idempotency.prisma': models })
+  const planned = plan(schema, later)
+  t.match(planned, { kind: 'add', models: ['Hold'], change: { isNewFile: false } })
+  t.match(changeOf(planned).added, '/// Who holds what.\nmodel Hold {')
+  t.notMatch(changeOf(planned).added, 'IdempotencyRecord')
+})
+
+test('follows the newlines of the file, or of the datasource for a new file', async (t) => {
+  const windows = datasource.replaceAll('\n', '\r\n')
+  for (const schema of [oneFile(windows), folder({ 'schema.prisma': windows })]) {
+    t.notMatch(changeOf(plan(schema, models)).added, /[^\r]\n/)
+  }
+  t.notMatch(changeOf(plan(oneFile(datasource), models.replaceAll('\n', '\r\n'))).added, /\r/)
+})
+
+test('adapts the models to the provider', async (t) => {
+  for (const [provider, key] of [
+    ['postgresql', /key {9}String\n/],
+    ['postgres', /key {9}String\n/],
+    ['mysql', /key {9}String {3}@db.VarChar\(255\)\n/],
+    ['sqlite', /key {9}String\n/],
+  ] as const) {
+    const schema = oneFile(datasource.replace('postgresql', provider))
+    t.match(changeOf(plan(schema, models)).added, key, provider)
+  }
+})
+
+test('refuses a provider it has no models for', async (t) => {
+  for (const provider of ['cockroachdb', 'sqlserver', 'mongodb', 'oracle']) {
+    const planned = plan(oneFile(datasource.replace('postgresql', provider)), models)
+    t.match(planned, { kind: 'refused', reason: `the provider "${provider}"` })
+  }
+  const without = plan(oneFile('datasource db {\n  url = "postgresql"\n}'), models)
+  t.match(without, { kind: 'refused', reason: 'no provider' })
+})
+
+test('reads the provider of the datasource, not of a generator or a comment', async (t) => {
+  const text = `generator client {
+  provider = "mongodb"
+}
+// datasource db { provider = "mongodb" }
+datasource db {
+  // provider = "mongodb"
+  provider = "sqlite" // not "mongodb"
+}
+`
+  t.match(plan(oneFile(text), models), { kind: 'add', provider: 'sqlite' })
+})
+
+test('refuses a schema without a datasource, and one that never ends', async (t) => {
+  t.match(plan(oneFile('model A {\n}\n'), models), { kind: 'refused', reason: /no `datasource`/ })
+  for (const end of ['/* model A {\n}', 'model A {\n  id Int @id']) {
+    t.match(plan(oneFile(datasource + end), models), { kind: 'refused', reason: /line 4/ })
+  }
+})
+
+test('refuses a name that something else has', async (t) => {
+  const planned = plan(oneFile(`${datasource}enum IdempotencyRecord {\n  A\n}\n`), models)
+  t.match(planned, { kind: 'refused', reason: /IdempotencyRecord for an enum/ })
+})
+
+test('gives the models a database schema where the datasource lists several', async (t) => {
+  for (const [schemas, chosen] of [
+    ['["base", "public"]', 'public'],
+    ['["base", "other"]', 'base'],
+  ]) {
+    const text = datasource.replace('\n}', `\n  schemas = ${schemas}\n}`)
+    t.match(changeOf(plan(oneFile(text), models)).added, `\n  @@schema("${chosen}")\n}\n`)
+  }
+})
+
+test('keeps a model of the team that has what is needed', async (t) => {
+  const own = models
+    .replace('DateTime @map("lease_until")', 'DateTime @map("lease_until") @db.Timestamptz(3)')
+    .replace(
+      '@@id([tenantId, key])',
+      'rowId Int @id\n  note String?\n  @@unique(fields: [tenantId,key])',
+    )
+    .replace('@@index([expiresAt])', '')
+  t.match(plan(oneFile(datasource + own), models), { kind: 'complete' })
+})
+
+test('names the fields that a model of the team lacks, and the lines to add', async (t) => {
+  const own = models.replace(/^ {2}(fence|body) .*\n/gm, '// $1 Int\n')
+  t.same(plan(oneFile(datasource + own), models), {
+    kind: 'incomplete',
+    models: [
+      {
+        name: 'IdempotencyRecord',
+        path: 'schema.prisma',
+        shortcomings: [
+          { what: 'field IdempotencyRecord.fence', needs: 'fence       Int      @default(1)' },
+          { what: 'field IdempotencyRecord.body', needs: 'body        Bytes?' },
+        ],
+      },
+    ],
+  })
+})
+
+test('tells a model without the unique constraint, which everything rests on', async (t) => {
+  const own = models.replace('@@id([tenantId, key])', 'id Int @id')
+  const needs = '@@id([tenantId, key])'
+  t.match(plan(oneFile(datasource + own), models), { models: [{ shortcomings: [{ needs }] }] })
+})
+
+test('tells a field of another type everywhere, and other names in the database on PostgreSQL', async (t) => {
+  const other = models.replace('Int?  ', 'String?')
+  const renamed = models
+    .replace('"tenant_id"', '"tenant"')
+    .replace('"idempotency_record"', '"record"')
+  const mysql = datasource.replace('postgresql', 'mysql')
+  const has = 'statusCode  String?   @map("status_code")'
+  t.match(plan(oneFile(datasource + other), models), { models: [{ shortcomings: [{ has }] }] })
+  t.match(plan(oneFile(mysql + other), models), { models: [{ shortcomings: [{ has }] }] })
+  t.match(plan(oneFile(datasource + renamed), models), {
+    models: [{ shortcomings: [{ what: /tenantId/ }, { needs: '@@map("idempotency_record")' }] }],
+  })
+  t.match(plan(oneFile(mysql + renamed), models), { kind: 'complete' })
+})
+
+// Pieces that make and unmake blocks, comments and strings wherever they happen to meet.
+const piece = fc.constantFrom(
+  ...['model ', 'IdempotencyRecord', ' {', '}', '{', '"', '\\', '//', '/*', '*/', '///', "'", '/'],
+  ...['\n', '\r\n', '\r', ' ', '@@id([tenantId, key])', 'key String', 'é', '\uFEFF', '@map("x")'],
+  ...['\n// model IdempotencyRecord {\n', '\n/* model IdempotencyRecord {\n} */\n'],
+  ...[
+    '\nmodel A {\n  id Int @id\n}\n',
+    '\nmodel B {\n  a String @default("}{")\n}\n',
+    '\nenum E {\n  X\n}',
+  ],
+)
+const anyText = fc.array(piece, { maxLength: 30 }).map((pieces) => pieces.join(''))
+
+test('any text: what is added is found by the next run, and nothing that was there changes', async (t) => {
+  let additions = 0
+  const property = fc.property(anyText, anyText, fc.boolean(), (before, after, isFolder) => {
+    const text = `${before}\n${datasource}${after}`
+    const schema = isFolder ? folder({ 'schema.prisma': text }) : oneFile(text)
+    const planned = plan(schema, models)
+    if (planned.kind !== 'add') return
+    additions++
+    const next = applyChange(schema, planned.change)
+    if (!next.files[0]?.text.startsWith(text)) throw new Error('existing text changed')
+    const again = plan(next, models)
+    if (again.kind !== 'complete') throw new Error(`the second run finds ${JSON.stringify(again)}`)
+  })
+  fc.assert(property, { numRuns: 2_000 })
+  t.ok(additions > 200, 'and enough of the texts take an addition')
+})
+
+test('any subset of the lines of a model: the lines that are named make it complete', async (t) => {
+  const lines = models.split('\n').filter((line) => /^ {2}[^/]/.test(line))
+  const property = fc.property(fc.shuffledSubarray(lines), (kept) => {
+    const own = `model IdempotencyRecord {\n${kept.join('\n')}\n`
+    const first = plan(oneFile(`${datasource}${own}}\n`), models)
+    if (first.kind === 'complete') return
+    if (first.kind !== 'incomplete') throw new Error(first.kind)
+    const named = first.models[0]?.shortcomings.map(({ needs }) => needs) ?? []
+    const mended = plan(oneFile(`${datasource}${own}${named.join('\n')}\n}\n`), models)
+    if (mended.kind !== 'complete') throw new Error(JSON.stringify(mended))
+  })
+  fc.assert(property, { numRuns: 300 })
+  t.pass()
+})
