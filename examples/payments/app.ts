@@ -1,0 +1,34 @@
+import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import type { Redis } from 'ioredis'
+import type pg from 'pg'
+import type { PrismaClient } from '../../prisma/generated/postgresql/client.js'
+// In an application of your own: from 'fastify-idempotency'.
+import idempotency from '../../src/index.js'
+import { authenticate } from './authenticate.js'
+import { paymentRoutes } from './payments.js'
+
+export interface Services {
+  prisma: PrismaClient
+  /** The pool under `prisma`, on a PostgreSQL server. */
+  pool?: pg.Pool
+  redis?: Redis
+}
+
+/** The payments API, ready to listen. Closing it leaves the services open: they are the caller's. */
+export async function buildApp(
+  { prisma, pool, redis }: Services,
+  logger: FastifyServerOptions['logger'] = false,
+): Promise<FastifyInstance> {
+  const app = Fastify({ logger })
+  authenticate(app)
+  // Awaited, and before the routes: the plugin protects what is added after it.
+  await app.register(idempotency, {
+    prisma,
+    ...(pool && { pool }),
+    ...(redis && { redis }),
+    tenant: (request) => request.tenant,
+    rateLimit: { max: 1000, timeWindow: '1m' },
+  })
+  paymentRoutes(app, prisma)
+  return app
+}

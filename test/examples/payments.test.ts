@@ -1,0 +1,278 @@
+// The example and its demo, run as a new user runs them.
+import { type ChildProcess, execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import Fastify from 'fastify'
+import { type Test, test } from 'tap'
+import { authenticate } from '../../examples/payments/authenticate.js'
+import { parseEnvironment } from '../../examples/payments/environment.js'
+import { paymentRoutes } from '../../examples/payments/payments.js'
+import { type RunningApi, start } from '../../examples/payments/start.js'
+import { anyDatabase, emptyPostgresDatabase } from '../fixtures/database.js'
+import { findService, missing } from '../fixtures/services.js'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const { scripts } = JSON.parse(readFileSync(`${root}/package.json`, 'utf8'))
+const noPostgres = await missing('postgres')
+const redis = await findService('redis')
+const redisUrl = redis instanceof Error ? '' : redis.url
+const noCurl = await promisify(execFile)('curl', ['--version']).then(
+  () => false,
+  () => 'curl is not on the PATH',
+)
+
+// Empty variables, because those of a machine, or of its .env, would lead elsewhere.
+const nowhere = {
+  DATABASE_URL: '',
+  REDIS_URL: '',
+  DEMO_URL: '',
+  HOST: '',
+  PORT: '0',
+  LOG_LEVEL: '',
+}
+
+const databases = [
+  { name: 'PGlite', skip: false, url: async () => '' },
+  {
+    name: 'PostgreSQL',
+    skip: noPostgres,
+    url: async (t: Test) => (await emptyPostgresDatabase(t)).url,
+  },
+]
+
+for (const { name, skip, url } of databases) {
+  test(`on ${name}, the demo holds`, { skip }, async (t) => {
+    const { code, output } = await demo(t, { DATABASE_URL: await url(t), REDIS_URL: redisUrl })
+    t.equal(code, 0, output)
+    t.match(output, `(${name}`)
+    t.same(tableOf(output), heldTable)
+    t.match(output, 'Every expectation held')
+  })
+
+  test(`on ${name}, the server answers the lines that it prints, and ends on SIGTERM`, {
+    skip: skip || noCurl,
+  }, async (t) => {
+    const env = { DATABASE_URL: await url(t) }
+    const server = startProcess(t, scripts.start.split(' '), env)
+    const [pay = '', payOther = '', list = '', runDemo = ''] = commandsOf(await server.started)
+
+    const [first, second] = [await shell(pay), await shell(pay)]
+    t.match(first, /^HTTP\/1.1 201 /)
+    t.notMatch(first, /idempotent-replayed/i)
+    t.match(second, /^HTTP\/1.1 201 /)
+    t.match(second, /^idempotent-replayed: true\r$/im)
+    t.equal(bodyOf(second), bodyOf(first))
+    t.match(await shell(payOther), /^HTTP\/1.1 422 /)
+    t.same(JSON.parse(await shell(list)), [JSON.parse(bodyOf(first))])
+    t.same(tableOf(await shell(runDemo)), heldTable)
+
+    server.child.kill('SIGTERM')
+    t.same(await server.ended, { code: 0, signal: null })
+  })
+}
+
+test('started again on a database that stays, the API replays what it answered before', {
+  skip: noPostgres,
+}, async (t) => {
+  const { url: databaseUrl } = await emptyPostgresDatabase(t)
+  const bodies: string[] = []
+  for (const isReplayed of [null, 'true']) {
+    const api = await startApi(t, { databaseUrl })
+    const answer = await post(api, { key: 'stays' })
+    t.equal(answer.status, 201)
+    t.equal(answer.headers.get('idempotent-replayed'), isReplayed)
+    bodies.push(await answer.text())
+    await api.close()
+  }
+  t.equal(bodies[0], bodies[1])
+})
+
+test('a tenant sees its own payments only', async (t) => {
+  const api = await startApi(t, await anyDatabaseUrl(t))
+  const location = (await post(api, { key: 'a' })).headers.get('location') ?? ''
+  t.equal((await get(api, location)).status, 200)
+  t.equal((await get(api, location, 'globex-demo-token')).status, 404)
+  t.same(await (await get(api, '/payments', 'globex-demo-token')).json(), [])
+  t.same(await (await get(api, '/stats')).json(), { handlerRuns: 1, paymentsStored: 1 })
+  const stranger = await get(api, location, 'no-such-token')
+  t.equal(stranger.status, 401)
+  t.equal(stranger.headers.get('www-authenticate'), 'Bearer')
+})
+
+test('what cannot be paid is refused and leaves the key free', async (t) => {
+  const api = await startApi(t, await anyDatabaseUrl(t))
+  for (const amount of [0, -1, 1.5, 2 ** 31, 'much']) {
+    t.equal((await post(api, { key: 'a', amount })).status, 400, `${amount}`)
+  }
+  t.equal((await post(api, { key: 'a' })).status, 201)
+})
+
+test('a port that is taken is named, and nothing stays open', async (t) => {
+  const { port } = new URL((await startApi(t, await anyDatabaseUrl(t))).url)
+  const second = startApi(t, { ...(await anyDatabaseUrl(t)), port: Number(port) })
+  const message = `Port ${port} of 127.0.0.1 is taken. Choose another: PORT=${Number(port) + 1} npm start`
+  await t.rejects(second, { name: 'CannotStart', message })
+})
+
+test('what is wrong with the environment is said, and what is empty is not set', async (t) => {
+  t.match(parseEnvironment({ PORT: '', DATABASE_URL: '' }), { port: 3000, databaseUrl: undefined })
+  const wrong = { PORT: ['http', '-1', '65536', '1.5'], LOG_LEVEL: ['loud'] }
+  for (const [name, values] of Object.entries(wrong)) {
+    for (const value of values) {
+      const expected = { name: 'CannotStart', message: new RegExp(`${name}.*${value}`) }
+      t.throws(() => parseEnvironment({ [name]: value }), expected)
+    }
+  }
+  const mysql = startApi(t, { databaseUrl: 'mysql://somewhere/shop' })
+  await t.rejects(mysql, { name: 'CannotStart', message: /^DATABASE_URL must look like/ })
+})
+
+test('a database that does not answer is told without its password and without a stack', async (t) => {
+  const env = { DATABASE_URL: 'postgresql://somebody:secret@127.0.0.1:1/shop' }
+  const { ended, output } = startProcess(t, scripts.start.split(' '), env)
+  t.equal((await ended).code, 1)
+  t.match(output(), /^Cannot use the database of DATABASE_URL: .*127\.0\.0\.1:1/)
+  t.notMatch(output(), /secret|^ +at /m)
+})
+
+test('the server does not outlive the npm that started it', {
+  skip: process.platform === 'win32' && 'Windows has no SIGTERM',
+}, async (t) => {
+  const { databaseUrl = '' } = await anyDatabaseUrl(t)
+  // A shell that waits for its command, as npm's does on many machines.
+  const npm = startProcess(t, ['sh', '-c', `${scripts.start}; true`], {
+    DATABASE_URL: databaseUrl,
+    npm_lifecycle_event: 'start',
+  })
+  const { origin } = new URL(/http:\S+/.exec(await npm.started)?.[0] ?? '')
+  npm.child.kill('SIGTERM')
+  // The output is closed when the last process that can write to it has ended.
+  await once(npm.child, 'close')
+  await t.rejects(fetch(origin), 'nobody listens any more')
+})
+
+test('without the plugin, the demo shows what goes wrong', async (t) => {
+  const { prisma } = await anyDatabase(t)
+  const app = Fastify()
+  authenticate(app)
+  paymentRoutes(app, prisma)
+  t.teardown(() => app.close())
+  const { code, output } = await demo(t, { DEMO_URL: await app.listen({ port: 0 }) })
+  t.equal(code, 1)
+  t.same(tableOf(output).at(-1), ['total', '56', '55', '55', '0', '0', '1 × 401'])
+  t.match(output, 'Not as expected: "50 identical payments at once"')
+})
+
+test('a demo with nobody to talk to says so', async (t) => {
+  const { code, output } = await demo(t, { DEMO_URL: 'http://127.0.0.1:1' })
+  t.equal(code, 1)
+  t.equal(output, 'Nothing answers at DEMO_URL (http://127.0.0.1:1): start it with npm start\n')
+})
+
+const heldTable = [
+  ['50 identical payments at once', '50', '1', '1', '49', '0', '0', '✓'],
+  ['the same key, another amount', '1', '0', '0', '0', '1 × 422', '0', '✓'],
+  ['the same key, another route', '1', '0', '0', '0', '1 × 422', '0', '✓'],
+  ['the same key, another tenant', '1', '1', '1', '0', '0', '0', '✓'],
+  ['the same key, an unknown tenant', '1', '0', '0', '0', '0', '1 × 401', '✓'],
+  ['no key', '1', '0', '0', '0', '0', '1 × 400', '✓'],
+  ['the first payment once more', '1', '0', '0', '1', '0', '0', '✓'],
+  ['total', '56', '2', '2', '50', '2 × 422', '1 × 400, 1 × 401'],
+]
+
+/** The rows of the demo's table, without its head. */
+function tableOf(output: string): string[][] {
+  const lines = output.split('\n')
+  const head = lines.findIndex((line) => line.startsWith('step '))
+  return lines
+    .slice(head, lines.indexOf('', head))
+    .filter((line) => !line.startsWith('step ') && !line.startsWith('─'))
+    .map((line) => line.split(/ {2,}/))
+}
+
+/** What the server prints to be copied: the indented paragraphs. */
+function commandsOf(output: string): string[] {
+  const paragraphs = output.split(/\n\n/).filter((text) => text.startsWith('  '))
+  return paragraphs.map((text) => text.trim())
+}
+
+async function shell(command: string): Promise<string> {
+  const env = { ...process.env, ...nowhere, NODE_OPTIONS: '' }
+  return (await promisify(execFile)('sh', ['-c', command], { cwd: root, env })).stdout
+}
+
+function bodyOf(response: string): string {
+  return response.slice(response.indexOf('\r\n\r\n') + 4)
+}
+
+async function demo(t: Test, env: NodeJS.ProcessEnv) {
+  const { ended, output } = startProcess(t, scripts.demo.split(' '), env)
+  return { ...(await ended), output: output() }
+}
+
+interface ExampleProcess {
+  child: ChildProcess
+  /** What it printed up to its welcome's last line. */
+  started: Promise<string>
+  ended: Promise<{ code: number | null; signal: string | null }>
+  output: () => string
+}
+
+function startProcess(t: Test, [file = '', ...args]: string[], env: NodeJS.ProcessEnv) {
+  const child = spawn(file === 'node' ? process.execPath : file, args, {
+    cwd: root,
+    env: { ...process.env, ...nowhere, NODE_OPTIONS: '', ...env },
+  })
+  const ended = once(child, 'close').then(([code, signal]) => ({ code, signal }))
+  t.teardown(async () => {
+    if (child.exitCode === null) child.kill('SIGKILL')
+    await ended
+  })
+  let output = ''
+  const started = new Promise<string>((resolve, reject) => {
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.setEncoding('utf8').on('data', (text) => {
+        output += text
+        if (output.includes('Ctrl+C stops it.')) resolve(output)
+      })
+    }
+    child.once('close', () => reject(new Error(`it ended too early: ${output}`)))
+  })
+  started.catch(() => {}) // not everybody waits for it
+  return { child, started, ended, output: () => output } satisfies ExampleProcess
+}
+
+/** The API in this process, closed with the test if the test has not closed it. */
+async function startApi(
+  t: Test,
+  { databaseUrl, port = 0 }: { databaseUrl?: string; port?: number },
+): Promise<RunningApi> {
+  const environment = { host: '127.0.0.1', port, logLevel: 'silent', redisUrl: undefined }
+  const api = await start({ ...environment, databaseUrl })
+  let closing: Promise<void> | undefined
+  const close = () => (closing ??= api.close())
+  t.teardown(close)
+  return { ...api, close }
+}
+
+async function anyDatabaseUrl(t: Test): Promise<{ databaseUrl?: string }> {
+  return noPostgres ? {} : { databaseUrl: (await emptyPostgresDatabase(t)).url }
+}
+
+function post({ url }: RunningApi, { key, amount = 4900 }: { key: string; amount?: unknown }) {
+  return fetch(`${url}/payments`, {
+    method: 'POST',
+    headers: {
+      authorization: 'Bearer acme-demo-token',
+      'content-type': 'application/json',
+      'idempotency-key': key,
+    },
+    body: JSON.stringify({ amount, currency: 'EUR' }),
+  })
+}
+
+function get({ url }: RunningApi, path: string, token = 'acme-demo-token') {
+  return fetch(`${url}${path}`, { headers: { authorization: `Bearer ${token}` } })
+}
