@@ -1,0 +1,70 @@
+import { readdir, readFile } from 'node:fs/promises'
+import { dirname, join, relative } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+
+const src = fileURLToPath(new URL('../src', import.meta.url))
+
+// What each part may import besides itself. Read from the left: nothing imports what stands on it.
+const MAY_IMPORT: Record<string, readonly string[]> = {
+  core: [],
+  store: ['core'],
+  errors: [],
+  events: ['core'],
+  options: ['core', 'store', 'errors'],
+  claims: ['core', 'store', 'events'],
+  http: ['core', 'store', 'claims', 'errors', 'events', 'options'],
+  retention: ['store', 'events'],
+  fastify: ['http', 'options'],
+  plugin: ['core', 'store', 'claims', 'http', 'errors', 'events', 'options', 'retention', 'fastify'],
+  index: ['core', 'store', 'http', 'errors', 'events', 'options', 'plugin', 'fastify'],
+  cli: ['store'],
+}
+
+interface Import {
+  file: string
+  from: string
+  part: string
+}
+
+async function imports(): Promise<Import[]> {
+  const files = (await readdir(src, { recursive: true })).filter((file) => file.endsWith('.ts'))
+  const found: Import[] = []
+  for (const file of files) {
+    const text = await readFile(join(src, file), 'utf8')
+    for (const [, from] of text.matchAll(/(?:from|import) '([^']+)'/g)) {
+      if (from !== undefined) found.push({ file, from, part: partOf(file) })
+    }
+  }
+  return found
+}
+
+const partOf = (file: string) => (file.split('/')[0] as string).replace(/\.[jt]s$/, '')
+
+t.test('imports go one way', async (t) => {
+  const all = await imports()
+  t.ok(all.length > 50)
+  for (const { file, from, part } of all) {
+    if (!from.startsWith('.')) continue
+    const target = partOf(relative(src, join(src, dirname(file), from)))
+    if (target === part) continue
+    t.ok(MAY_IMPORT[part]?.includes(target), `${file} imports ${from}`)
+  }
+})
+
+t.test('the core is pure: no framework, no database, no clock, no chance', async (t) => {
+  for (const { file, from, part } of await imports()) {
+    if (part !== 'core' || from.startsWith('.')) continue
+    t.ok(['node:crypto', 'safe-stable-stringify'].includes(from), `${file} imports ${from}`)
+  }
+  for (const file of await readdir(join(src, 'core'))) {
+    const text = await readFile(join(src, 'core', file), 'utf8')
+    t.notMatch(text, /Date\.now|new Date|performance|Math\.random|setTimeout|process\./, file)
+  }
+})
+
+t.test('nothing of Prisma is imported: the client comes from the application', async (t) => {
+  for (const { file, from } of await imports()) {
+    if (!from.startsWith('.')) t.notMatch(from, /prisma/, file)
+  }
+})
