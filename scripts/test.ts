@@ -16,6 +16,10 @@ const root = fileURLToPath(new URL('..', import.meta.url))
 process.chdir(root)
 if (existsSync('.env')) process.loadEnvFile('.env')
 
+// Ends what was started for this run when the run is interrupted.
+process.once('SIGINT', () => process.exit(130))
+process.once('SIGTERM', () => process.exit(143))
+
 await generate()
 for (const name of SERVICE_NAMES) {
   const service = await findService(name)
