@@ -24,7 +24,7 @@ const DEFAULTS = ['schema.prisma', 'prisma/schema.prisma', 'prisma']
 /** Finds the schema that Prisma itself would read, or the one that was named. Reads no schema. */
 export async function locateSchema(cwd: string, named: string | undefined): Promise<Location> {
   if (named !== undefined) {
-    return (await at(resolve(cwd, named))) ?? unknown(`There is no ${named}.`)
+    return (await at(resolve(cwd, named))) ?? unknown(`There is no file or folder ${named}.`)
   }
   return (await fromConfig(cwd)) ?? (await fromPackage(cwd)) ?? (await fromDefaults(cwd))
 }

@@ -79,7 +79,7 @@ function mysqlMigration(added: string, context: ReportContext): string {
   const schema = schemaOption(context)
   return `  npx prisma migrate dev --name idempotency --create-only${schema}
 
-and at the end of the new migration.sql, so that keys that differ only in case stay two keys:
+Put this at the end of the new migration.sql, so that keys that differ only in case stay two keys:
 
 ${indent(keyCollationSql(added))}
 

@@ -228,7 +228,7 @@ test('refuses what it cannot do, and changes nothing', async (t) => {
     [
       'a named file that is not there',
       { 'schema.prisma': schema },
-      /There is no db\/x\.prisma/,
+      /There is no file or folder db\/x\.prisma/,
       'db/x.prisma',
     ],
     [

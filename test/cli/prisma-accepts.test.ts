@@ -58,14 +58,12 @@ test('Prisma generates clients that have all the library needs', async (t) => {
 })
 
 test('prisma format leaves what is added as it is', async (t) => {
-  // What is added for SQLite is the same as for PostgreSQL.
-  for (const provider of ['postgresql', 'mysql']) {
-    const folder = t.testdir({ 'schema.prisma': schemaFor(provider) })
-    await init({ cwd: folder, path: undefined, mode: 'write' })
-    const written = await readFile(join(folder, 'schema.prisma'), 'utf8')
-    t.match(await runPrisma(folder, 'format'), { exitCode: 0 })
-    t.equal(await readFile(join(folder, 'schema.prisma'), 'utf8'), written, provider)
-  }
+  // MySQL is where most is adapted; the other lines are the same for every provider.
+  const folder = t.testdir({ 'schema.prisma': schemaFor('mysql') })
+  await init({ cwd: folder, path: undefined, mode: 'write' })
+  const written = await readFile(join(folder, 'schema.prisma'), 'utf8')
+  t.match(await runPrisma(folder, 'format'), { exitCode: 0 })
+  t.equal(await readFile(join(folder, 'schema.prisma'), 'utf8'), written)
 })
 
 test('Prisma accepts a folder with Windows newlines and several database schemas', async (t) => {
