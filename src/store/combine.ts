@@ -1,5 +1,5 @@
 export interface CombineOptions {
-  /** So many calls may be under way, each with one item, before further items are combined. */
+  /** So many calls may be under way, each with one item, while few ask. */
   readonly free: number
   /** The most items that travel in one call. */
   readonly most: number
@@ -14,40 +14,48 @@ interface Waiting<I, O> {
 /**
  * Puts a verb that takes a list behind a function that takes one item: a group commit.
  *
- * A few items go at once, alone, as if this did not exist; what arrives while those are under way
- * waits for the next one to end and then travels together. So nothing waits for a batch to fill,
- * and under load the number of statements stops growing with the number of requests.
+ * While few ask, every item goes at once, alone, as if this did not exist. What arrives when `free`
+ * calls are under way travels together as soon as one ends. Were that more than `free` items, many
+ * ask at once, and from then on one call at a time carries all that came during the last one, until
+ * calls become small again. So nothing waits for a batch to fill, and under load the number of
+ * statements stops growing with the number of requests.
  */
 export function combine<I, O>(
   verb: (items: readonly I[]) => Promise<readonly O[]>,
   { free, most }: CombineOptions,
 ): (item: I) => Promise<O> {
-  const queue: Waiting<I, O>[] = []
+  let queue: Waiting<I, O>[] = []
   let underWay = 0
+  let lastSize = 1
+
+  function sendWhatMay(): void {
+    while (queue.length > 0 && underWay < (lastSize > free ? 1 : free)) {
+      const batch = queue.slice(0, most)
+      queue = queue.slice(most)
+      send(batch)
+    }
+  }
 
   function send(batch: readonly Waiting<I, O>[]): void {
     underWay += 1
+    lastSize = batch.length
     verb(batch.map(({ item }) => item)).then(
       (results) => {
-        sendNext()
+        underWay -= 1
+        sendWhatMay()
         for (const [i, waiting] of batch.entries()) waiting.resolve(results[i] as O)
       },
       (error: unknown) => {
-        sendNext()
+        underWay -= 1
+        sendWhatMay()
         for (const waiting of batch) waiting.reject(error)
       },
     )
   }
 
-  function sendNext(): void {
-    underWay -= 1
-    if (queue.length > 0) send(queue.splice(0, most))
-  }
-
   return (item) =>
     new Promise((resolve, reject) => {
-      const waiting = { item, resolve, reject }
-      if (underWay < free) send([waiting])
-      else queue.push(waiting)
+      queue.push({ item, resolve, reject })
+      sendWhatMay()
     })
 }
