@@ -109,7 +109,14 @@ function print(results: Record<Kind, Round[]>): void {
     const ratio = median(
       results[kind].map(({ perSecond }, n) => perSecond / (results.bare[n] as Round).perSecond),
     )
-    return { kind, perSecond: of('perSecond'), ratio, p50: of('p50'), p99: of('p99'), roundTrips: of('roundTrips') }
+    return {
+      kind,
+      perSecond: of('perSecond'),
+      ratio,
+      p50: of('p50'),
+      p99: of('p99'),
+      roundTrips: of('roundTrips'),
+    }
   })
   console.log(
     `${connections} connections, ${rounds} rounds of ${seconds} s, statements on ${values.statements}, Node ${process.version}; medians`,

@@ -1,7 +1,8 @@
 // The server under load, a process of its own: the same route bare and protected, on one pool.
+
+import { PrismaPg } from '@prisma/adapter-pg'
 import Fastify from 'fastify'
 import pg from 'pg'
-import { PrismaPg } from '@prisma/adapter-pg'
 import { PrismaClient } from '../prisma/generated/postgresql/client.js'
 import idempotency from '../src/index.js'
 

@@ -10,12 +10,14 @@ export const KeyMissing = createError(
   400,
 )
 /** The header is no structured-field String and no token, or too long. */
-export const KeyMalformed: FastifyErrorConstructor<{ code: 'IDEMPOTENCY_KEY_MALFORMED' }, [string]> =
-  createError(
-    'IDEMPOTENCY_KEY_MALFORMED',
-    'The Idempotency-Key header cannot be used: %s. Send 1 to 255 printable ASCII characters, as "abc" or abc',
-    400,
-  )
+export const KeyMalformed: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_KEY_MALFORMED' },
+  [string]
+> = createError(
+  'IDEMPOTENCY_KEY_MALFORMED',
+  'The Idempotency-Key header cannot be used: %s. Send 1 to 255 printable ASCII characters, as "abc" or abc',
+  400,
+)
 /** The body cannot be compared with an earlier one (nested too deeply). */
 export const BodyUnusable = createError(
   'IDEMPOTENCY_BODY_UNUSABLE',
@@ -78,12 +80,16 @@ export const StoreUnavailable = createError(
 )
 
 /** An option is wrong; thrown at registration. */
-export const OptionInvalid: FastifyErrorConstructor<{ code: 'IDEMPOTENCY_OPTION_INVALID' }, [string]> =
-  createError('IDEMPOTENCY_OPTION_INVALID', 'fastify-idempotency: %s', 500, TypeError)
+export const OptionInvalid: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_OPTION_INVALID' },
+  [string]
+> = createError('IDEMPOTENCY_OPTION_INVALID', 'fastify-idempotency: %s', 500, TypeError)
 /** The Prisma client lacks the library's models; thrown at registration. */
-export const ModelsMissing: FastifyErrorConstructor<{ code: 'IDEMPOTENCY_MODELS_MISSING' }, [string]> =
-  createError(
-    'IDEMPOTENCY_MODELS_MISSING',
-    'fastify-idempotency: the Prisma client lacks %s. Add what is missing to the schema with `npx fastify-idempotency init`, then run `npx prisma migrate dev` and `npx prisma generate`',
-    500,
-  )
+export const ModelsMissing: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_MODELS_MISSING' },
+  [string]
+> = createError(
+  'IDEMPOTENCY_MODELS_MISSING',
+  'fastify-idempotency: the Prisma client lacks %s. Add what is missing to the schema with `npx fastify-idempotency init`, then run `npx prisma migrate dev` and `npx prisma generate`',
+  500,
+)

@@ -9,6 +9,8 @@ export interface Failure {
   /** The code of Prisma, the database or the system, if there is one. */
   readonly code: string | undefined
   readonly hint: string | undefined
+  /** Where it was thrown: the first frame of its stack. */
+  readonly at: string | undefined
 }
 
 /** Everything that happens, each with the facts that a log line or a metric needs. */
@@ -20,8 +22,18 @@ export type Happening =
   | { readonly kind: 'mismatch' }
   | { readonly kind: 'uncertain' }
   | { readonly kind: 'not_replayable' }
-  | { readonly kind: 'completed'; readonly attempt: number; readonly statusCode: number; readonly bytes: number; readonly tookMs: number }
-  | { readonly kind: 'response_omitted'; readonly attempt: number; readonly reason: 'too large' | 'written past the hooks' }
+  | {
+      readonly kind: 'completed'
+      readonly attempt: number
+      readonly statusCode: number
+      readonly bytes: number
+      readonly tookMs: number
+    }
+  | {
+      readonly kind: 'response_omitted'
+      readonly attempt: number
+      readonly reason: 'too large' | 'written past the hooks'
+    }
   | { readonly kind: 'response_not_stored'; readonly attempt: number; readonly failure: Failure }
   | { readonly kind: 'released'; readonly attempt: number; readonly why: string }
   | { readonly kind: 'release_failed'; readonly attempt: number; readonly failure: Failure }
@@ -116,6 +128,7 @@ export function failureOf(error: unknown): Failure {
     name: error instanceof Error ? error.name : typeof error,
     code,
     hint: code === undefined ? undefined : HINTS[code],
+    at: error instanceof Error ? /^ +at (.+)$/m.exec(error.stack ?? '')?.[1] : undefined,
   }
 }
 

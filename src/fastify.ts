@@ -1,5 +1,5 @@
 import type { RequestIdempotency } from './http/request.js'
-import type { RouteOptions } from './options.js'
+import type { RouteOptions as IdempotencyOptions } from './options.js'
 
 /** Idempotency outside a request: `app.idempotency`. */
 export interface Idempotency {
@@ -24,6 +24,6 @@ declare module 'fastify' {
 
   interface FastifyContextConfig {
     /** `false` leaves the route alone; `true` or options protect it, whatever its method. */
-    idempotency?: boolean | RouteOptions
+    idempotency?: boolean | IdempotencyOptions
   }
 }

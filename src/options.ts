@@ -301,9 +301,7 @@ function check(where: string, checks: Record<string, Check>, options: object): v
 }
 
 function defined<T extends object>(options: T): T {
-  return Object.fromEntries(
-    Object.entries(options).filter(([, value]) => value !== undefined),
-  ) as T
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
 }
 
 function toMs(duration: Duration): number {

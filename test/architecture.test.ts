@@ -16,7 +16,17 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   http: ['core', 'store', 'claims', 'errors', 'events', 'options'],
   retention: ['store', 'events'],
   fastify: ['http', 'options'],
-  plugin: ['core', 'store', 'claims', 'http', 'errors', 'events', 'options', 'retention', 'fastify'],
+  plugin: [
+    'core',
+    'store',
+    'claims',
+    'http',
+    'errors',
+    'events',
+    'options',
+    'retention',
+    'fastify',
+  ],
   index: ['core', 'store', 'http', 'errors', 'events', 'options', 'plugin', 'fastify'],
   cli: ['store'],
 }

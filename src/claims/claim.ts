@@ -82,7 +82,10 @@ export class Claim implements RecordKey {
    *   long as the claim may run. If the process dies before it succeeds, the lease runs out and a
    *   retry runs the handler again.
    */
-  async complete(response: StoredResponse, withinMs: number): Promise<'stored' | 'lost' | 'failed'> {
+  async complete(
+    response: StoredResponse,
+    withinMs: number,
+  ): Promise<'stored' | 'lost' | 'failed'> {
     this.#isSettled = true
     const { report } = this.#context
     const storing = this.#finish(response)
@@ -117,7 +120,11 @@ export class Claim implements RecordKey {
       else this.#lose('another attempt took over')
     } catch (error) {
       // Nothing is lost: the lease is no longer renewed.
-      this.#context.report({ kind: 'release_failed', attempt: this.fence, failure: failureOf(error) })
+      this.#context.report({
+        kind: 'release_failed',
+        attempt: this.fence,
+        failure: failureOf(error),
+      })
     }
     this.#end()
   }
@@ -175,7 +182,8 @@ export class Claim implements RecordKey {
     } catch (error) {
       if (this.#hasEnded) return
       this.#context.report({ kind: 'heartbeat_failed', attempt: fence, failure: failureOf(error) })
-      if (performance.now() > this.#leaseEndsAt) this.#lose('its lease could not be renewed in time')
+      if (performance.now() > this.#leaseEndsAt)
+        this.#lose('its lease could not be renewed in time')
       // Also after that: as long as nobody took over, a renewal makes it the only one again.
       this.#heartbeat = setTimeout(() => this.#renew(), leaseMs / 10)
     }

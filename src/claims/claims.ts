@@ -36,7 +36,7 @@ export interface ClaimsOptions {
   readonly storeTimeoutMs: number
 }
 
-// Measured with 4 and 32 connections: see docs/decisions.
+// Measured with 4 and 32 connections; see docs/decisions.
 const COMBINE = { free: 4, most: 64 }
 /** How often another process's attempt is looked at. In the same process, its end wakes us. */
 const LOOK_AGAIN = { firstMs: 25, mostMs: 1_000 }
@@ -45,7 +45,6 @@ const LOOK_AGAIN = { firstMs: 25, mostMs: 1_000 }
 export class Claims {
   readonly #open = new Set<Claim>()
   readonly #waiting = new WaitingRoom()
-  readonly #closing = new AbortController()
   readonly #storeTimeoutMs: number
   #onEmpty: (() => void) | undefined
   readonly #insert
@@ -77,10 +76,10 @@ export class Claims {
       if (outcome.kind === 'replay') return { ...outcome, waitedMs }
       if (outcome.kind !== 'busy') return outcome
       const leftMs = wish.waitMs - waitedMs
-      const isUnwanted = wish.signal?.aborted === true || this.#closing.signal.aborted
+      const isUnwanted = wish.signal?.aborted === true || !this.#waiting.isOpen
       if (leftMs <= 0 || isUnwanted) return { ...outcome, waitedMs }
       const pauseMs = Math.min(leftMs, backoff(LOOK_AGAIN, look, Math.random()))
-      await this.#waiting.wait(wish, pauseMs, [this.#closing.signal, wish.signal])
+      await this.#waiting.wait(wish, pauseMs, wish.signal)
     }
   }
 
@@ -94,7 +93,7 @@ export class Claims {
    * What still runs keeps its lease for a while; another process takes it over after that.
    */
   async close(): Promise<void> {
-    this.#closing.abort()
+    this.#waiting.close()
     for (const claim of this.#open) {
       if (!claim.isSettled) claim.abandon('the server closed while it ran')
     }

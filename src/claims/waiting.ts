@@ -3,30 +3,25 @@ import type { RecordKey } from '../core/record.js'
 /** Those in this process who wait for an operation to end. Only saves them time: they look again. */
 export class WaitingRoom {
   readonly #waiting = new Map<string, Set<() => void>>()
+  #isOpen = true
 
-  /** Ends when the operation ends in this process, after `ms`, or when a signal is aborted. */
-  wait(
-    operation: RecordKey,
-    ms: number,
-    signals: readonly (AbortSignal | undefined)[],
-  ): Promise<void> {
+  /** Ends when the operation ends in this process, after `ms`, or when `signal` is aborted. */
+  wait(operation: RecordKey, ms: number, signal: AbortSignal | undefined): Promise<void> {
     const name = nameOf(operation)
     return new Promise((resolve) => {
       const waiters = this.#waiting.get(name) ?? new Set()
       this.#waiting.set(name, waiters)
       const done = () => {
         clearTimeout(timer)
-        for (const signal of signals) signal?.removeEventListener('abort', done)
+        signal?.removeEventListener('abort', done)
         waiters.delete(done)
         if (waiters.size === 0 && this.#waiting.get(name) === waiters) this.#waiting.delete(name)
         resolve()
       }
       const timer = setTimeout(done, ms)
       waiters.add(done)
-      for (const signal of signals) {
-        signal?.addEventListener('abort', done)
-        if (signal?.aborted) done()
-      }
+      signal?.addEventListener('abort', done)
+      if (signal?.aborted || !this.#isOpen) done()
     })
   }
 
@@ -34,9 +29,15 @@ export class WaitingRoom {
     for (const done of [...(this.#waiting.get(nameOf(operation)) ?? [])]) done()
   }
 
-  /** How many operations are waited for. */
-  get size(): number {
-    return this.#waiting.size
+  /** Whether waiting still makes sense. */
+  get isOpen(): boolean {
+    return this.#isOpen
+  }
+
+  /** Wakes everybody; nobody waits from now on. */
+  close(): void {
+    this.#isOpen = false
+    for (const waiters of [...this.#waiting.values()]) for (const done of [...waiters]) done()
   }
 }
 

@@ -92,7 +92,9 @@ export function tee(
 async function drained(out: PassThrough): Promise<void> {
   const stop = new AbortController()
   const { signal } = stop
-  await Promise.race([once(out, 'drain', { signal }), once(out, 'close', { signal })]).catch(() => {})
+  await Promise.race([once(out, 'drain', { signal }), once(out, 'close', { signal })]).catch(
+    () => {},
+  )
   stop.abort()
 }
 
@@ -104,7 +106,8 @@ export function keptHeaders(
   const headers: Record<string, string | string[]> = {}
   for (const name of names) {
     const value = reply.getHeader(name)
-    if (value !== undefined) headers[name] = Array.isArray(value) ? value.map(String) : String(value)
+    if (value !== undefined)
+      headers[name] = Array.isArray(value) ? value.map(String) : String(value)
   }
   // Something in front of us has encoded the body already: without this it cannot be read.
   const encoding = reply.getHeader('content-encoding')

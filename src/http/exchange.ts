@@ -247,7 +247,12 @@ export class Exchange {
   /** Replaces a response that is not the operation's answer. */
   #takeBack(): Buffer {
     const reply = this.#reply
-    for (const name of ['set-cookie', 'content-encoding', 'etag', ...this.#route.settings.headers]) {
+    for (const name of [
+      'set-cookie',
+      'content-encoding',
+      'etag',
+      ...this.#route.settings.headers,
+    ]) {
       reply.removeHeader(name)
     }
     return problem(reply, this.#docs, new LeaseLost(), BUSY_RETRY_S)
@@ -288,7 +293,11 @@ export class Exchange {
     if (!this.#route.settings.keepStatus(statusCode)) {
       return claim.release(`status ${statusCode}`, this.#storeTimeoutMs)
     }
-    this.#report({ kind: 'response_omitted', attempt: claim.fence, reason: 'written past the hooks' })
+    this.#report({
+      kind: 'response_omitted',
+      attempt: claim.fence,
+      reason: 'written past the hooks',
+    })
     await claim.complete({ statusCode, headers: {}, body: null }, this.#storeTimeoutMs)
   }
 

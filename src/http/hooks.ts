@@ -81,7 +81,10 @@ function protectRoute(
   const fingerprint = async (request: FastifyRequest): Promise<Fingerprinted> => {
     try {
       if (settings.fingerprint !== undefined) {
-        return { kind: 'fingerprint', value: fingerprintOfValue(await settings.fingerprint(request)) }
+        return {
+          kind: 'fingerprint',
+          value: fingerprintOfValue(await settings.fingerprint(request)),
+        }
       }
       const { method, params, query } = request
       const body = isUnread(request) ? undefined : request.body

@@ -19,7 +19,9 @@ export async function tenantOf(
   if (value === undefined || value === null || value === '') throw new NoTenant()
   const name = typeof value === 'number' || typeof value === 'bigint' ? String(value) : value
   if (typeof name !== 'string' || name === 'NaN') {
-    throw new TypeError(`the tenant function returned ${typeof value}; it must return a string or a number`)
+    throw new TypeError(
+      `the tenant function returned ${typeof value}; it must return a string or a number`,
+    )
   }
   // PostgreSQL stores no NUL, and the column is as wide as a key's.
   if (name.length > 255 || name.includes('\0')) {

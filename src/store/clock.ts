@@ -38,10 +38,9 @@ export function databaseClock(
   return {
     ask,
     async estimate() {
-      const elapsed = sample === undefined ? Number.POSITIVE_INFINITY : performance.now() - sample.at
-      return sample === undefined || elapsed > FRESH_FOR_MS
-        ? ask()
-        : new Date(sample.now + elapsed)
+      const elapsed =
+        sample === undefined ? Number.POSITIVE_INFINITY : performance.now() - sample.at
+      return sample === undefined || elapsed > FRESH_FOR_MS ? ask() : new Date(sample.now + elapsed)
     },
   }
 }

@@ -1,5 +1,5 @@
 import type { RecordKey, RecordStatus, SeenRecord, StoredResponse } from '../core/record.js'
-import { type PrismaClientLike, isUniqueViolation } from './client.js'
+import { isUniqueViolation, type PrismaClientLike } from './client.js'
 import type { DatabaseClock } from './clock.js'
 import type { Ask, Extend, Finish, Hold, Inserted, Store } from './store.js'
 

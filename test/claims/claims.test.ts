@@ -64,20 +64,26 @@ const letLeaseRunOut = async ({ tenantId, key }: { tenantId: string; key: string
   })
 }
 
-t.test('the first runs, the second is told to come back, later ones get the response', async (t) => {
-  const { claims, wish, events } = processOn(t)
-  const w = wish()
-  const claim = claimOf(await claims.begin(w))
-  t.match(claim, { fence: 1, resumed: false })
-  t.match(await claims.begin(w), { kind: 'busy' })
-  t.match(await claims.begin({ ...w, fingerprint: 'g' }), { kind: 'mismatch' })
-  t.equal(await claim.complete(response, 1_000), 'stored')
-  const replay = await claims.begin(w)
-  t.match(replay, { kind: 'replay', response: { statusCode: 201 } })
-  t.match(await claims.begin({ ...w, fingerprint: 'g' }), { kind: 'mismatch' })
-  t.equal(claims.openCount, 0)
-  t.strictSame(events.map(({ kind }) => kind), ['claimed', 'completed'])
-})
+t.test(
+  'the first runs, the second is told to come back, later ones get the response',
+  async (t) => {
+    const { claims, wish, events } = processOn(t)
+    const w = wish()
+    const claim = claimOf(await claims.begin(w))
+    t.match(claim, { fence: 1, resumed: false })
+    t.match(await claims.begin(w), { kind: 'busy' })
+    t.match(await claims.begin({ ...w, fingerprint: 'g' }), { kind: 'mismatch' })
+    t.equal(await claim.complete(response, 1_000), 'stored')
+    const replay = await claims.begin(w)
+    t.match(replay, { kind: 'replay', response: { statusCode: 201 } })
+    t.match(await claims.begin({ ...w, fingerprint: 'g' }), { kind: 'mismatch' })
+    t.equal(claims.openCount, 0)
+    t.strictSame(
+      events.map(({ kind }) => kind),
+      ['claimed', 'completed'],
+    )
+  },
+)
 
 t.test('a released claim is free at once, for the next attempt', async (t) => {
   const { claims, wish } = processOn(t)
@@ -150,16 +156,19 @@ t.test('a holder is told that it was taken over by the next renewal', async (t) 
   t.equal(await claim.complete(response, 1_000), 'lost')
 })
 
-t.test('a claim that cannot be renewed in time says so, and completes if nobody came', async (t) => {
-  const { claims, wish, reported } = processOn(t, {
-    extend: () => Promise.reject(new Error('down')),
-  })
-  const w = wish({ leaseMs: 150 })
-  const claim = claimOf(await claims.begin(w))
-  await Promise.all([reported('heartbeat_failed'), reported('lease_lost')])
-  t.equal(claim.signal.aborted, true)
-  t.equal(await claim.complete(response, 1_000), 'stored', 'the guard decides, not the clock')
-})
+t.test(
+  'a claim that cannot be renewed in time says so, and completes if nobody came',
+  async (t) => {
+    const { claims, wish, reported } = processOn(t, {
+      extend: () => Promise.reject(new Error('down')),
+    })
+    const w = wish({ leaseMs: 150 })
+    const claim = claimOf(await claims.begin(w))
+    await Promise.all([reported('heartbeat_failed'), reported('lease_lost')])
+    t.equal(claim.signal.aborted, true)
+    t.equal(await claim.complete(response, 1_000), 'stored', 'the guard decides, not the clock')
+  },
+)
 
 t.test('after maxRun the lease is left to run out', async (t) => {
   const { claims, wish, reported } = processOn(t)
@@ -380,4 +389,19 @@ t.test('a closing process lets go of what runs and keeps what is being stored', 
   t.equal(claims.openCount, 0)
   t.match(events.filter(({ kind }) => kind === 'abandoned').length, 1)
   t.equal((await recordOf(running))?.status, 'in_progress', 'its lease runs out by itself')
+})
+
+t.test('many may wait for one operation without a warning', async (t) => {
+  const warnings: Error[] = []
+  const listener = (warning: Error) => warnings.push(warning)
+  process.on('warning', listener)
+  t.teardown(() => process.off('warning', listener))
+  const { claims, wish } = processOn(t)
+  const w = wish()
+  const claim = claimOf(await claims.begin(w))
+  const waiting = Array.from({ length: 50 }, () => claims.begin({ ...w, waitMs: 10_000 }))
+  await claim.complete(response, 1_000)
+  for (const outcome of await Promise.all(waiting)) t.match(outcome, { kind: 'replay' })
+  await new Promise(setImmediate)
+  t.strictSame(warnings, [])
 })

@@ -68,19 +68,25 @@ export async function storeContract(
     const a = ask()
     const b = ask()
     const results = await store.insert([a, b, a, a, b])
-    for (const places of [[0, 2, 3], [1, 4]]) {
+    for (const places of [
+      [0, 2, 3],
+      [1, 4],
+    ]) {
       const kinds = places.map((place) => results[place]?.kind).sort()
       t.strictSame(kinds, ['made', ...places.slice(1).map(() => 'seen')])
     }
   })
 
-  await t.test('lists that name the same keys in other orders do not block each other', async (t) => {
-    const asks = Array.from({ length: 20 }, () => ask())
-    const results = await Promise.all(
-      Array.from({ length: 10 }, (_, n) => store.insert(n % 2 ? asks : [...asks].reverse())),
-    )
-    t.equal(results.flat().filter(({ kind }) => kind === 'made').length, asks.length)
-  })
+  await t.test(
+    'lists that name the same keys in other orders do not block each other',
+    async (t) => {
+      const asks = Array.from({ length: 20 }, () => ask())
+      const results = await Promise.all(
+        Array.from({ length: 10 }, (_, n) => store.insert(n % 2 ? asks : [...asks].reverse())),
+      )
+      t.equal(results.flat().filter(({ kind }) => kind === 'made').length, asks.length)
+    },
+  )
 
   await t.test('tenants, and keys that differ in case or a space, are apart', async (t) => {
     const a = ask({ key: `Key-${randomUUID()}` })
@@ -117,22 +123,29 @@ export async function storeContract(
     }
   })
 
-  await t.test('only the holder of the fence finishes, and only once with one meaning', async (t) => {
-    const a = ask()
-    await insert(a)
-    const finish = (fence: number, response_: StoredResponse | null) =>
-      only(store.finish([{ ...a, fence, response: response_ }]))
-    t.equal(await finish(2, response()), false, 'a fence that was never given')
-    t.equal(await finish(1, response()), true)
-    t.equal(await finish(1, response()), true, 'saying it again is fine: the reply may get lost')
-    t.equal(await finish(1, null), false, 'a completed record is not released')
-    t.equal(await only(store.finish([{ ...ask(), fence: 1, response: null }])), false, 'no record')
+  await t.test(
+    'only the holder of the fence finishes, and only once with one meaning',
+    async (t) => {
+      const a = ask()
+      await insert(a)
+      const finish = (fence: number, response_: StoredResponse | null) =>
+        only(store.finish([{ ...a, fence, response: response_ }]))
+      t.equal(await finish(2, response()), false, 'a fence that was never given')
+      t.equal(await finish(1, response()), true)
+      t.equal(await finish(1, response()), true, 'saying it again is fine: the reply may get lost')
+      t.equal(await finish(1, null), false, 'a completed record is not released')
+      t.equal(
+        await only(store.finish([{ ...ask(), fence: 1, response: null }])),
+        false,
+        'no record',
+      )
 
-    const released = ask()
-    await insert(released)
-    t.equal(await only(store.finish([{ ...released, fence: 1, response: null }])), true)
-    t.equal(await only(store.finish([{ ...released, fence: 1, response: response() }])), false)
-  })
+      const released = ask()
+      await insert(released)
+      t.equal(await only(store.finish([{ ...released, fence: 1, response: null }])), true)
+      t.equal(await only(store.finish([{ ...released, fence: 1, response: response() }])), false)
+    },
+  )
 
   await t.test('a lease that runs and a response that is kept are not taken over', async (t) => {
     const running = ask()
@@ -163,22 +176,29 @@ export async function storeContract(
       },
     ],
   ] as const) {
-    await t.test(`a record ${name} is taken over by one of many, with the next fence`, async (t) => {
-      const a = ask()
-      await insert(a)
-      await free(a)
-      const next = { ...a, fingerprint: 'g', fence: 1 }
-      t.equal(await only(store.takeOver([{ ...next, fence: 7 }])), false, 'not by another fence')
-      const results = await Promise.all(Array.from({ length: 20 }, () => store.takeOver([next])))
-      t.equal(results.flat().filter(Boolean).length, 1)
-      const record = await seen(a)
-      t.match(record, { fingerprint: 'g', fence: 2, status: 'in_progress', isExpired: false })
-      t.ok(record.leaseLeftMs > 20_000)
-      t.equal(record.response, null)
-      t.equal((await records.findUnique(where(a))).body, null, 'nothing is left of an old response')
-      t.equal(await only(store.finish([{ ...a, fence: 1, response: response() }])), false)
-      t.equal(await only(store.finish([{ ...a, fence: 2, response: response() }])), true)
-    })
+    await t.test(
+      `a record ${name} is taken over by one of many, with the next fence`,
+      async (t) => {
+        const a = ask()
+        await insert(a)
+        await free(a)
+        const next = { ...a, fingerprint: 'g', fence: 1 }
+        t.equal(await only(store.takeOver([{ ...next, fence: 7 }])), false, 'not by another fence')
+        const results = await Promise.all(Array.from({ length: 20 }, () => store.takeOver([next])))
+        t.equal(results.flat().filter(Boolean).length, 1)
+        const record = await seen(a)
+        t.match(record, { fingerprint: 'g', fence: 2, status: 'in_progress', isExpired: false })
+        t.ok(record.leaseLeftMs > 20_000)
+        t.equal(record.response, null)
+        t.equal(
+          (await records.findUnique(where(a))).body,
+          null,
+          'nothing is left of an old response',
+        )
+        t.equal(await only(store.finish([{ ...a, fence: 1, response: response() }])), false)
+        t.equal(await only(store.finish([{ ...a, fence: 2, response: response() }])), true)
+      },
+    )
   }
 
   await t.test('only the holder renews its lease, counted from now', async (t) => {
@@ -192,16 +212,19 @@ export async function storeContract(
     t.equal(await only(store.extend([{ ...a, fence: 1, leaseMs: 60_000 }])), false)
   })
 
-  await t.test('a record that is forgotten leaves nothing, and only its holder forgets it', async (t) => {
-    const a = ask()
-    await insert(a)
-    t.equal(await only(store.forget([{ ...a, fence: 2 }])), false)
-    t.equal(await only(store.forget([{ ...a, fence: 1 }])), true)
-    t.equal(await records.findUnique(where(a)), null)
-    t.match(await insert(a), { kind: 'made' })
-    await store.finish([{ ...a, fence: 1, response: response() }])
-    t.equal(await only(store.forget([{ ...a, fence: 1 }])), false, 'a completed one stays')
-  })
+  await t.test(
+    'a record that is forgotten leaves nothing, and only its holder forgets it',
+    async (t) => {
+      const a = ask()
+      await insert(a)
+      t.equal(await only(store.forget([{ ...a, fence: 2 }])), false)
+      t.equal(await only(store.forget([{ ...a, fence: 1 }])), true)
+      t.equal(await records.findUnique(where(a)), null)
+      t.match(await insert(a), { kind: 'made' })
+      await store.finish([{ ...a, fence: 1, response: response() }])
+      t.equal(await only(store.forget([{ ...a, fence: 1 }])), false, 'a completed one stays')
+    },
+  )
 
   await t.test('what is expired says so, whatever the clock of this process says', async (t) => {
     const { now } = Date
@@ -224,33 +247,43 @@ export async function storeContract(
     t.equal((await seen(expired)).isExpired, true)
   })
 
-  await t.test('prune deletes what is expired, no more at a time than asked, and nothing else', async (t) => {
-    await records.deleteMany({})
-    const expired = Array.from({ length: 25 }, () => ask())
-    const held = ask()
-    const kept = ask()
-    await store.insert([...expired, held, kept])
-    await store.finish([...expired, kept].map((a) => ({ ...a, fence: 1, response: response() })))
-    for (const a of [...expired, held]) await move(a, { expiresAt: PAST })
-    t.equal(await store.prune(10), 10)
-    const counts = await Promise.all([store.prune(10), store.prune(10), store.prune(10)])
-    const rest = await store.prune(100)
-    t.equal(counts.reduce((a, b) => a + b, rest), 15, 'side by side, each row is deleted once')
-    const left: { key: string }[] = await records.findMany({})
-    t.strictSame(left.map(({ key }) => key).sort(), [held.key, kept.key].sort())
-    await move(held, { leaseUntil: PAST })
-    t.equal(await store.prune(10), 1, 'a lease that ran out holds nothing')
-  })
-
-  await t.test('a unique constraint other than the key is no duplicate, but an error', async (t) => {
-    await records.deleteMany({})
-    await sql('CREATE UNIQUE INDEX other_constraint ON idempotency_record (fingerprint)')
-    try {
-      t.match(await insert(ask({ fingerprint: 'same' })), { kind: 'made' })
-      await t.rejects(store.insert([ask({ fingerprint: 'same' })]))
-    } finally {
+  await t.test(
+    'prune deletes what is expired, no more at a time than asked, and nothing else',
+    async (t) => {
       await records.deleteMany({})
-      await sql(dropIndex('other_constraint'))
-    }
-  })
+      const expired = Array.from({ length: 25 }, () => ask())
+      const held = ask()
+      const kept = ask()
+      await store.insert([...expired, held, kept])
+      await store.finish([...expired, kept].map((a) => ({ ...a, fence: 1, response: response() })))
+      for (const a of [...expired, held]) await move(a, { expiresAt: PAST })
+      t.equal(await store.prune(10), 10)
+      const counts = await Promise.all([store.prune(10), store.prune(10), store.prune(10)])
+      const rest = await store.prune(100)
+      t.equal(
+        counts.reduce((a, b) => a + b, rest),
+        15,
+        'side by side, each row is deleted once',
+      )
+      const left: { key: string }[] = await records.findMany({})
+      t.strictSame(left.map(({ key }) => key).sort(), [held.key, kept.key].sort())
+      await move(held, { leaseUntil: PAST })
+      t.equal(await store.prune(10), 1, 'a lease that ran out holds nothing')
+    },
+  )
+
+  await t.test(
+    'a unique constraint other than the key is no duplicate, but an error',
+    async (t) => {
+      await records.deleteMany({})
+      await sql('CREATE UNIQUE INDEX other_constraint ON idempotency_record (fingerprint)')
+      try {
+        t.match(await insert(ask({ fingerprint: 'same' })), { kind: 'made' })
+        await t.rejects(store.insert([ask({ fingerprint: 'same' })]))
+      } finally {
+        await records.deleteMany({})
+        await sql(dropIndex('other_constraint'))
+      }
+    },
+  )
 }

@@ -73,18 +73,21 @@ const rows = TABLE.trim()
 t.equal(new Set(rows.map((row) => row.slice(0, 5).join())).size, 3 * 2 * 2 * 2 * 2, 'every cell')
 
 for (const [status, lease, expiry, fingerprint, policy, expected] of rows) {
-  t.test(`${status}, lease ${lease}, ${expiry}, ${fingerprint} fingerprint, ${policy}: ${expected}`, async (t) => {
-    const record: SeenRecord = {
-      fingerprint: 'f',
-      status: status as SeenRecord['status'],
-      fence: 3,
-      leaseLeftMs: lease === 'runs' ? 1 : 0,
-      isExpired: expiry === 'expired',
-      response: status === 'completed' ? response : null,
-    }
-    const decision = decide(record, fingerprint === 'same' ? 'f' : 'g', policy as 'rerun')
-    t.strictSame(decision, EXPECTED[expected as string])
-  })
+  t.test(
+    `${status}, lease ${lease}, ${expiry}, ${fingerprint} fingerprint, ${policy}: ${expected}`,
+    async (t) => {
+      const record: SeenRecord = {
+        fingerprint: 'f',
+        status: status as SeenRecord['status'],
+        fence: 3,
+        leaseLeftMs: lease === 'runs' ? 1 : 0,
+        isExpired: expiry === 'expired',
+        response: status === 'completed' ? response : null,
+      }
+      const decision = decide(record, fingerprint === 'same' ? 'f' : 'g', policy as 'rerun')
+      t.strictSame(decision, EXPECTED[expected as string])
+    },
+  )
 }
 
 t.test('a completed record without a response is refused, not replayed', async (t) => {

@@ -17,7 +17,20 @@ t.test('reads milliseconds, and numbers with a unit', async (t) => {
 })
 
 t.test('refuses everything else', async (t) => {
-  for (const value of ['', '30', '30 s', 's', '-1s', -1, Number.NaN, Infinity, '1w', null, {}, true]) {
+  for (const value of [
+    '',
+    '30',
+    '30 s',
+    's',
+    '-1s',
+    -1,
+    Number.NaN,
+    Infinity,
+    '1w',
+    null,
+    {},
+    true,
+  ]) {
     t.equal(parseDuration(value), undefined, String(value))
   }
 })

@@ -60,9 +60,7 @@ t.test('any header gives a key or a reason, never an exception', async () => {
   fc.assert(
     fc.property(fc.string({ unit: 'binary', maxLength: 300 }), (value) => {
       const parsed = parseKey(value)
-      return parsed.kind === 'key'
-        ? /^[ -~]{1,255}$/.test(parsed.key)
-        : parsed.reason.length > 0
+      return parsed.kind === 'key' ? /^[ -~]{1,255}$/.test(parsed.key) : parsed.reason.length > 0
     }),
     { numRuns: 2_000 },
   )

@@ -37,7 +37,9 @@ for (const STATEMENTS of ['pool', 'prisma'] as const) {
             if (headers['retry-after'] === undefined) wrong.push(`round ${round}: no Retry-After`)
             continue
           }
-          bodies.add(`${status} ${headers.location} ${headers['content-type']} ${body.toString('hex')}`)
+          bodies.add(
+            `${status} ${headers.location} ${headers['content-type']} ${body.toString('hex')}`,
+          )
           if (headers['idempotent-replayed'] === 'true') replays += 1
           else firsts += 1
         }
@@ -54,40 +56,47 @@ for (const STATEMENTS of ['pool', 'prisma'] as const) {
       t.equal(await prisma.payment.count(), rounds, 'one payment a round')
       const perRound = await prisma.payment.groupBy({ by: ['amount'] })
       t.equal(perRound.length, rounds)
-      t.equal(await prisma.idempotencyRecord.count({ where: { status: 'completed', fence: 1 } }), rounds)
+      t.equal(
+        await prisma.idempotencyRecord.count({ where: { status: 'completed', fence: 1 } }),
+        rounds,
+      )
       t.ok(conflicts > 0, `${conflicts} were told to come back`)
       t.comment(`${conflicts} conflicts, ${replays} replays`)
     },
   )
 }
 
-t.test('a process that is killed while it runs blocks its key for a lease, not longer', { skip }, async (t) => {
-  const { prisma, url } = await postgresDatabase(t)
-  const env = { DATABASE_URL: url, STATEMENTS: 'pool' as const }
-  const [first, second] = await Promise.all([paymentsProcess(t, env), paymentsProcess(t, env)])
-  const post = poster(t, 10)
-  const body = { amount: 1, hang: true }
+t.test(
+  'a process that is killed while it runs blocks its key for a lease, not longer',
+  { skip },
+  async (t) => {
+    const { prisma, url } = await postgresDatabase(t)
+    const env = { DATABASE_URL: url, STATEMENTS: 'pool' as const }
+    const [first, second] = await Promise.all([paymentsProcess(t, env), paymentsProcess(t, env)])
+    const post = poster(t, 10)
+    const body = { amount: 1, hang: true }
 
-  const stored = first.said('stored')
-  const interrupted = post(`${first.url}/payments`, 'k', body).catch((error: Error) => error)
-  await stored
-  t.equal((await post(`${second.url}/payments`, 'k', body)).status, 409)
-  const killedAt = performance.now()
-  first.child.kill('SIGKILL')
-  await once(first.child, 'exit')
-  t.type(await interrupted, Error)
+    const stored = first.said('stored')
+    const interrupted = post(`${first.url}/payments`, 'k', body).catch((error: Error) => error)
+    await stored
+    t.equal((await post(`${second.url}/payments`, 'k', body)).status, 409)
+    const killedAt = performance.now()
+    first.child.kill('SIGKILL')
+    await once(first.child, 'exit')
+    t.type(await interrupted, Error)
 
-  let answer = await post(`${second.url}/payments`, 'k', body)
-  while (answer.status === 409) {
-    await new Promise((resolve) => setTimeout(resolve, 20))
-    answer = await post(`${second.url}/payments`, 'k', body)
-  }
-  const blockedMs = performance.now() - killedAt
-  t.equal(answer.status, 201)
-  t.notOk(answer.headers['idempotent-replayed'])
-  t.ok(blockedMs < 2_500, `blocked for ${Math.round(blockedMs)} ms with a lease of 1000 ms`)
-  t.match(await prisma.idempotencyRecord.findFirst(), { fence: 2, status: 'completed' })
-  const replay = await post(`${second.url}/payments`, 'k', body)
-  t.equal(replay.headers['idempotent-replayed'], 'true')
-  t.ok(replay.body.equals(answer.body))
-})
+    let answer = await post(`${second.url}/payments`, 'k', body)
+    while (answer.status === 409) {
+      await new Promise((resolve) => setTimeout(resolve, 20))
+      answer = await post(`${second.url}/payments`, 'k', body)
+    }
+    const blockedMs = performance.now() - killedAt
+    t.equal(answer.status, 201)
+    t.notOk(answer.headers['idempotent-replayed'])
+    t.ok(blockedMs < 2_500, `blocked for ${Math.round(blockedMs)} ms with a lease of 1000 ms`)
+    t.match(await prisma.idempotencyRecord.findFirst(), { fence: 2, status: 'completed' })
+    const replay = await post(`${second.url}/payments`, 'k', body)
+    t.equal(replay.headers['idempotent-replayed'], 'true')
+    t.ok(replay.body.equals(answer.body))
+  },
+)

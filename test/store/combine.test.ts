@@ -18,7 +18,10 @@ t.test('a few go at once, the overflow travels together when one ends', async (t
   const { verb, calls } = latchedVerb()
   const call = combine(verb, { free: 2, most: 3 })
   const results = [1, 2, 3, 4, 5, 6, 7].map(call)
-  t.strictSame(calls.map(({ items }) => items), [[1], [2]])
+  t.strictSame(
+    calls.map(({ items }) => items),
+    [[1], [2]],
+  )
   calls[0]?.end()
   t.equal(await results[0], 10)
   t.strictSame(calls[2]?.items, [3, 4, 5], 'no more than the most')
@@ -44,23 +47,26 @@ t.test('a failure reaches all that travelled together, and nobody else', async (
   t.equal(await later, 40, 'the next one goes on')
 })
 
-t.test('while many ask, one call at a time carries all; when few ask, each goes alone', async (t) => {
-  const { verb, calls } = latchedVerb()
-  const call = combine(verb, { free: 2, most: 10 })
-  const results = [1, 2, 3, 4, 5].map(call)
-  calls[0]?.end()
-  await results[0]
-  t.strictSame(calls[2]?.items, [3, 4, 5], 'more than may go alone')
-  results.push(call(6))
-  calls[1]?.end()
-  await results[1]
-  t.equal(calls.length, 3, 'nothing goes beside it')
-  calls[2]?.end()
-  await results[2]
-  t.strictSame(calls[3]?.items, [6])
-  results.push(call(7))
-  t.strictSame(calls[4]?.items, [7], 'few ask again')
-  calls[3]?.end()
-  calls[4]?.end()
-  t.strictSame(await Promise.all(results), [10, 20, 30, 40, 50, 60, 70])
-})
+t.test(
+  'while many ask, one call at a time carries all; when few ask, each goes alone',
+  async (t) => {
+    const { verb, calls } = latchedVerb()
+    const call = combine(verb, { free: 2, most: 10 })
+    const results = [1, 2, 3, 4, 5].map(call)
+    calls[0]?.end()
+    await results[0]
+    t.strictSame(calls[2]?.items, [3, 4, 5], 'more than may go alone')
+    results.push(call(6))
+    calls[1]?.end()
+    await results[1]
+    t.equal(calls.length, 3, 'nothing goes beside it')
+    calls[2]?.end()
+    await results[2]
+    t.strictSame(calls[3]?.items, [6])
+    results.push(call(7))
+    t.strictSame(calls[4]?.items, [7], 'few ask again')
+    calls[3]?.end()
+    calls[4]?.end()
+    t.strictSame(await Promise.all(results), [10, 20, 30, 40, 50, 60, 70])
+  },
+)
