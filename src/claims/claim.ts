@@ -2,6 +2,7 @@ import { backoff } from '../core/backoff.js'
 import type { RecordKey, StoredResponse } from '../core/record.js'
 import { failureOf, type Report } from '../events.js'
 import type { Extend, Finish, Hold } from '../store/store.js'
+import { within } from './within.js'
 
 /** What a claim needs of its surroundings. */
 export interface ClaimContext {
@@ -217,24 +218,5 @@ export class Claim implements RecordKey {
         resolve()
       }
     })
-  }
-}
-
-/** The store was asked and did not answer in time. What was asked may still happen. */
-export class StoreTimeout extends Error {
-  readonly code = 'ETIMEDOUT'
-  override readonly name = 'StoreTimeout'
-}
-
-/** Rejects when the promise takes longer than `ms`; the promise itself goes on. */
-export async function within<T>(promise: Promise<T>, ms: number): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const timeout = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new StoreTimeout(`no answer within ${ms} ms`)), ms)
-  })
-  try {
-    return await Promise.race([promise, timeout])
-  } finally {
-    clearTimeout(timer)
   }
 }

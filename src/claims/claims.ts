@@ -4,8 +4,9 @@ import type { RecordKey, StoredResponse } from '../core/record.js'
 import type { Report } from '../events.js'
 import { combine } from '../store/combine.js'
 import type { Store } from '../store/store.js'
-import { Claim, type ClaimTerms, within } from './claim.js'
+import { Claim, type ClaimTerms } from './claim.js'
 import { WaitingRoom } from './waiting.js'
+import { within } from './within.js'
 
 /** What a request wants: to run this operation, unless it was run before. */
 export interface Wish extends RecordKey {
@@ -55,11 +56,12 @@ export class Claims {
 
   constructor(store: Store, { storeTimeoutMs }: ClaimsOptions) {
     this.#storeTimeoutMs = storeTimeoutMs
-    this.#insert = combine(store.insert, COMBINE)
-    this.#takeOver = combine(store.takeOver, COMBINE)
-    this.#finish = combine(store.finish, COMBINE)
-    this.#extend = combine(store.extend, COMBINE)
-    this.#forget = combine(store.forget, COMBINE)
+    const options = { ...COMBINE, patienceMs: storeTimeoutMs }
+    this.#insert = combine(store.insert, options)
+    this.#takeOver = combine(store.takeOver, options)
+    this.#finish = combine(store.finish, options)
+    this.#extend = combine(store.extend, options)
+    this.#forget = combine(store.forget, options)
   }
 
   /**

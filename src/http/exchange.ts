@@ -62,6 +62,7 @@ export class Exchange {
   #report: Report
   /** Whether a response is on its way through the hooks. */
   #isSending = false
+  #sends = 0
   #replayed: StoredResponse | undefined
   #handled: Promise<unknown> = Promise.resolve()
 
@@ -161,10 +162,10 @@ export class Exchange {
   }
 
   async #run(claim: Claim): Promise<unknown> {
-    const { raw } = this.#reply
-    if (raw.destroyed) {
-      // The client left before anything began. Nobody is told anything, so nothing is done.
-      await claim.release('the client left before the handler ran', this.#storeTimeoutMs)
+    const { raw, sent } = this.#reply
+    if (raw.destroyed || sent) {
+      // Nobody waits for an answer any more, and nothing has begun: so nothing does.
+      await claim.release('the client left, or was answered, before it ran', this.#storeTimeoutMs)
       return this.#reply
     }
     this.claim = claim
@@ -183,7 +184,11 @@ export class Exchange {
     let result: unknown
     try {
       result = handler.call(request.server, request, reply)
-      if (result === undefined) return reply
+      if (result === undefined) {
+        // It calls back, and nobody can tell when it is done without an answer; maxRun ends it.
+        this.#handled = new Promise(() => {})
+        return reply
+      }
       this.#handled = Promise.resolve(result).catch(() => {})
       const value = await result
       return value === undefined && this.#isSending ? reply : value
@@ -194,8 +199,25 @@ export class Exchange {
     }
   }
 
-  /** The `onSend` hook: what goes out is what is stored, or the other way round. */
-  async onSend(payload: unknown): Promise<unknown> {
+  /**
+   * The `onSend` hook. Calls back with what goes out, unless something else was sent while it was
+   * being stored, as Fastify does when `handlerTimeout` ends just then: two answers are one too many.
+   */
+  onSend(payload: unknown, done: (error: Error | null, payload?: unknown) => void): void {
+    this.#sends += 1
+    const turn = this.#sends
+    this.#store(payload).then(
+      (sent) => {
+        if (turn === this.#sends) done(null, sent)
+      },
+      (error) => {
+        if (turn === this.#sends) done(error)
+      },
+    )
+  }
+
+  /** What goes out is what is stored, or the other way round. */
+  async #store(payload: unknown): Promise<unknown> {
     const { claim } = this
     const reply = this.#reply
     if (this.#replayed !== undefined) {

@@ -55,8 +55,8 @@ export function bindHooks(
   // others compress them.
   app.addHook('onSend', (request, _reply, payload, done) => {
     const exchange = request[EXCHANGE]
-    if (exchange === null) return done(null, payload)
-    exchange.onSend(payload).then((sent) => done(null, sent), done)
+    if (exchange === null) done(null, payload)
+    else exchange.onSend(payload, done)
   })
 
   app.addHook('onError', (request, _reply, error, done) => {

@@ -1,6 +1,6 @@
 import rateLimit from '@fastify/rate-limit'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { within } from '../claims/claim.js'
+import { within } from '../claims/within.js'
 import { failureOf, type Report } from '../events.js'
 
 export interface LimiterOptions {

@@ -3,6 +3,8 @@ export interface CombineOptions {
   readonly free: number
   /** The most items that travel in one call. */
   readonly most: number
+  /** A call that takes longer is no longer waited for: nothing else may hang behind it. */
+  readonly patienceMs: number
 }
 
 interface Waiting<I, O> {
@@ -22,7 +24,7 @@ interface Waiting<I, O> {
  */
 export function combine<I, O>(
   verb: (items: readonly I[]) => Promise<readonly O[]>,
-  { free, most }: CombineOptions,
+  { free, most, patienceMs }: CombineOptions,
 ): (item: I) => Promise<O> {
   let queue: Waiting<I, O>[] = []
   let underWay = 0
@@ -39,15 +41,22 @@ export function combine<I, O>(
   function send(batch: readonly Waiting<I, O>[]): void {
     underWay += 1
     lastSize = batch.length
+    let isCounted = true
+    const makeWay = () => {
+      if (!isCounted) return
+      isCounted = false
+      clearTimeout(timer)
+      underWay -= 1
+      sendWhatMay()
+    }
+    const timer = setTimeout(makeWay, patienceMs)
     verb(batch.map(({ item }) => item)).then(
       (results) => {
-        underWay -= 1
-        sendWhatMay()
+        makeWay()
         for (const [i, waiting] of batch.entries()) waiting.resolve(results[i] as O)
       },
       (error: unknown) => {
-        underWay -= 1
-        sendWhatMay()
+        makeWay()
         for (const waiting of batch) waiting.reject(error)
       },
     )

@@ -16,7 +16,7 @@ function latchedVerb() {
 
 t.test('a few go at once, the overflow travels together when one ends', async (t) => {
   const { verb, calls } = latchedVerb()
-  const call = combine(verb, { free: 2, most: 3 })
+  const call = combine(verb, { free: 2, most: 3, patienceMs: 60_000 })
   const results = [1, 2, 3, 4, 5, 6, 7].map(call)
   t.strictSame(
     calls.map(({ items }) => items),
@@ -35,7 +35,7 @@ t.test('a few go at once, the overflow travels together when one ends', async (t
 
 t.test('a failure reaches all that travelled together, and nobody else', async (t) => {
   const { verb, calls } = latchedVerb()
-  const call = combine(verb, { free: 1, most: 10 })
+  const call = combine(verb, { free: 1, most: 10, patienceMs: 60_000 })
   const results = [1, 2, 3].map(call)
   calls[0]?.end()
   t.equal(await results[0], 10)
@@ -51,7 +51,7 @@ t.test(
   'while many ask, one call at a time carries all; when few ask, each goes alone',
   async (t) => {
     const { verb, calls } = latchedVerb()
-    const call = combine(verb, { free: 2, most: 10 })
+    const call = combine(verb, { free: 2, most: 10, patienceMs: 60_000 })
     const results = [1, 2, 3, 4, 5].map(call)
     calls[0]?.end()
     await results[0]
@@ -70,3 +70,17 @@ t.test(
     t.strictSame(await Promise.all(results), [10, 20, 30, 40, 50, 60, 70])
   },
 )
+
+t.test('nothing hangs behind a call that never ends', async (t) => {
+  const { verb, calls } = latchedVerb()
+  const call = combine(verb, { free: 1, most: 10, patienceMs: 20 })
+  call(1)
+  const second = call(2)
+  while (calls.length < 2) await new Promise(setImmediate)
+  calls[1]?.end()
+  t.equal(await second, 20)
+  const third = call(3)
+  calls[0]?.end()
+  calls[2]?.end()
+  t.equal(await third, 30, 'its late end is not counted twice')
+})
