@@ -1,0 +1,113 @@
+// The package as it is published: built, and used by its name.
+import { execFile } from 'node:child_process'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import t from 'tap'
+
+const run = promisify(execFile)
+const root = fileURLToPath(new URL('..', import.meta.url))
+
+await run('npm', ['run', '--silent', 'build'], { cwd: root })
+
+const REGISTER = `
+  const app = require('fastify')()
+  app.register(idempotency, {}).ready().then(
+    () => console.log('started'),
+    (error) => console.log(error.code, error.message),
+  )`
+
+t.test('it is imported and required by its name', async (t) => {
+  for (const [type, load] of [
+    ['commonjs', `const { default: idempotency } = require('fastify-idempotency')`],
+    [
+      'module',
+      `import idempotency from 'fastify-idempotency'
+       import { createRequire } from 'node:module'
+       const require = createRequire(process.cwd() + '/')`,
+    ],
+  ] as const) {
+    const { stdout } = await run(
+      process.execPath,
+      [`--input-type=${type}`, '--eval', `${load}${REGISTER}`],
+      { cwd: root },
+    )
+    t.match(stdout, /IDEMPOTENCY_OPTION_INVALID.*option "prisma" must be/, type)
+  }
+})
+
+t.test(
+  'its declarations hold in a strict application, as does its addition to Fastify',
+  async (t) => {
+    const folder = t.testdir({
+      'app.ts': `
+      import Fastify from 'fastify'
+      import idempotency, { type IdempotencyEvent, CHANNEL, errors } from 'fastify-idempotency'
+      import { PrismaClient } from '${root}prisma/generated/postgresql/client.js'
+      declare const prisma: PrismaClient
+      const app = Fastify()
+      await app.register(idempotency, { prisma, tenant: (request) => request.ip, wait: '5s' })
+      app.post('/a', { config: { idempotency: { required: true, lease: '30s' } } }, async (request) => {
+        const key: string | undefined = request.idempotency.key
+        const signal: AbortSignal = request.idempotency.signal
+        return { key, aborted: signal.aborted, attempt: request.idempotency.attempt + 1 }
+      })
+      const count: number = await app.idempotency.prune()
+      // @ts-expect-error a lease that is no duration
+      app.post('/b', { config: { idempotency: { lease: 'soon' } } }, async () => ({}))
+      // @ts-expect-error a duration without a unit
+      await app.register(idempotency, { prisma, tenant: false, wait: '5' })
+      // @ts-expect-error a tenant must be said
+      await app.register(idempotency, { prisma })
+      export type Kinds = IdempotencyEvent['kind']
+      export { count, CHANNEL, errors }
+    `,
+      'tsconfig.json': JSON.stringify({
+        compilerOptions: {
+          strict: true,
+          module: 'nodenext',
+          target: 'es2022',
+          noEmit: true,
+          skipLibCheck: true,
+          types: ['node'],
+        },
+        files: ['app.ts'],
+      }),
+    })
+    const tsc = join(root, 'node_modules/typescript/bin/tsc')
+    const { stdout } = await run(process.execPath, [tsc, '-p', folder], { cwd: root }).catch(
+      (error: { stdout: string }) => error,
+    )
+    t.equal(stdout, '')
+  },
+)
+
+t.test('it contains what is needed and nothing else', async (t) => {
+  const { stdout } = await run('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], {
+    cwd: root,
+  })
+  const [{ files }] = JSON.parse(stdout) as [{ files: { path: string }[] }]
+  const paths = files.map(({ path }) => path)
+  for (const path of [
+    'dist/index.js',
+    'dist/index.d.ts',
+    'dist/cli/main.js',
+    'prisma/idempotency.prisma',
+    'README.md',
+    'LICENSE',
+  ]) {
+    t.ok(paths.includes(path), path)
+  }
+  const others = paths.filter(
+    (path) =>
+      !path.startsWith('dist/') &&
+      ![
+        'prisma/idempotency.prisma',
+        'README.md',
+        'LICENSE',
+        'CHANGELOG.md',
+        'package.json',
+      ].includes(path),
+  )
+  t.strictSame(others, [])
+})
