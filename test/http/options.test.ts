@@ -1,0 +1,329 @@
+import Fastify from 'fastify'
+import t, { test } from 'tap'
+import idempotency, { type PluginOptions } from '../../src/index.js'
+import { DEFAULTS } from '../../src/options.js'
+import { anyDatabase } from '../fixtures/database.js'
+import { buildApp, latch, newKey, recordOf, send } from '../fixtures/app.js'
+
+const database = await anyDatabase(t)
+const { prisma } = database
+
+/** Registers the plugin, and a route if a configuration is given. */
+async function register(options: unknown, config?: unknown): Promise<void> {
+  const app = Fastify()
+  try {
+    await app.register(idempotency, options as PluginOptions)
+    if (config !== undefined) {
+      app.post('/things', { config: { idempotency: config } } as never, () => 'x')
+    }
+    await app.ready()
+  } finally {
+    await app.close()
+  }
+}
+
+async function errorOf(registered: Promise<void>): Promise<{ code?: string; message: string }> {
+  return registered.then(
+    () => ({ message: 'it was accepted' }),
+    (error) => error,
+  )
+}
+
+const complete = { prisma, tenant: false }
+
+interface Checked {
+  wrong: readonly unknown[]
+  right: readonly unknown[]
+  /** What the message says is allowed. */
+  says: RegExp
+}
+
+const duration = (least: string, ...tooShort: unknown[]): Checked => ({
+  wrong: ['', '5', '5 s', '-5s', 's', '1w', '1e3s', -1, Number.NaN, Number.POSITIVE_INFINITY, true, null, {}, [], 5n, ...tooShort],
+  right: [],
+  says: new RegExp(`must be a duration of at least ${least} ms: a number of milliseconds, or a string such as '\\d+\\w+'`),
+})
+
+const boolean: Checked = { wrong: ['true', 1, 0, null, {}], right: [true, false], says: /must be true or false/ }
+
+/** Options of a route, which are the plugin's as well. */
+const ROUTE: Record<string, Checked> = {
+  required: boolean,
+  wait: { ...duration('0'), right: [0, '0s', '5s', 250, '500ms', '1.5s'] },
+  lease: { ...duration('1000', 0, 999, '999ms'), right: ['1s', 1000, '5m'] },
+  maxRun: { ...duration('1000', 0, 999), right: ['30s', '1h'] },
+  retention: { ...duration('1000', 0), right: ['16m', '24h', '7d', '30d', '365d'] },
+  maxBodyBytes: {
+    wrong: [-1, 1.5, '1', '1mb', Number.NaN, Number.POSITIVE_INFINITY, null, true],
+    right: [0, 1, 1024 * 1024 * 16],
+    says: /must be a whole number from 0 on/,
+  },
+  headers: {
+    wrong: ['x-a', [''], ['x a'], ['x:a'], [null], [5], [undefined], [['x-a']], ['x-a', {}], {}, null, true],
+    right: [[], ['x-a'], ['X-Request-Cost', 'etag']],
+    says: /must be a list of header names, such as \['x-request-cost'\]/,
+  },
+  keepStatus: { wrong: [200, [200], true, null, '2xx'], right: [() => true], says: /must be a function/ },
+  fingerprint: { wrong: ['body', true, null, ['a']], right: [() => 'x'], says: /must be a function/ },
+  onLeaseExpired: {
+    wrong: ['', 'RERUN', 'fail', true, null, ['rerun']],
+    right: ['rerun', 'uncertain'],
+    says: /must be 'rerun' or 'uncertain'/,
+  },
+  onStoreError: {
+    wrong: ['', 'allow', 'open', false, null],
+    right: ['fail', 'bypass'],
+    says: /must be 'fail' or 'bypass'/,
+  },
+}
+
+const PLUGIN: Record<string, Checked> = {
+  ...ROUTE,
+  prisma: {
+    wrong: [undefined, null, 'prisma', 5, {}, [], () => {}],
+    right: [],
+    says: /must be the application's PrismaClient: \{ prisma: new PrismaClient\(\{ adapter \}\) \}/,
+  },
+  pool: { wrong: [null, {}, 'pool', 'postgres://localhost', true], right: [], says: /must be a pg.Pool, or be left out/ },
+  redis: { wrong: [null, {}, 'redis://localhost', true], right: [], says: /must be an ioredis client, or be left out/ },
+  tenant: {
+    wrong: [undefined, null, true, '', 'orgId', {}, 0],
+    right: [false, () => 'x', async () => 'x'],
+    says: /must be a function such as \(request\) => request.user.orgId, or false in an application with one tenant/,
+  },
+  global: boolean,
+  rateLimit: {
+    wrong: [true, null, 5, {}, { max: 1 }, { timeWindow: '1m' }, { max: 0, timeWindow: '1m' }, { max: 1.5, timeWindow: 1 }, { max: '1', timeWindow: 1 }, { max: 1, timeWindow: 0 }, { max: 1, timeWindow: '1 minute' }, { max: 1, timeWindow: 1, ban: 1 }],
+    right: [false, { max: 1, timeWindow: '1m' }, { max: 100, timeWindow: 1000 }],
+    says: /must be \{ max, timeWindow \} such as \{ max: 100, timeWindow: '1m' \}, or false/,
+  },
+  storeTimeout: { ...duration('1', 0), right: [1, '5s'] },
+  pruneEvery: { ...duration('1000', 0, 999), right: [false, '1s', '1h'] },
+  docs: {
+    wrong: ['', '/errors', 'example.com/errors', 5, null, false],
+    right: ['https://example.com/errors', 'urn:example:errors'],
+    says: /must be an absolute URL such as 'https:\/\/example.com\/docs\/errors'/,
+  },
+}
+
+test('every option of the plugin is checked at registration: what, where, and the allowed values', async (t) => {
+  for (const [name, { wrong, right, says }] of Object.entries(PLUGIN)) {
+    await t.test(name, async (t) => {
+      for (const value of wrong) {
+        const error = await errorOf(register({ ...complete, [name]: value }))
+        t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID', `${name}: ${typeof value} ${String(value)}`)
+        t.match(error.message, says)
+        t.match(error.message, new RegExp(`^fastify-idempotency: option "${name}" must`))
+      }
+      for (const value of right) {
+        const others = name === 'lease' ? { maxRun: '10m' } : {}
+        await t.resolves(register({ ...complete, ...others, [name]: value }), `${name}: ${String(value)}`)
+      }
+    })
+  }
+})
+
+test('every option of a route is checked when the route is added, and the route is named', async (t) => {
+  for (const [name, { wrong, right, says }] of Object.entries(ROUTE)) {
+    await t.test(name, async (t) => {
+      for (const value of wrong) {
+        const error = await errorOf(register(complete, { [name]: value }))
+        t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID', `${name}: ${typeof value} ${String(value)}`)
+        t.match(error.message, says)
+        t.match(error.message, new RegExp(`^fastify-idempotency: option "${name}" of route POST /things must`))
+      }
+      for (const value of right) {
+        await t.resolves(register({ ...complete, maxRun: '10m' }, { [name]: value }), `${name}: ${String(value)}`)
+      }
+    })
+  }
+})
+
+test('the list of checked options is the list of options', async (t) => {
+  const known = await register({ ...complete, nonsense: 1 }).catch((error: Error) => error.message)
+  const names = String(known).split('the options are ')[1]?.split(', ')
+  t.same([...(names ?? [])].sort(), Object.keys(PLUGIN).sort())
+  const ofRoutes = await register(complete, { nonsense: 1 }).catch((error: Error) => error.message)
+  t.same(String(ofRoutes).split('the options are ')[1]?.split(', ').sort(), Object.keys(ROUTE).sort())
+  for (const name of Object.keys(DEFAULTS)) t.ok(name in PLUGIN, name)
+})
+
+test('an option that is not known is refused, and the known ones are named', async (t) => {
+  await t.rejects(register({ ...complete, ttl: 5 }), {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    message: /option "ttl" is not known; the options are required, wait, lease/,
+  })
+  await t.rejects(register(complete, { tenant: false }), {
+    message: /option "tenant" of route POST \/things is not known/,
+  })
+})
+
+test('an option that is undefined is left out', async (t) => {
+  await t.resolves(register({ ...complete, wait: undefined, pool: undefined, rateLimit: undefined }))
+  await t.resolves(register(complete, { wait: undefined, headers: undefined }))
+})
+
+test('options of a route that are no object are refused', async (t) => {
+  for (const config of ['yes', 5, null, 0, '']) {
+    await t.rejects(register(complete, config), {
+      code: 'IDEMPOTENCY_OPTION_INVALID',
+      message: /the options of route POST \/things must be an object/,
+    })
+  }
+})
+
+test('without tenant there is no registration: its absence would share keys', async (t) => {
+  await t.rejects(register({ prisma }), { message: /option "tenant" must be a function/ })
+})
+
+test('maxRun is not shorter than lease', async (t) => {
+  await t.rejects(register({ ...complete, lease: '2m', maxRun: '1m' }), {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    message: /option "maxRun" must not be shorter than "lease"/,
+  })
+  await t.rejects(register({ ...complete, maxRun: '1m' }, { lease: '2m' }), {
+    message: /option "maxRun" of route POST \/things must not be shorter/,
+  })
+})
+
+test('a key is remembered at least as long as its first request may run', async (t) => {
+  await t.rejects(register({ ...complete, lease: '1m', maxRun: '10m', retention: '10m' }), {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    message: /option "retention" must not be shorter than "maxRun" and "lease" together/,
+  })
+  await t.resolves(register({ ...complete, lease: '1m', maxRun: '10m', retention: '11m' }))
+})
+
+test('a duration that a timer cannot hold is refused', async (t) => {
+  // Node fires a timer of more than 2^31 - 1 ms at once.
+  for (const [name, value] of [
+    ['storeTimeout', '25d'],
+    ['storeTimeout', Number.MAX_SAFE_INTEGER],
+    ['pruneEvery', '25d'],
+  ] as const) {
+    await t.rejects(register({ ...complete, [name]: value }), { code: 'IDEMPOTENCY_OPTION_INVALID' }, name)
+  }
+  await t.rejects(register({ ...complete, lease: '80d', maxRun: '80d', retention: '365d' }), {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+  })
+})
+
+test('a duration that the database cannot add to its time is refused', async (t) => {
+  await t.rejects(register({ ...complete, retention: Number.MAX_VALUE }), { code: 'IDEMPOTENCY_OPTION_INVALID' })
+})
+
+test('a Prisma client without the model: the message names it and the command', async (t) => {
+  const client = { $queryRawUnsafe: async () => [], payment: {}, _activeProvider: 'postgresql' }
+  await t.rejects(register({ prisma: client, tenant: false }), {
+    code: 'IDEMPOTENCY_MODELS_MISSING',
+    message:
+      /the Prisma client lacks model IdempotencyRecord\. .*`npx fastify-idempotency init`.*`npx prisma migrate dev`.*`npx prisma generate`/,
+  })
+})
+
+test('a Prisma client with an old model: the message names the fields that it lacks', async (t) => {
+  const fields = { ...Object(prisma.idempotencyRecord.fields) } as Record<string, unknown>
+  const kept = Object.fromEntries(
+    ['tenantId', 'key', 'fingerprint', 'status', 'leaseUntil', 'expiresAt', 'statusCode', 'body', 'createdAt'].map(
+      (name) => [name, fields[name] ?? {}],
+    ),
+  )
+  const client = { $queryRawUnsafe: async () => [], idempotencyRecord: { fields: kept }, _activeProvider: 'postgresql' }
+  await t.rejects(register({ prisma: client, tenant: false }), {
+    code: 'IDEMPOTENCY_MODELS_MISSING',
+    message: /lacks field IdempotencyRecord.fence, field IdempotencyRecord.headers\. /,
+  })
+})
+
+test('a client of a database that is not known is refused', async (t) => {
+  const { idempotencyRecord } = prisma
+  for (const provider of ['mongodb', 'sqlserver', undefined]) {
+    const client = { $queryRawUnsafe: async () => [], idempotencyRecord, _activeProvider: provider }
+    await t.rejects(register({ prisma: client, tenant: false }), {
+      code: 'IDEMPOTENCY_OPTION_INVALID',
+      message: /none of PostgreSQL, MySQL, MariaDB and SQLite/,
+    })
+  }
+})
+
+test('an extended Prisma client is taken as it is', async (t) => {
+  const extended = prisma.$extends({ client: { hello: () => 'x' } })
+  let runs = 0
+  const app = await buildApp(t, database, {
+    plugin: { prisma: extended as never, pool: undefined },
+    routes: (app) => app.post('/things', () => ({ run: ++runs })),
+  })
+  const key = newKey()
+  await send(app, '/things', { key })
+  t.same((await send(app, '/things', { key })).json(), { run: 1 })
+})
+
+test('nothing is asked of the database at registration', async (t) => {
+  const asked: string[] = []
+  const client = {
+    idempotencyRecord: prisma.idempotencyRecord,
+    _activeProvider: 'postgresql',
+    async $queryRawUnsafe(text: string) {
+      asked.push(text)
+      return []
+    },
+  }
+  await register({ prisma: client, tenant: false })
+  t.same(asked, [])
+})
+
+test('options are read once: changing them afterwards changes nothing', async (t) => {
+  const headers = ['x-a']
+  const config = { required: false, headers }
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/things', { config: { idempotency: config } }, (_request, reply) =>
+        reply.headers({ 'x-a': '1', 'x-b': '2' }).send('x'),
+      ),
+  })
+  config.required = true
+  headers.push('x-b')
+  t.equal((await send(app, '/things')).statusCode, 200)
+  const key = newKey()
+  await send(app, '/things', { key })
+  t.notOk('x-b' in (await send(app, '/things', { key })).headers)
+})
+
+test('a key is remembered for 24 hours, and run with a lease of 30 seconds, unless it is said otherwise', async (t) => {
+  const began = latch()
+  const go = latch()
+  const app = await buildApp(t, database, {
+    routes(app) {
+      app.post('/default', async () => {
+        began.open()
+        await go.opened
+        return 'x'
+      })
+      app.post('/own', { config: { idempotency: { retention: '7d', lease: '10s' } } }, () => 'x')
+    },
+  })
+  for (const [url, retentionMs, leaseMs] of [
+    ['/default', 86_400_000, 30_000],
+    ['/own', 604_800_000, 10_000],
+  ] as const) {
+    const key = newKey()
+    const answer = send(app, url, { key }).then((answer) => answer)
+    if (url === '/default') {
+      await began.opened
+      go.open()
+    }
+    await answer
+    const record = await recordOf(database, key)
+    if (record === null) throw new Error('there is no record')
+    const since = record.createdAt.getTime()
+    t.ok(Math.abs(record.expiresAt.getTime() - since - retentionMs) <= 5)
+    t.ok(Math.abs(record.leaseUntil.getTime() - since - leaseMs) <= 5)
+  }
+})
+
+test('registering the plugin twice in one context is refused by Fastify', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(idempotency, complete as PluginOptions)
+  await t.rejects(async () => app.register(idempotency, complete as PluginOptions), { code: 'FST_ERR_DEC_ALREADY_PRESENT' })
+})
