@@ -9,7 +9,7 @@ import rateLimit from '@fastify/rate-limit'
 import type { FastifyInstance } from 'fastify'
 import t, { test } from 'tap'
 import { anyDatabase } from '../fixtures/database.js'
-import { type Answer, begin, buildApp, collectEvents, latch, listen, newKey, recordOf, send } from '../fixtures/app.js'
+import { type Answer, begin, buildApp, collectEvents, latch, listen, newKey, recordOf, send, WatchedPool } from '../fixtures/app.js'
 
 const database = await anyDatabase(t)
 
@@ -558,12 +558,29 @@ test('a request that was answered by the timeout while it waited runs nothing af
   const first = begin(app, '/things', { key })
   await began.opened
   t.equal((await send(impatient, '/things', { key })).statusCode, 503)
+  await events.first('busy')
   go.open()
   t.equal((await first).statusCode, 500)
-  // The first attempt's release, and whatever the one that waited makes of it.
-  await events.first('released', 2)
   t.equal(runs, 1)
-  t.equal((await recordOf(database, key))?.status, 'released')
+  t.match(await recordOf(database, key), { status: 'released', fence: 1 })
+})
+
+test('a key that is granted after the timeout has answered is given back, and nothing runs', async (t) => {
+  const pool = new WatchedPool(database)
+  const events = collectEvents(t)
+  const go = latch()
+  let runs = 0
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes: (app) => app.post('/things', { handlerTimeout: 50 }, () => ({ run: ++runs })),
+  })
+  pool.after = (name) => (name === 'fi_insert' ? go.opened : undefined)
+  const key = newKey()
+  t.equal((await send(app, '/things', { key })).statusCode, 503)
+  go.open()
+  await events.first('released')
+  t.equal(runs, 0)
+  t.same((await send(app, '/things', { key })).json(), { run: 1 })
 })
 
 test('a handler that aborts by request.signal after its timeout frees the key', async (t) => {
