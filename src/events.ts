@@ -13,6 +13,9 @@ export interface Failure {
   readonly at: string | undefined
 }
 
+/** Why an operation is recorded without its response. */
+export type OmittedReason = 'too large' | 'written past the hooks' | 'timed out'
+
 /** Everything that happens, each with the facts that a log line or a metric needs. */
 export type Happening =
   | { readonly kind: 'claimed'; readonly attempt: number }
@@ -32,7 +35,7 @@ export type Happening =
   | {
       readonly kind: 'response_omitted'
       readonly attempt: number
-      readonly reason: 'too large' | 'written past the hooks'
+      readonly reason: OmittedReason
     }
   | { readonly kind: 'response_not_stored'; readonly attempt: number; readonly failure: Failure }
   | { readonly kind: 'released'; readonly attempt: number; readonly why: string }

@@ -39,6 +39,8 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const api: Idempotency = { prune: () => pruneAll(store, report) }
   app.decorate('idempotency', api)
   if (settings.pruneEveryMs !== undefined) pruneRegularly(app, store, report, settings.pruneEveryMs)
+  // Fastify lets requests finish before `onClose`; those that only wait are let go before that.
+  app.addHook('preClose', async () => claims.stopWaiting())
   app.addHook('onClose', () => claims.close())
 }
 

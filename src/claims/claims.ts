@@ -90,12 +90,17 @@ export class Claims {
     return this.#open.size
   }
 
+  /** Tells those who wait that their answer will not come from here. */
+  stopWaiting(): void {
+    this.#waiting.close()
+  }
+
   /**
    * Stops waiting and renewing, and gives responses that are being stored the time of one answer.
    * What still runs keeps its lease for a while; another process takes it over after that.
    */
   async close(): Promise<void> {
-    this.#waiting.close()
+    this.stopWaiting()
     for (const claim of this.#open) {
       if (!claim.isSettled) claim.abandon('the server closed while it ran')
     }

@@ -1,4 +1,5 @@
 import { once } from 'node:events'
+import { validateHeaderValue } from 'node:http'
 import { PassThrough, Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
 import type { StoredResponse } from '../core/record.js'
@@ -33,6 +34,9 @@ export function capturePayload(reply: FastifyReply, payload: unknown): Captured 
 // Streams of other makes have pipe() and nothing more that can be relied on.
 function readable(payload: unknown): Readable {
   if (payload instanceof Readable) return payload
+  if (typeof Reflect.get(Object(payload), 'pipe') !== 'function') {
+    throw new TypeError('what was sent is neither text nor bytes nor a stream')
+  }
   const out = new PassThrough()
   const source = payload as NodeJS.ReadableStream
   source.on('error', (error) => out.destroy(error))
@@ -98,19 +102,28 @@ async function drained(out: PassThrough): Promise<void> {
   stop.abort()
 }
 
-/** The headers of a reply that are kept, as they stand now. */
-export function keptHeaders(
-  reply: FastifyReply,
-  names: readonly string[],
-): StoredResponse['headers'] {
+/** What is kept of a response besides its bytes. */
+export type Head = Pick<StoredResponse, 'statusCode' | 'headers'>
+
+/**
+ * Status and kept headers as they stand now, before other plugins work on the response.
+ *
+ * @throws {TypeError} when Node would refuse to send a header: that response is no answer.
+ */
+export function captureHead(reply: FastifyReply, names: readonly string[]): Head {
+  const { statusCode } = reply
+  const all = reply.getHeaders()
+  for (const [name, value] of Object.entries(all)) validateHeaderValue(name, value as string)
   const headers: Record<string, string | string[]> = {}
   for (const name of names) {
-    const value = reply.getHeader(name)
+    // Fastify takes it away from a response without a body, after the hooks.
+    if (name === 'content-type' && isWithoutBody(statusCode)) continue
+    const value = all[name]
     if (value !== undefined)
       headers[name] = Array.isArray(value) ? value.map(String) : String(value)
   }
   // Something in front of us has encoded the body already: without this it cannot be read.
-  const encoding = reply.getHeader('content-encoding')
+  const encoding = all['content-encoding']
   if (encoding !== undefined) headers['content-encoding'] = String(encoding)
-  return headers
+  return { statusCode, headers }
 }

@@ -17,9 +17,9 @@ import {
   TooManyKeys,
   Uncertain,
 } from '../errors.js'
-import { failureOf, type Report, reporter } from '../events.js'
+import { failureOf, type OmittedReason, type Report, reporter } from '../events.js'
 import type { PluginSettings, RouteSettings } from '../options.js'
-import { capturePayload, keptHeaders, tee } from './capture.js'
+import { type Captured, captureHead, capturePayload, type Head, tee } from './capture.js'
 import type { Limiter } from './limiter.js'
 import { problem } from './problem.js'
 import { NoTenant, tenantOf } from './tenant.js'
@@ -40,7 +40,10 @@ export interface Protection {
 export interface ProtectedRoute {
   readonly protection: Protection
   readonly settings: RouteSettings
+  /** For people: `POST /payments`. */
   readonly name: string
+  readonly url: string
+  readonly methods: readonly string[]
   readonly handler: RouteHandlerMethod
 }
 
@@ -178,9 +181,9 @@ export class Exchange {
     const request = this.#request
     const reply = this.#reply
     const { handler } = this.#route
-    // A handler that returns nothing answers later; one whose promise holds nothing has answered,
-    // perhaps. `send` is not over when it returns: the response is being stored. Were Fastify told
-    // that the handler ended with nothing, it would send an empty response in between.
+    // A handler that returns nothing answers later. One whose promise has ended may have answered,
+    // and `send` is not over when it returns: the response is being stored. Were Fastify told that
+    // the handler has ended, it would send what it returned, or nothing, in between.
     let result: unknown
     try {
       result = handler.call(request.server, request, reply)
@@ -189,9 +192,11 @@ export class Exchange {
         this.#handled = new Promise(() => {})
         return reply
       }
-      this.#handled = Promise.resolve(result).catch(() => {})
+      const handled = Promise.resolve(result)
+      handled.catch(() => {})
+      this.#handled = handled
       const value = await result
-      return value === undefined && this.#isSending ? reply : value
+      return this.#isSending ? reply : value
     } catch (error) {
       if (!this.#isSending) throw error
       request.log.error({ err: error }, 'The handler failed after it had sent its response')
@@ -206,9 +211,17 @@ export class Exchange {
   onSend(payload: unknown, done: (error: Error | null, payload?: unknown) => void): void {
     this.#sends += 1
     const turn = this.#sends
+    const reply = this.#reply
     this.#store(payload).then(
       (sent) => {
-        if (turn === this.#sends) done(null, sent)
+        if (turn !== this.#sends) return
+        try {
+          done(null, sent)
+        } catch (error) {
+          // What hooks after this one added cannot be sent. Nobody else would catch it here.
+          if (reply.raw.headersSent) reply.raw.destroy()
+          else reply.send(error)
+        }
       },
       (error) => {
         if (turn === this.#sends) done(error)
@@ -220,6 +233,7 @@ export class Exchange {
   async #store(payload: unknown): Promise<unknown> {
     const { claim } = this
     const reply = this.#reply
+    const { settings } = this.#route
     if (this.#replayed !== undefined) {
       // Fastify calls bytes an octet stream where the first response had no type.
       if (this.#replayed.headers['content-type'] === undefined) reply.removeHeader('content-type')
@@ -227,42 +241,55 @@ export class Exchange {
     }
     if (claim === undefined || this.#isSending) return payload
     this.#isSending = true
-    const captured = capturePayload(reply, payload)
-    if (!this.#route.settings.keepStatus(reply.statusCode)) {
-      const release = () => claim.release(`status ${reply.statusCode}`, this.#storeTimeoutMs)
-      // Fastify's timeout answers while the handler goes on: nobody else may run until it is done.
-      if (this.hasTimedOut) void this.#handled.then(release)
-      else await release()
+    let captured: Captured
+    let head: Head
+    let isAnswer: boolean
+    try {
+      captured = capturePayload(reply, payload)
+      head = captureHead(reply, settings.headers)
+      isAnswer = settings.keepStatus(head.statusCode)
+    } catch (error) {
+      // It cannot be sent, so it is an error like one that the handler throws.
+      await claim.release('its response could not be sent', this.#storeTimeoutMs)
+      throw error
+    }
+    if (!isAnswer) {
+      const release = () => claim.release(`status ${head.statusCode}`, this.#storeTimeoutMs)
+      if (this.hasTimedOut) {
+        // Fastify's timeout answers while the handler goes on: nobody else may run until it is
+        // done, and if it succeeds after all, nobody needs to.
+        void this.#handled.then(() => this.#complete(claim, head, null, 'timed out'), release)
+      } else await release()
       return captured.kind === 'bytes' ? captured.payload : captured.source
     }
     if (captured.kind === 'bytes') {
-      const isStored = await this.#complete(claim, captured.body)
+      const isStored = await this.#complete(claim, head, captured.body)
       return isStored ? captured.payload : this.#takeBack()
     }
     const { source } = captured
     claim.signal.addEventListener('abort', () => source.destroy(claim.signal.reason))
     return tee(
       source,
-      this.#route.settings.maxBodyBytes,
+      settings.maxBodyBytes,
       async ({ body }) => {
-        if (!(await this.#complete(claim, body))) throw claim.signal.reason
+        if (!(await this.#complete(claim, head, body))) throw claim.signal.reason
       },
       () => claim.release('the stream of its response failed', this.#storeTimeoutMs),
     )
   }
 
   /** Stores the response; `false` when it must not go out, because another attempt took over. */
-  async #complete(claim: Claim, body: Uint8Array | null): Promise<boolean> {
-    const { settings } = this.#route
-    const isKept = body !== null && body.byteLength <= settings.maxBodyBytes
+  async #complete(
+    claim: Claim,
+    head: Head,
+    body: Uint8Array | null,
+    whyOmitted: OmittedReason = 'too large',
+  ): Promise<boolean> {
+    const isKept = body !== null && body.byteLength <= this.#route.settings.maxBodyBytes
     if (!isKept) {
-      this.#report({ kind: 'response_omitted', attempt: claim.fence, reason: 'too large' })
+      this.#report({ kind: 'response_omitted', attempt: claim.fence, reason: whyOmitted })
     }
-    const response = {
-      statusCode: this.#reply.statusCode,
-      headers: keptHeaders(this.#reply, settings.headers),
-      body: isKept ? body : null,
-    }
+    const response = { ...head, body: isKept ? body : null }
     return (await claim.complete(response, this.#storeTimeoutMs)) !== 'lost'
   }
 

@@ -1,15 +1,19 @@
-import type { FastifyInstance, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { fingerprintOf, fingerprintOfValue } from '../core/fingerprint.js'
 import { OptionInvalid } from '../errors.js'
 import { reporter } from '../events.js'
-import { type PluginOptions, type RouteSettings, readRouteOptions } from '../options.js'
-import { Exchange, type Fingerprinted, type Protection } from './exchange.js'
+import { type PluginOptions, readRouteOptions } from '../options.js'
+import { Exchange, type Fingerprinted, type ProtectedRoute, type Protection } from './exchange.js'
 
 const EXCHANGE = Symbol('fastify-idempotency.exchange')
+const ROUTE = Symbol('fastify-idempotency.route')
 
 declare module 'fastify' {
   interface FastifyRequest {
     [EXCHANGE]: Exchange | null
+  }
+  interface FastifyContextConfig {
+    [ROUTE]?: ProtectedRoute
   }
 }
 
@@ -30,16 +34,19 @@ export function bindHooks(
 ): void {
   app.decorateRequest(EXCHANGE, null)
 
+  let isAnyRequired = false
+
   app.addHook('onRoute', (route) => {
     const own = route.config?.idempotency
     if (own === false || (own === undefined && !protection.settings.isGlobal)) return
     const methods = [route.method].flat()
-    const name = `${methods.join(',')} ${route.url}`
     const protectedMethods = methods.filter((method) =>
       own === undefined ? UNSAFE_TO_REPEAT.includes(method) : !SAFE.includes(method),
     )
+    const name = `${methods.join(',')} ${route.url}`
     if (protectedMethods.length === 0) {
-      if (own === undefined) return
+      // Fastify adds a HEAD route beside a GET, with the same config.
+      if (own === undefined || route.method === 'HEAD') return
       throw new OptionInvalid(
         `route ${name} has config.idempotency, but ${methods.join(' and ')} can be repeated as it is; remove it`,
       )
@@ -48,7 +55,33 @@ export function bindHooks(
       own === undefined || own === true
         ? protection.settings.route
         : readRouteOptions(options, name, own)
-    protectRoute(route, protection, settings, name, protectedMethods)
+    isAnyRequired ||= settings.required
+    const { handler } = route
+    route.config = {
+      ...route.config,
+      [ROUTE]: { protection, settings, name, url: route.url, methods: protectedMethods, handler },
+    }
+    // In the handler's place and not in a hook before it: whatever other hooks answer on the way,
+    // such as a refusal by authentication, never becomes the stored response.
+    route.handler = function (request, reply) {
+      return request[EXCHANGE] === null
+        ? handler.call(this, request, reply)
+        : request[EXCHANGE].handle()
+    }
+  })
+
+  // The body as the client sent it: validation may coerce it, other hooks and the handler may
+  // change it. Registered first, this hook runs first.
+  app.addHook('preValidation', (request, reply, done) => {
+    const hasKey = request.headers['idempotency-key'] !== undefined
+    if (!hasKey && !isAnyRequired) return done()
+    const route = request.routeOptions.config[ROUTE]
+    if (route === undefined || !route.methods.includes(request.method)) return done()
+    if (!hasKey && !route.settings.required) return done()
+    fingerprint(route, request).then((fingerprinted) => {
+      request[EXCHANGE] = new Exchange(route, request, reply, fingerprinted)
+      done()
+    }, done)
   })
 
   // First among the hooks of its kind when registered first, so that the bytes are kept before
@@ -66,59 +99,31 @@ export function bindHooks(
   })
 }
 
-function protectRoute(
-  route: FastifyRoute,
-  protection: Protection,
-  settings: RouteSettings,
-  name: string,
-  methods: readonly string[],
-): void {
-  const protectedRoute = { protection, settings, name, handler: route.handler }
-  const isProtected = ({ method, headers }: FastifyRequest) =>
-    methods.includes(method) && (settings.required || headers['idempotency-key'] !== undefined)
-
-  // The body as the client sent it: validation may coerce it, and a handler may change it.
-  const fingerprint = async (request: FastifyRequest): Promise<Fingerprinted> => {
-    try {
-      if (settings.fingerprint !== undefined) {
-        return {
-          kind: 'fingerprint',
-          value: fingerprintOfValue(await settings.fingerprint(request)),
-        }
-      }
-      const { method, params, query } = request
-      const body = isUnread(request) ? undefined : request.body
-      const value = fingerprintOf({ method, route: route.url, params, query, body })
-      return { kind: 'fingerprint', value }
-    } catch (error) {
-      if (error instanceof RangeError) return { kind: 'unusable' }
-      throw error
+async function fingerprint(route: ProtectedRoute, request: FastifyRequest): Promise<Fingerprinted> {
+  const { settings, name, url } = route
+  try {
+    if (settings.fingerprint !== undefined) {
+      return { kind: 'fingerprint', value: fingerprintOfValue(await settings.fingerprint(request)) }
     }
-  }
-
-  let hasWarned = false
-  route.preValidation = [
-    async (request, reply) => {
-      if (!isProtected(request)) return
-      if (!hasWarned && settings.fingerprint === undefined && isUnread(request)) {
-        hasWarned = true
-        reporter(request.log, name, undefined)({ kind: 'body_not_compared' })
-      }
-      const fingerprinted = await fingerprint(request)
-      request[EXCHANGE] = new Exchange(protectedRoute, request, reply, fingerprinted)
-    },
-    ...[route.preValidation ?? []].flat(),
-  ]
-
-  // In the handler's place and not in a hook before it: whatever other hooks answer on the way,
-  // such as a refusal by authentication, never becomes the stored response.
-  const { handler } = route
-  route.handler = function (request, reply) {
-    return request[EXCHANGE] === null
-      ? handler.call(this, request, reply)
-      : request[EXCHANGE].handle()
+    const { method, params, query, body } = request
+    if (!isUnread(request)) {
+      const value = fingerprintOf({ method, route: url, params, query, body })
+      return { kind: 'fingerprint', value }
+    }
+    if (!warned.has(route)) {
+      warned.add(route)
+      reporter(request.log, name, undefined)({ kind: 'body_not_compared' })
+    }
+    const value = fingerprintOf({ method, route: url, params, query, body: undefined })
+    return { kind: 'fingerprint', value }
+  } catch (error) {
+    if (error instanceof RangeError) return { kind: 'unusable' }
+    throw error
   }
 }
+
+/** Routes whose bodies cannot be compared, and for which that was said. */
+const warned = new WeakSet<ProtectedRoute>()
 
 /** Whether there is a body that Fastify has not parsed: an upload that the handler will stream. */
 function isUnread({ body, headers }: FastifyRequest): boolean {
