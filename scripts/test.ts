@@ -8,6 +8,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
+import { removeLeftovers } from '../test/fixtures/run.js'
 import { environmentOfServices, findService, SERVICE_NAMES } from '../test/fixtures/services.js'
 import { generate } from './generate.js'
 import { TapProgress } from './tap-progress.js'
@@ -42,6 +43,7 @@ lines.on('line', (line) => progress.line(line))
 // Both: the last lines can arrive after the exit.
 const [[code]] = await Promise.all([once(tap, 'exit'), once(lines, 'close')])
 
+await removeLeftovers()
 for (const name of SERVICE_NAMES) {
   const service = await findService(name)
   if (!(service instanceof Error)) await service.stop()
