@@ -140,6 +140,11 @@ export function isAnswer(statusCode: number): boolean {
   return statusCode < 500 && statusCode !== 408 && statusCode !== 425 && statusCode !== 429
 }
 
+const DAY_MS = 86_400_000
+// A timer of Node's holds 24.8 days, and some durations are stretched by a quarter to spread them.
+const LONGEST_TIMER_MS = 19 * DAY_MS
+const LONGEST_RETENTION_MS = 3_650 * DAY_MS
+
 /** Says what is wrong with a value, if anything is. */
 type Check = (value: unknown) => string | undefined
 
@@ -148,12 +153,12 @@ const isBoolean: Check = (value) =>
 const isFunction: Check = (value) =>
   typeof value === 'function' ? undefined : 'must be a function'
 const isDuration =
-  (least: number, example: string): Check =>
+  (least: number, example: Duration, most = LONGEST_TIMER_MS): Check =>
   (value) => {
     const ms = parseDuration(value)
-    return ms !== undefined && ms >= least
+    return ms !== undefined && ms >= least && ms <= most
       ? undefined
-      : `must be a duration of at least ${least} ms: a number of milliseconds, or a string such as '${example}'`
+      : `must be a duration of at least ${least} ms, and at most ${most / DAY_MS} days: a number of milliseconds, or a string such as '${example}'`
   }
 const isOneOf =
   (...allowed: readonly string[]): Check =>
@@ -167,8 +172,10 @@ const isInteger =
     Number.isSafeInteger(value) && (value as number) >= least
       ? undefined
       : `must be a whole number from ${least} on`
+const isHeaderName = (name: unknown) =>
+  typeof name === 'string' && /^[\w!#$%&'*+.^`|~-]+$/.test(name)
 const isHeaderList: Check = (value) => {
-  if (!Array.isArray(value) || !value.every((name) => /^[\w!#$%&'*+.^`|~-]+$/.test(name))) {
+  if (!Array.isArray(value) || !value.every(isHeaderName)) {
     return "must be a list of header names, such as ['x-request-cost']"
   }
   return value.some((name) => name.toLowerCase() === 'set-cookie')
@@ -181,7 +188,7 @@ const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
   wait: isDuration(0, '5s'),
   lease: isDuration(1_000, '30s'),
   maxRun: isDuration(1_000, '15m'),
-  retention: isDuration(1_000, '24h'),
+  retention: isDuration(1_000, '24h', LONGEST_RETENTION_MS),
   maxBodyBytes: isInteger(0),
   headers: isHeaderList,
   keepStatus: isFunction,

@@ -15,7 +15,8 @@ const RAW = /^[!#-+\--[\]-~]+$/
  */
 export function parseKey(header: string | readonly string[]): ParsedKey {
   if (typeof header !== 'string') return malformed('it was sent more than once')
-  const value = header.trim()
+  // Only what HTTP calls white space: trim() takes away more.
+  const value = header.replace(/^[ \t]+|[ \t]+$/g, '')
   if (value === '') return malformed('it is empty')
   const quoted = QUOTED.exec(value)
   if (quoted === null && !RAW.test(value)) return malformed(reasonFor(value))

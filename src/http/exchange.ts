@@ -42,7 +42,8 @@ export interface ProtectedRoute {
   readonly settings: RouteSettings
   /** For people: `POST /payments`. */
   readonly name: string
-  readonly url: string
+  /** What tells it from all other routes: its pattern, and its constraints if it has any. */
+  readonly identity: string
   readonly methods: readonly string[]
   readonly handler: RouteHandlerMethod
 }
@@ -85,7 +86,7 @@ export class Exchange {
   /** Takes the handler's place: runs it, or answers without it. */
   async handle(): Promise<unknown> {
     const { protection } = this.#route
-    const header = this.#request.headers['idempotency-key']
+    const header = headerOf(this.#request)
     if (header === undefined) {
       this.#report({ kind: 'key_rejected', reason: 'it is missing' })
       return this.#answer(new KeyMissing())
@@ -361,6 +362,19 @@ export class Exchange {
   get #storeTimeoutMs(): number {
     return this.#route.protection.settings.storeTimeoutMs
   }
+}
+
+/**
+ * The header as it was sent: Node joins two of them with a comma, and two halves of a quoted string
+ * would become a key that nobody sent.
+ */
+function headerOf({ headers, raw }: FastifyRequest): string | string[] | undefined {
+  const header = headers['idempotency-key']
+  if (typeof header !== 'string' || !header.includes(',')) return header
+  const distinct = raw.rawHeaders.filter(
+    (name, n) => n % 2 === 0 && name.toLowerCase() === 'idempotency-key',
+  )
+  return distinct.length > 1 ? distinct : header
 }
 
 function closeSignal(reply: FastifyReply): AbortSignal {

@@ -1,4 +1,4 @@
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
 import { fingerprintOf, fingerprintOfValue } from '../core/fingerprint.js'
 import { OptionInvalid } from '../errors.js'
 import { reporter } from '../events.js'
@@ -59,7 +59,14 @@ export function bindHooks(
     const { handler } = route
     route.config = {
       ...route.config,
-      [ROUTE]: { protection, settings, name, url: route.url, methods: protectedMethods, handler },
+      [ROUTE]: {
+        protection,
+        settings,
+        name,
+        identity: identityOf(route),
+        methods: protectedMethods,
+        handler,
+      },
     }
     // In the handler's place and not in a hook before it: whatever other hooks answer on the way,
     // such as a refusal by authentication, never becomes the stored response.
@@ -100,21 +107,21 @@ export function bindHooks(
 }
 
 async function fingerprint(route: ProtectedRoute, request: FastifyRequest): Promise<Fingerprinted> {
-  const { settings, name, url } = route
+  const { settings, name, identity } = route
   try {
     if (settings.fingerprint !== undefined) {
       return { kind: 'fingerprint', value: fingerprintOfValue(await settings.fingerprint(request)) }
     }
     const { method, params, query, body } = request
     if (!isUnread(request)) {
-      const value = fingerprintOf({ method, route: url, params, query, body })
+      const value = fingerprintOf({ method, route: identity, params, query, body })
       return { kind: 'fingerprint', value }
     }
     if (!warned.has(route)) {
       warned.add(route)
       reporter(request.log, name, undefined)({ kind: 'body_not_compared' })
     }
-    const value = fingerprintOf({ method, route: url, params, query, body: undefined })
+    const value = fingerprintOf({ method, route: identity, params, query, body: undefined })
     return { kind: 'fingerprint', value }
   } catch (error) {
     if (error instanceof RangeError) return { kind: 'unusable' }
@@ -124,6 +131,12 @@ async function fingerprint(route: ProtectedRoute, request: FastifyRequest): Prom
 
 /** Routes whose bodies cannot be compared, and for which that was said. */
 const warned = new WeakSet<ProtectedRoute>()
+
+/** Routes of one pattern can differ by host or version. */
+function identityOf({ url, constraints = {} }: FastifyRoute): string {
+  const parts = Object.entries(constraints).map(([name, value]) => `${name}=${value}`)
+  return [url, ...parts.sort()].join(' ')
+}
 
 /** Whether there is a body that Fastify has not parsed: an upload that the handler will stream. */
 function isUnread({ body, headers }: FastifyRequest): boolean {

@@ -12,6 +12,8 @@ export interface LimiterOptions {
   readonly tenantOf: (request: FastifyRequest) => string
 }
 
+type Count = ReturnType<FastifyInstance['createRateLimit']>
+
 /** Counts a new key; tells after how many seconds to come back when it was one too many. */
 export type Limiter = (request: FastifyRequest, report: Report) => Promise<number | undefined>
 
@@ -26,15 +28,17 @@ export async function createLimiter(
   app: FastifyInstance,
   { max, timeWindowMs, redis, timeoutMs, tenantOf }: LimiterOptions,
 ): Promise<Limiter> {
-  let count: ReturnType<FastifyInstance['createRateLimit']> | undefined
+  let count: Count | undefined
+  const isInMemory = !redis && !app.hasDecorator('createRateLimit')
   // In a context of its own: the application's decorators stay what it made them.
   await app.register(async (inner) => {
     await inner.register(rateLimit, { global: false, ...(redis && { redis }) })
-    count = inner.createRateLimit({
+    const limit = inner.createRateLimit({
       max,
       timeWindow: timeWindowMs,
       keyGenerator: (request) => `idempotency:${tenantOf(request)}`,
     })
+    count = isInMemory ? oneAtATime(limit) : limit
   })
   return async (request, report) => {
     try {
@@ -45,5 +49,16 @@ export async function createLimiter(
       report({ kind: 'limiter_failed', failure: failureOf(error) })
       return undefined
     }
+  }
+}
+
+// The counter in memory hands out one object that later calls go on counting in: side by side, the
+// first of many would read the number of the last.
+function oneAtATime(count: Count): Count {
+  let last: Promise<unknown> = Promise.resolve()
+  return (request) => {
+    const counted = last.then(() => count(request))
+    last = counted.catch(() => {})
+    return counted
   }
 }

@@ -2,8 +2,8 @@ import Fastify from 'fastify'
 import t, { test } from 'tap'
 import idempotency, { type PluginOptions } from '../../src/index.js'
 import { DEFAULTS } from '../../src/options.js'
-import { anyDatabase } from '../fixtures/database.js'
 import { buildApp, latch, newKey, recordOf, send } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 const { prisma } = database
@@ -39,12 +39,35 @@ interface Checked {
 }
 
 const duration = (least: string, ...tooShort: unknown[]): Checked => ({
-  wrong: ['', '5', '5 s', '-5s', 's', '1w', '1e3s', -1, Number.NaN, Number.POSITIVE_INFINITY, true, null, {}, [], 5n, ...tooShort],
+  wrong: [
+    '',
+    '5',
+    '5 s',
+    '-5s',
+    's',
+    '1w',
+    '1e3s',
+    -1,
+    Number.NaN,
+    Number.POSITIVE_INFINITY,
+    true,
+    null,
+    {},
+    [],
+    5n,
+    ...tooShort,
+  ],
   right: [],
-  says: new RegExp(`must be a duration of at least ${least} ms: a number of milliseconds, or a string such as '\\d+\\w+'`),
+  says: new RegExp(
+    `must be a duration of at least ${least} ms, and at most \\d+ days: a number of milliseconds, or a string such as '\\d+\\w+'`,
+  ),
 })
 
-const boolean: Checked = { wrong: ['true', 1, 0, null, {}], right: [true, false], says: /must be true or false/ }
+const boolean: Checked = {
+  wrong: ['true', 1, 0, null, {}],
+  right: [true, false],
+  says: /must be true or false/,
+}
 
 /** Options of a route, which are the plugin's as well. */
 const ROUTE: Record<string, Checked> = {
@@ -59,12 +82,33 @@ const ROUTE: Record<string, Checked> = {
     says: /must be a whole number from 0 on/,
   },
   headers: {
-    wrong: ['x-a', [''], ['x a'], ['x:a'], [null], [5], [undefined], [['x-a']], ['x-a', {}], {}, null, true],
+    wrong: [
+      'x-a',
+      [''],
+      ['x a'],
+      ['x:a'],
+      [null],
+      [5],
+      [undefined],
+      [['x-a']],
+      ['x-a', {}],
+      {},
+      null,
+      true,
+    ],
     right: [[], ['x-a'], ['X-Request-Cost', 'etag']],
     says: /must be a list of header names, such as \['x-request-cost'\]/,
   },
-  keepStatus: { wrong: [200, [200], true, null, '2xx'], right: [() => true], says: /must be a function/ },
-  fingerprint: { wrong: ['body', true, null, ['a']], right: [() => 'x'], says: /must be a function/ },
+  keepStatus: {
+    wrong: [200, [200], true, null, '2xx'],
+    right: [() => true],
+    says: /must be a function/,
+  },
+  fingerprint: {
+    wrong: ['body', true, null, ['a']],
+    right: [() => 'x'],
+    says: /must be a function/,
+  },
   onLeaseExpired: {
     wrong: ['', 'RERUN', 'fail', true, null, ['rerun']],
     right: ['rerun', 'uncertain'],
@@ -84,8 +128,16 @@ const PLUGIN: Record<string, Checked> = {
     right: [],
     says: /must be the application's PrismaClient: \{ prisma: new PrismaClient\(\{ adapter \}\) \}/,
   },
-  pool: { wrong: [null, {}, 'pool', 'postgres://localhost', true], right: [], says: /must be a pg.Pool, or be left out/ },
-  redis: { wrong: [null, {}, 'redis://localhost', true], right: [], says: /must be an ioredis client, or be left out/ },
+  pool: {
+    wrong: [null, {}, 'pool', 'postgres://localhost', true],
+    right: [],
+    says: /must be a pg.Pool, or be left out/,
+  },
+  redis: {
+    wrong: [null, {}, 'redis://localhost', true],
+    right: [],
+    says: /must be an ioredis client, or be left out/,
+  },
   tenant: {
     wrong: [undefined, null, true, '', 'orgId', {}, 0],
     right: [false, () => 'x', async () => 'x'],
@@ -93,7 +145,20 @@ const PLUGIN: Record<string, Checked> = {
   },
   global: boolean,
   rateLimit: {
-    wrong: [true, null, 5, {}, { max: 1 }, { timeWindow: '1m' }, { max: 0, timeWindow: '1m' }, { max: 1.5, timeWindow: 1 }, { max: '1', timeWindow: 1 }, { max: 1, timeWindow: 0 }, { max: 1, timeWindow: '1 minute' }, { max: 1, timeWindow: 1, ban: 1 }],
+    wrong: [
+      true,
+      null,
+      5,
+      {},
+      { max: 1 },
+      { timeWindow: '1m' },
+      { max: 0, timeWindow: '1m' },
+      { max: 1.5, timeWindow: 1 },
+      { max: '1', timeWindow: 1 },
+      { max: 1, timeWindow: 0 },
+      { max: 1, timeWindow: '1 minute' },
+      { max: 1, timeWindow: 1, ban: 1 },
+    ],
     right: [false, { max: 1, timeWindow: '1m' }, { max: 100, timeWindow: 1000 }],
     says: /must be \{ max, timeWindow \} such as \{ max: 100, timeWindow: '1m' \}, or false/,
   },
@@ -111,13 +176,20 @@ test('every option of the plugin is checked at registration: what, where, and th
     await t.test(name, async (t) => {
       for (const value of wrong) {
         const error = await errorOf(register({ ...complete, [name]: value }))
-        t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID', `${name}: ${typeof value} ${String(value)}`)
+        t.equal(
+          error.code,
+          'IDEMPOTENCY_OPTION_INVALID',
+          `${name}: ${typeof value} ${String(value)}`,
+        )
         t.match(error.message, says)
         t.match(error.message, new RegExp(`^fastify-idempotency: option "${name}" must`))
       }
       for (const value of right) {
         const others = name === 'lease' ? { maxRun: '10m' } : {}
-        await t.resolves(register({ ...complete, ...others, [name]: value }), `${name}: ${String(value)}`)
+        await t.resolves(
+          register({ ...complete, ...others, [name]: value }),
+          `${name}: ${String(value)}`,
+        )
       }
     })
   }
@@ -128,12 +200,22 @@ test('every option of a route is checked when the route is added, and the route 
     await t.test(name, async (t) => {
       for (const value of wrong) {
         const error = await errorOf(register(complete, { [name]: value }))
-        t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID', `${name}: ${typeof value} ${String(value)}`)
+        t.equal(
+          error.code,
+          'IDEMPOTENCY_OPTION_INVALID',
+          `${name}: ${typeof value} ${String(value)}`,
+        )
         t.match(error.message, says)
-        t.match(error.message, new RegExp(`^fastify-idempotency: option "${name}" of route POST /things must`))
+        t.match(
+          error.message,
+          new RegExp(`^fastify-idempotency: option "${name}" of route POST /things must`),
+        )
       }
       for (const value of right) {
-        await t.resolves(register({ ...complete, maxRun: '10m' }, { [name]: value }), `${name}: ${String(value)}`)
+        await t.resolves(
+          register({ ...complete, maxRun: '10m' }, { [name]: value }),
+          `${name}: ${String(value)}`,
+        )
       }
     })
   }
@@ -144,7 +226,10 @@ test('the list of checked options is the list of options', async (t) => {
   const names = String(known).split('the options are ')[1]?.split(', ')
   t.same([...(names ?? [])].sort(), Object.keys(PLUGIN).sort())
   const ofRoutes = await register(complete, { nonsense: 1 }).catch((error: Error) => error.message)
-  t.same(String(ofRoutes).split('the options are ')[1]?.split(', ').sort(), Object.keys(ROUTE).sort())
+  t.same(
+    String(ofRoutes).split('the options are ')[1]?.split(', ').sort(),
+    Object.keys(ROUTE).sort(),
+  )
   for (const name of Object.keys(DEFAULTS)) t.ok(name in PLUGIN, name)
 })
 
@@ -159,7 +244,9 @@ test('an option that is not known is refused, and the known ones are named', asy
 })
 
 test('an option that is undefined is left out', async (t) => {
-  await t.resolves(register({ ...complete, wait: undefined, pool: undefined, rateLimit: undefined }))
+  await t.resolves(
+    register({ ...complete, wait: undefined, pool: undefined, rateLimit: undefined }),
+  )
   await t.resolves(register(complete, { wait: undefined, headers: undefined }))
 })
 
@@ -201,7 +288,11 @@ test('a duration that a timer cannot hold is refused', async (t) => {
     ['storeTimeout', Number.MAX_SAFE_INTEGER],
     ['pruneEvery', '25d'],
   ] as const) {
-    await t.rejects(register({ ...complete, [name]: value }), { code: 'IDEMPOTENCY_OPTION_INVALID' }, name)
+    await t.rejects(
+      register({ ...complete, [name]: value }),
+      { code: 'IDEMPOTENCY_OPTION_INVALID' },
+      name,
+    )
   }
   await t.rejects(register({ ...complete, lease: '80d', maxRun: '80d', retention: '365d' }), {
     code: 'IDEMPOTENCY_OPTION_INVALID',
@@ -209,7 +300,9 @@ test('a duration that a timer cannot hold is refused', async (t) => {
 })
 
 test('a duration that the database cannot add to its time is refused', async (t) => {
-  await t.rejects(register({ ...complete, retention: Number.MAX_VALUE }), { code: 'IDEMPOTENCY_OPTION_INVALID' })
+  await t.rejects(register({ ...complete, retention: Number.MAX_VALUE }), {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+  })
 })
 
 test('a Prisma client without the model: the message names it and the command', async (t) => {
@@ -224,11 +317,23 @@ test('a Prisma client without the model: the message names it and the command', 
 test('a Prisma client with an old model: the message names the fields that it lacks', async (t) => {
   const fields = { ...Object(prisma.idempotencyRecord.fields) } as Record<string, unknown>
   const kept = Object.fromEntries(
-    ['tenantId', 'key', 'fingerprint', 'status', 'leaseUntil', 'expiresAt', 'statusCode', 'body', 'createdAt'].map(
-      (name) => [name, fields[name] ?? {}],
-    ),
+    [
+      'tenantId',
+      'key',
+      'fingerprint',
+      'status',
+      'leaseUntil',
+      'expiresAt',
+      'statusCode',
+      'body',
+      'createdAt',
+    ].map((name) => [name, fields[name] ?? {}]),
   )
-  const client = { $queryRawUnsafe: async () => [], idempotencyRecord: { fields: kept }, _activeProvider: 'postgresql' }
+  const client = {
+    $queryRawUnsafe: async () => [],
+    idempotencyRecord: { fields: kept },
+    _activeProvider: 'postgresql',
+  }
   await t.rejects(register({ prisma: client, tenant: false }), {
     code: 'IDEMPOTENCY_MODELS_MISSING',
     message: /lacks field IdempotencyRecord.fence, field IdempotencyRecord.headers\. /,
@@ -325,5 +430,7 @@ test('registering the plugin twice in one context is refused by Fastify', async 
   const app = Fastify()
   t.teardown(() => app.close())
   await app.register(idempotency, complete as PluginOptions)
-  await t.rejects(async () => app.register(idempotency, complete as PluginOptions), { code: 'FST_ERR_DEC_ALREADY_PRESENT' })
+  await t.rejects(async () => app.register(idempotency, complete as PluginOptions), {
+    code: 'FST_ERR_DEC_ALREADY_PRESENT',
+  })
 })
