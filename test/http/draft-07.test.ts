@@ -1,14 +1,13 @@
 // draft-ietf-httpapi-idempotency-key-header-07, statement by statement. Quotes are the draft's.
 import t, { test } from 'tap'
-import { anyDatabase } from '../fixtures/database.js'
 import { begin, buildApp, latch, newKey, recordOf, send, WatchedPool } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 
 test('2.1 "Idempotency-Key is an Item Structured Header", and "its value MUST be a String"', async (t) => {
   const app = await buildApp(t, database, {
-    routes: (app) =>
-      app.post('/things', (request) => ({ key: request.idempotency.key })),
+    routes: (app) => app.post('/things', (request) => ({ key: request.idempotency.key })),
   })
   const key = newKey()
   const answer = await send(app, '/things', { key: `"${key}"` })
@@ -60,9 +59,21 @@ test('2.4 a fingerprint serves "to determine the uniqueness of a request", whate
   })
   const key = newKey()
   const json = { 'content-type': 'application/json' }
-  const first = await send(app, '/things', { key, headers: json, payload: '{"a":1,"b":[{"c":2,"d":3}]}' })
-  const same = await send(app, '/things', { key, headers: json, payload: '{ "b": [{"d":3, "c":2}], "a": 1 }' })
-  const other = await send(app, '/things', { key, headers: json, payload: '{"a":1,"b":[{"c":2,"d":4}]}' })
+  const first = await send(app, '/things', {
+    key,
+    headers: json,
+    payload: '{"a":1,"b":[{"c":2,"d":3}]}',
+  })
+  const same = await send(app, '/things', {
+    key,
+    headers: json,
+    payload: '{ "b": [{"d":3, "c":2}], "a": 1 }',
+  })
+  const other = await send(app, '/things', {
+    key,
+    headers: json,
+    payload: '{"a":1,"b":[{"c":2,"d":4}]}',
+  })
   t.equal(same.body, first.body)
   t.equal(other.statusCode, 422)
   t.equal(runs, 1)
@@ -74,13 +85,19 @@ test('2.4 "Checksum of selected element(s) in the request payload" is what an ap
     routes: (app) =>
       app.post(
         '/things',
-        { config: { idempotency: { fingerprint: ({ body }) => (body as { amount: number }).amount } } },
+        {
+          config: {
+            idempotency: { fingerprint: ({ body }) => (body as { amount: number }).amount },
+          },
+        },
         () => ({ run: ++runs }),
       ),
   })
   const key = newKey()
   await send(app, '/things', { key, payload: { amount: 1, sentAt: 'now' } })
-  t.same((await send(app, '/things', { key, payload: { amount: 1, sentAt: 'later' } })).json(), { run: 1 })
+  t.same((await send(app, '/things', { key, payload: { amount: 1, sentAt: 'later' } })).json(), {
+    run: 1,
+  })
   t.equal((await send(app, '/things', { key, payload: { amount: 2 } })).statusCode, 422)
 })
 
@@ -121,7 +138,10 @@ test('2.6 "Retry": it gets "the result of the previously completed operation, su
       })
     },
   })
-  for (const [url, status] of [['/success', 201], ['/error', 402]] as const) {
+  for (const [url, status] of [
+    ['/success', 201],
+    ['/error', 402],
+  ] as const) {
     runs = 0
     const key = newKey()
     const first = await send(app, url, { key })
@@ -189,7 +209,11 @@ test('2.7 "an attempt to reuse an idempotency key with a different request paylo
   t.equal((await send(app, '/things', { key, payload: { a: 2 } })).statusCode, 422, 'while it runs')
   go.open()
   t.equal((await first).statusCode, 200)
-  t.equal((await send(app, '/things', { key, payload: { a: 2 } })).statusCode, 422, 'and afterwards')
+  t.equal(
+    (await send(app, '/things', { key, payload: { a: 2 } })).statusCode,
+    422,
+    'and afterwards',
+  )
 })
 
 test('2.7 errors come "with body containing a link pointing to relevant documentation": type, title, detail', async (t) => {
@@ -211,7 +235,11 @@ test('2.7 errors come "with body containing a link pointing to relevant document
     { answer: await send(app, '/things'), status: 400, title: 'Bad Request' },
     { answer: await send(app, '/things', { key: '"' }), status: 400, title: 'Bad Request' },
     { answer: await send(app, '/things', { key }), status: 409, title: 'Conflict' },
-    { answer: await send(app, '/things', { key, payload: [] }), status: 422, title: 'Unprocessable Entity' },
+    {
+      answer: await send(app, '/things', { key, payload: [] }),
+      status: 422,
+      title: 'Unprocessable Entity',
+    },
   ]
   go.open()
   await first
@@ -235,7 +263,16 @@ test('5 "Always validate the key [...] before processing any request": none is l
     plugin: { pool },
     routes: (app) => app.post('/things', () => ({ run: ++runs })),
   })
-  for (const key of ['', '"', `"${'a'.repeat(256)}"`, 'a b', 'a,b', 'ключ', '"a\u0000b"', "' OR 1=1"]) {
+  for (const key of [
+    '',
+    '"',
+    `"${'a'.repeat(256)}"`,
+    'a b',
+    'a,b',
+    'ключ',
+    '"a\u0000b"',
+    "' OR 1=1",
+  ]) {
     t.equal((await send(app, '/things', { key })).statusCode, 400, JSON.stringify(key))
   }
   t.same(pool.asked, [], 'the store was not touched')
@@ -255,7 +292,10 @@ test('5 "a unique composite key as the idempotent cache lookup key": no tenant m
   t.same(alice.json(), { made: 'alice' })
   t.same(mallory.json(), { made: 'mallory' })
   t.notOk('idempotent-replayed' in mallory.headers)
-  t.equal((await send(app, '/things', { key, headers: { authorization: 'alice' } })).body, alice.body)
+  t.equal(
+    (await send(app, '/things', { key, headers: { authorization: 'alice' } })).body,
+    alice.body,
+  )
 })
 
 test('1 "non-idempotent HTTP methods such as POST or PATCH": GET, PUT and DELETE are left alone', async (t) => {
@@ -268,7 +308,13 @@ test('1 "non-idempotent HTTP methods such as POST or PATCH": GET, PUT and DELETE
         handler: () => ({ run: ++runs }),
       }),
   })
-  for (const [method, count] of [['GET', 2], ['PUT', 2], ['DELETE', 2], ['POST', 1], ['PATCH', 1]] as const) {
+  for (const [method, count] of [
+    ['GET', 2],
+    ['PUT', 2],
+    ['DELETE', 2],
+    ['POST', 1],
+    ['PATCH', 1],
+  ] as const) {
     runs = 0
     const key = newKey()
     await send(app, '/things', { method, key })

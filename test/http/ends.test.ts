@@ -3,7 +3,6 @@ import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import type { RouteHandlerMethod } from 'fastify'
 import t, { test } from 'tap'
-import { anyDatabase } from '../fixtures/database.js'
 import {
   begin,
   buildApp,
@@ -19,17 +18,24 @@ import {
   send,
   WatchedPool,
 } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 
 /** As time does it: the lease of whoever runs this operation is over. */
 async function endLease(key: string) {
-  await database.prisma.idempotencyRecord.updateMany({ where: { key }, data: { leaseUntil: new Date(0) } })
+  await database.prisma.idempotencyRecord.updateMany({
+    where: { key },
+    data: { leaseUntil: new Date(0) },
+  })
 }
 
 /** As another process does it once a lease is over. */
 async function takeOver(key: string) {
-  await database.prisma.idempotencyRecord.updateMany({ where: { key }, data: { fence: { increment: 1 } } })
+  await database.prisma.idempotencyRecord.updateMany({
+    where: { key },
+    data: { fence: { increment: 1 } },
+  })
 }
 
 function keyLine(key: string) {
@@ -300,7 +306,11 @@ test('a handler that never answers: its signal is aborted, another attempt runs,
           signal.addEventListener('abort', () => aborted.open(signal.reason))
           await go.opened
         }
-        return reply.code(201).header('location', `/things/${attempt}`).header('set-cookie', 'a=b').send({ attempt })
+        return reply
+          .code(201)
+          .header('location', `/things/${attempt}`)
+          .header('set-cookie', 'a=b')
+          .send({ attempt })
       }),
   })
   const key = newKey()
@@ -311,7 +321,10 @@ test('a handler that never answers: its signal is aborted, another attempt runs,
   const second = await send(app, '/things', { key })
   t.equal(second.statusCode, 201)
   t.same(second.json(), { attempt: 2 })
-  t.same(attempts, [{ attempt: 1, resumed: false }, { attempt: 2, resumed: true }])
+  t.same(attempts, [
+    { attempt: 1, resumed: false },
+    { attempt: 2, resumed: true },
+  ])
   const stored = await recordOf(database, key)
   go.open()
   const late = await first
@@ -384,7 +397,11 @@ test('a stream of a handler that lost its lease breaks off, and is not stored', 
   await began.opened
   await takeOver(key)
   go.open()
-  t.notMatch((await answer).body.toString(), /0\r\n\r\n$/, 'the client is not told that this was all')
+  t.notMatch(
+    (await answer).body.toString(),
+    /0\r\n\r\n$/,
+    'the client is not told that this was all',
+  )
   t.match(await recordOf(database, key), { fence: 2, status: 'in_progress' })
 })
 

@@ -4,7 +4,6 @@ import { once } from 'node:events'
 import t, { test } from 'tap'
 import type { Happening } from '../../src/events.js'
 import type { PluginOptions } from '../../src/index.js'
-import { anyDatabase } from '../fixtures/database.js'
 import {
   begin,
   buildApp,
@@ -18,6 +17,7 @@ import {
   send,
   WatchedPool,
 } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 
@@ -79,7 +79,13 @@ interface Provoked {
   level: keyof typeof LEVELS
   plugin?: Partial<PluginOptions>
   /** Brings it about with a key; resolves once it has happened. */
-  run: (context: Logged & { key: string; call: (url: string, payload?: object) => Promise<unknown>; t: Teardown }) => Promise<unknown>
+  run: (
+    context: Logged & {
+      key: string
+      call: (url: string, payload?: object) => Promise<unknown>
+      t: Teardown
+    },
+  ) => Promise<unknown>
   /** What the event tells besides. */
   event: object
   /** Whether it is about one key. Default true. */
@@ -111,7 +117,11 @@ const EVENTS: Record<Happening['kind'], Provoked> = {
     },
     event: { attempt: 2, resumed: true },
   },
-  released: { level: 'info', run: ({ call }) => call('/broken'), event: { attempt: 1, why: 'status 503' } },
+  released: {
+    level: 'info',
+    run: ({ call }) => call('/broken'),
+    event: { attempt: 1, why: 'status 503' },
+  },
   replayed: {
     level: 'info',
     async run({ call }) {
@@ -218,7 +228,11 @@ const EVENTS: Record<Happening['kind'], Provoked> = {
   abandoned: {
     level: 'warn',
     async run({ app, t, key }) {
-      const socket = await openSocket(t, await listen(app), postText('/hijacked', [`idempotency-key: ${key}`]))
+      const socket = await openSocket(
+        t,
+        await listen(app),
+        postText('/hijacked', [`idempotency-key: ${key}`]),
+      )
       await once(socket, 'data')
       const events = collectEvents(t)
       socket.destroy()
@@ -265,7 +279,11 @@ const EVENTS: Record<Happening['kind'], Provoked> = {
   body_not_compared: {
     level: 'warn',
     run: ({ app, key }) =>
-      send(app, '/things', { key, payload: CANARY.body, headers: { 'content-type': 'application/unparsed' } }),
+      send(app, '/things', {
+        key,
+        payload: CANARY.body,
+        headers: { 'content-type': 'application/unparsed' },
+      }),
     event: {},
     hasKey: false,
   },
@@ -297,7 +315,9 @@ const EVENTS: Record<Happening['kind'], Provoked> = {
   },
 }
 
-for (const [kind, { level, plugin, run, event, hasKey = true, hasRoute = true }] of Object.entries(EVENTS)) {
+for (const [kind, { level, plugin, run, event, hasKey = true, hasRoute = true }] of Object.entries(
+  EVENTS,
+)) {
   test(`"${kind}" is told as ${level}, with its facts and without a secret`, async (t) => {
     const events = collectEvents(t)
     const context = await loggedApp(t, plugin)
@@ -335,7 +355,9 @@ for (const [kind, { level, plugin, run, event, hasKey = true, hasRoute = true }]
 test('an event carries the request id that Fastify logs with', async (t) => {
   const { app, lines } = await loggedApp(t)
   await send(app, '/things', { key: newKey() })
-  const own = lines.map((line) => JSON.parse(line)).find((line) => line.idempotency?.kind === 'completed')
+  const own = lines
+    .map((line) => JSON.parse(line))
+    .find((line) => line.idempotency?.kind === 'completed')
   t.equal(typeof own.reqId, 'string')
 })
 
@@ -346,8 +368,15 @@ test('nothing of an event is logged below the level of the log', async (t) => {
   await send(app, '/things', { key })
   await send(app, '/things', { key })
   await send(app, '/things', { key, payload: [] })
-  t.same(logged().map(({ idempotency }) => idempotency?.kind), ['mismatch'])
-  t.same(events.kinds(), ['claimed', 'completed', 'replayed', 'mismatch'], 'the channel gets them all')
+  t.same(
+    logged().map(({ idempotency }) => idempotency?.kind),
+    ['mismatch'],
+  )
+  t.same(
+    events.kinds(),
+    ['claimed', 'completed', 'replayed', 'mismatch'],
+    'the channel gets them all',
+  )
 })
 
 test('two tenants with one key have two key ids', async (t) => {

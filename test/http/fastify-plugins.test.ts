@@ -8,8 +8,19 @@ import formbody from '@fastify/formbody'
 import rateLimit from '@fastify/rate-limit'
 import type { FastifyInstance } from 'fastify'
 import t, { test } from 'tap'
+import {
+  type Answer,
+  begin,
+  buildApp,
+  collectEvents,
+  latch,
+  listen,
+  newKey,
+  recordOf,
+  send,
+  WatchedPool,
+} from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
-import { type Answer, begin, buildApp, collectEvents, latch, listen, newKey, recordOf, send, WatchedPool } from '../fixtures/app.js'
 
 const database = await anyDatabase(t)
 
@@ -17,7 +28,10 @@ const database = await anyDatabase(t)
 function inBothOrders(
   name: string,
   register: (app: FastifyInstance) => unknown,
-  run: (t: Parameters<typeof buildApp>[0] & typeof import('tap').t, build: (routes: (app: FastifyInstance) => unknown) => Promise<FastifyInstance>) => Promise<void>,
+  run: (
+    t: Parameters<typeof buildApp>[0] & typeof import('tap').t,
+    build: (routes: (app: FastifyInstance) => unknown) => Promise<FastifyInstance>,
+  ) => Promise<void>,
 ) {
   for (const order of ['before', 'after'] as const) {
     test(`${name}, registered ${order} the plugin`, async (t) => {
@@ -42,48 +56,67 @@ function decoded(answer: Answer): string {
     : answer.body
 }
 
-inBothOrders('@fastify/cors: its headers are made anew', (app) => app.register(cors, { origin: true, credentials: true }), async (t, build) => {
-  const app = await build((app) => app.post('/things', () => ({ a: 1 })))
-  const key = newKey()
-  const first = await send(app, '/things', { key, headers: { origin: 'https://a.example' } })
-  const retry = await send(app, '/things', { key, headers: { origin: 'https://b.example' } })
-  t.equal(first.headers['access-control-allow-origin'], 'https://a.example')
-  t.equal(retry.headers['access-control-allow-origin'], 'https://b.example')
-  t.equal(retry.headers.vary, first.headers.vary)
-  t.equal(retry.headers['idempotent-replayed'], 'true')
-  t.equal(retry.body, first.body)
-  const conflict = await send(app, '/things', { key, payload: [], headers: { origin: 'https://b.example' } })
-  t.equal(conflict.statusCode, 422)
-  t.equal(conflict.headers['access-control-allow-origin'], 'https://b.example', 'also on our own answers')
-})
-
-inBothOrders('@fastify/compress: a replay is readable by whoever retries', (app) => app.register(compress, { threshold: 0 }), async (t, build) => {
-  const { Readable } = await import('node:stream')
-  const app = await build((app) => {
-    app.post('/text', () => text)
-    app.post('/json', () => ({ text }))
-    app.post('/bytes', (_request, reply) => reply.type('text/plain').send(Buffer.from(text)))
-    app.post('/stream', (_request, reply) => reply.type('text/plain').send(Readable.from([text])))
-    app.post('/error', () => {
-      throw Object.assign(new Error(text), { statusCode: 400 })
+inBothOrders(
+  '@fastify/cors: its headers are made anew',
+  (app) => app.register(cors, { origin: true, credentials: true }),
+  async (t, build) => {
+    const app = await build((app) => app.post('/things', () => ({ a: 1 })))
+    const key = newKey()
+    const first = await send(app, '/things', { key, headers: { origin: 'https://a.example' } })
+    const retry = await send(app, '/things', { key, headers: { origin: 'https://b.example' } })
+    t.equal(first.headers['access-control-allow-origin'], 'https://a.example')
+    t.equal(retry.headers['access-control-allow-origin'], 'https://b.example')
+    t.equal(retry.headers.vary, first.headers.vary)
+    t.equal(retry.headers['idempotent-replayed'], 'true')
+    t.equal(retry.body, first.body)
+    const conflict = await send(app, '/things', {
+      key,
+      payload: [],
+      headers: { origin: 'https://b.example' },
     })
-  })
-  for (const url of ['/text', '/json', '/bytes', '/stream', '/error']) {
-    for (const [encoding, other] of [['gzip', 'identity'], ['identity', 'gzip']] as const) {
-      const key = newKey()
-      const first = await send(app, url, { key, headers: { 'accept-encoding': encoding } })
-      const same = await send(app, url, { key, headers: { 'accept-encoding': encoding } })
-      const differs = await send(app, url, { key, headers: { 'accept-encoding': other } })
-      t.equal(same.headers['idempotent-replayed'], 'true')
-      t.equal(same.headers['content-encoding'], first.headers['content-encoding'])
-      t.equal(decoded(same), decoded(first), `${url} ${encoding}, then the same`)
-      t.match(decoded(first), 'worth compressing')
-      t.equal(differs.headers['content-encoding'], other === 'gzip' ? 'gzip' : undefined)
-      t.equal(decoded(differs), decoded(first), `${url} ${encoding}, then ${other}`)
-      t.equal(first.headers['content-encoding'], encoding === 'gzip' ? 'gzip' : undefined)
+    t.equal(conflict.statusCode, 422)
+    t.equal(
+      conflict.headers['access-control-allow-origin'],
+      'https://b.example',
+      'also on our own answers',
+    )
+  },
+)
+
+inBothOrders(
+  '@fastify/compress: a replay is readable by whoever retries',
+  (app) => app.register(compress, { threshold: 0 }),
+  async (t, build) => {
+    const { Readable } = await import('node:stream')
+    const app = await build((app) => {
+      app.post('/text', () => text)
+      app.post('/json', () => ({ text }))
+      app.post('/bytes', (_request, reply) => reply.type('text/plain').send(Buffer.from(text)))
+      app.post('/stream', (_request, reply) => reply.type('text/plain').send(Readable.from([text])))
+      app.post('/error', () => {
+        throw Object.assign(new Error(text), { statusCode: 400 })
+      })
+    })
+    for (const url of ['/text', '/json', '/bytes', '/stream', '/error']) {
+      for (const [encoding, other] of [
+        ['gzip', 'identity'],
+        ['identity', 'gzip'],
+      ] as const) {
+        const key = newKey()
+        const first = await send(app, url, { key, headers: { 'accept-encoding': encoding } })
+        const same = await send(app, url, { key, headers: { 'accept-encoding': encoding } })
+        const differs = await send(app, url, { key, headers: { 'accept-encoding': other } })
+        t.equal(same.headers['idempotent-replayed'], 'true')
+        t.equal(same.headers['content-encoding'], first.headers['content-encoding'])
+        t.equal(decoded(same), decoded(first), `${url} ${encoding}, then the same`)
+        t.match(decoded(first), 'worth compressing')
+        t.equal(differs.headers['content-encoding'], other === 'gzip' ? 'gzip' : undefined)
+        t.equal(decoded(differs), decoded(first), `${url} ${encoding}, then ${other}`)
+        t.equal(first.headers['content-encoding'], encoding === 'gzip' ? 'gzip' : undefined)
+      }
     }
-  }
-})
+  },
+)
 
 test('a body that the handler has encoded itself is replayed with its encoding', async (t) => {
   const app = await buildApp(t, database, {
@@ -100,69 +133,93 @@ test('a body that the handler has encoded itself is replayed with its encoding',
   t.equal(decoded(retry), text)
 })
 
-inBothOrders('@fastify/etag: the tag is made anew, and is the same', (app) => app.register(etag), async (t, build) => {
-  const app = await build((app) => app.post('/things', () => ({ text })))
-  const key = newKey()
-  const first = await send(app, '/things', { key })
-  const retry = await send(app, '/things', { key })
-  t.ok(first.headers.etag)
-  t.equal(retry.headers.etag, first.headers.etag)
-  t.equal(retry.body, first.body)
-  t.notOk('etag' in Object((await recordOf(database, key))?.headers))
-})
+inBothOrders(
+  '@fastify/etag: the tag is made anew, and is the same',
+  (app) => app.register(etag),
+  async (t, build) => {
+    const app = await build((app) => app.post('/things', () => ({ text })))
+    const key = newKey()
+    const first = await send(app, '/things', { key })
+    const retry = await send(app, '/things', { key })
+    t.ok(first.headers.etag)
+    t.equal(retry.headers.etag, first.headers.etag)
+    t.equal(retry.body, first.body)
+    t.notOk('etag' in Object((await recordOf(database, key))?.headers))
+  },
+)
 
-inBothOrders('@fastify/cookie: a cookie is for the one who got it', (app) => app.register(cookie), async (t, build) => {
-  const app = await build((app) =>
-    app.post('/things', (_request, reply) => reply.setCookie('session', 'canary').send({ a: 1 })),
-  )
-  const key = newKey()
-  const first = await send(app, '/things', { key })
-  const retry = await send(app, '/things', { key })
-  t.match(first.headers['set-cookie'], 'canary')
-  t.notOk('set-cookie' in retry.headers)
-  t.equal(retry.body, first.body)
-  t.notMatch(JSON.stringify(await recordOf(database, key)), 'canary')
-})
+inBothOrders(
+  '@fastify/cookie: a cookie is for the one who got it',
+  (app) => app.register(cookie),
+  async (t, build) => {
+    const app = await build((app) =>
+      app.post('/things', (_request, reply) => reply.setCookie('session', 'canary').send({ a: 1 })),
+    )
+    const key = newKey()
+    const first = await send(app, '/things', { key })
+    const retry = await send(app, '/things', { key })
+    t.match(first.headers['set-cookie'], 'canary')
+    t.notOk('set-cookie' in retry.headers)
+    t.equal(retry.body, first.body)
+    t.notMatch(JSON.stringify(await recordOf(database, key)), 'canary')
+  },
+)
 
-inBothOrders('@fastify/rate-limit: its headers are made anew, and its refusals are not stored', (app) => app.register(rateLimit, { max: 2, timeWindow: 60_000 }), async (t, build) => {
-  let runs = 0
-  const app = await build((app) => app.post('/things', () => ({ run: ++runs })))
-  const key = newKey()
-  const first = await send(app, '/things', { key })
-  const retry = await send(app, '/things', { key })
-  t.equal(first.headers['x-ratelimit-remaining'], '1')
-  t.equal(retry.headers['x-ratelimit-remaining'], '0')
-  t.equal(retry.headers['idempotent-replayed'], 'true')
-  const refusedKey = newKey()
-  const refused = await send(app, '/things', { key: refusedKey })
-  t.equal(refused.statusCode, 429)
-  t.equal(await recordOf(database, refusedKey), null)
-  t.equal(runs, 1)
-})
+inBothOrders(
+  '@fastify/rate-limit: its headers are made anew, and its refusals are not stored',
+  (app) => app.register(rateLimit, { max: 2, timeWindow: 60_000 }),
+  async (t, build) => {
+    let runs = 0
+    const app = await build((app) => app.post('/things', () => ({ run: ++runs })))
+    const key = newKey()
+    const first = await send(app, '/things', { key })
+    const retry = await send(app, '/things', { key })
+    t.equal(first.headers['x-ratelimit-remaining'], '1')
+    t.equal(retry.headers['x-ratelimit-remaining'], '0')
+    t.equal(retry.headers['idempotent-replayed'], 'true')
+    const refusedKey = newKey()
+    const refused = await send(app, '/things', { key: refusedKey })
+    t.equal(refused.statusCode, 429)
+    t.equal(await recordOf(database, refusedKey), null)
+    t.equal(runs, 1)
+  },
+)
 
-inBothOrders('@fastify/formbody: a form is compared field by field', (app) => app.register(formbody), async (t, build) => {
-  let runs = 0
-  const app = await build((app) => app.post('/things', ({ body }) => ({ run: ++runs, body })))
-  const key = newKey()
-  const headers = { 'content-type': 'application/x-www-form-urlencoded' }
-  const first = await send(app, '/things', { key, headers, payload: 'a=1&b=2' })
-  t.same(first.json(), { run: 1, body: { a: '1', b: '2' } })
-  t.equal((await send(app, '/things', { key, headers, payload: 'b=2&a=1' })).body, first.body)
-  t.equal((await send(app, '/things', { key, headers, payload: 'a=1&b=3' })).statusCode, 422)
-  t.equal(runs, 1)
-})
+inBothOrders(
+  '@fastify/formbody: a form is compared field by field',
+  (app) => app.register(formbody),
+  async (t, build) => {
+    let runs = 0
+    const app = await build((app) => app.post('/things', ({ body }) => ({ run: ++runs, body })))
+    const key = newKey()
+    const headers = { 'content-type': 'application/x-www-form-urlencoded' }
+    const first = await send(app, '/things', { key, headers, payload: 'a=1&b=2' })
+    t.same(first.json(), { run: 1, body: { a: '1', b: '2' } })
+    t.equal((await send(app, '/things', { key, headers, payload: 'b=2&a=1' })).body, first.body)
+    t.equal((await send(app, '/things', { key, headers, payload: 'a=1&b=3' })).statusCode, 422)
+    t.equal(runs, 1)
+  },
+)
 
 test('a refusal by authentication is never stored, wherever it stands', async (t) => {
-  const refuseWithout = async (request: { headers: Record<string, unknown> }, reply: { code(n: number): { send(x: unknown): unknown } }) => {
-    if (request.headers.authorization === undefined) return reply.code(401).send({ error: 'who are you?' })
+  const refuseWithout = async (
+    request: { headers: Record<string, unknown> },
+    reply: { code(n: number): { send(x: unknown): unknown } },
+  ) => {
+    if (request.headers.authorization === undefined)
+      return reply.code(401).send({ error: 'who are you?' })
     return undefined
   }
   const throwWithout = async (request: { headers: Record<string, unknown> }) => {
-    if (request.headers.authorization === undefined) throw Object.assign(new Error('no'), { statusCode: 403 })
+    if (request.headers.authorization === undefined)
+      throw Object.assign(new Error('no'), { statusCode: 403 })
   }
   let runs = 0
   const handler = () => ({ run: ++runs })
-  const places: Record<string, { before?: (app: FastifyInstance) => unknown; routes: (app: FastifyInstance) => unknown }> = {
+  const places: Record<
+    string,
+    { before?: (app: FastifyInstance) => unknown; routes: (app: FastifyInstance) => unknown }
+  > = {
     'a preHandler hook before the plugin': {
       before: (app) => app.addHook('preHandler', refuseWithout as never),
       routes: (app) => app.post('/things', handler),
@@ -183,7 +240,8 @@ test('a refusal by authentication is never stored, wherever it stands', async (t
       routes: (app) => app.post('/things', { preHandler: refuseWithout as never }, handler),
     },
     "the route's own preHandlers": {
-      routes: (app) => app.post('/things', { preHandler: [async () => {}, throwWithout as never] }, handler),
+      routes: (app) =>
+        app.post('/things', { preHandler: [async () => {}, throwWithout as never] }, handler),
     },
     'a preHandler that another onRoute hook adds': {
       routes(app) {
@@ -230,7 +288,9 @@ test('a refusal by authentication is never stored, wherever it stands', async (t
 
 test('a validation failure is not stored and leaves the key free', async (t) => {
   let runs = 0
-  const schema = { body: { type: 'object', required: ['amount'], properties: { amount: { type: 'integer' } } } }
+  const schema = {
+    body: { type: 'object', required: ['amount'], properties: { amount: { type: 'integer' } } },
+  }
   const app = await buildApp(t, database, {
     routes: (app) => app.post('/things', { schema }, () => ({ run: ++runs })),
   })
@@ -269,8 +329,14 @@ test('what validation does to a body does not change the fingerprint', async (t)
   const key = newKey()
   const first = await send(app, '/things', { key, payload: { amount: '1', extra: true } })
   t.same(first.json(), { amount: 1, currency: 'EUR' })
-  t.equal((await send(app, '/things', { key, payload: { amount: '1', extra: true } })).statusCode, 200)
-  t.equal((await send(app, '/things', { key, payload: { amount: 1, currency: 'EUR' } })).statusCode, 422)
+  t.equal(
+    (await send(app, '/things', { key, payload: { amount: '1', extra: true } })).statusCode,
+    200,
+  )
+  t.equal(
+    (await send(app, '/things', { key, payload: { amount: 1, currency: 'EUR' } })).statusCode,
+    422,
+  )
 })
 
 test('a body that is changed on its way does not change the fingerprint', async (t) => {
@@ -332,7 +398,9 @@ test('routes of encapsulated plugins are protected, and their prefix is part of 
     routes(app) {
       const routes = async (inner: FastifyInstance) => {
         inner.post('/things', () => ({ run: ++runs }))
-        inner.register(async (deep) => deep.post('/deep', () => ({ run: ++runs })), { prefix: '/more' })
+        inner.register(async (deep) => deep.post('/deep', () => ({ run: ++runs })), {
+          prefix: '/more',
+        })
       }
       app.register(routes, { prefix: '/v1' })
       app.register(routes, { prefix: '/v2' })
@@ -360,7 +428,10 @@ test('a plugin that is registered in a context of its own protects that context 
     inner.post('/inside', () => ({ run: ++runs }))
   })
   app.post('/outside', () => ({ run: ++runs }))
-  for (const [url, count] of [['/inside', 1], ['/outside', 2]] as const) {
+  for (const [url, count] of [
+    ['/inside', 1],
+    ['/outside', 2],
+  ] as const) {
     runs = 0
     const key = newKey()
     await send(app, url, { key })
@@ -409,11 +480,21 @@ test("a route's options go over the plugin's", async (t) => {
   const app = await buildApp(t, database, {
     plugin: { required: true, headers: ['x-a'] },
     routes(app) {
-      const handler = (_request: unknown, reply: { headers(h: object): { send(x: unknown): unknown } }) =>
-        reply.headers({ 'x-a': '1', 'x-b': '2' }).send('x')
+      const handler = (
+        _request: unknown,
+        reply: { headers(h: object): { send(x: unknown): unknown } },
+      ) => reply.headers({ 'x-a': '1', 'x-b': '2' }).send('x')
       app.post('/default', handler as never)
-      app.post('/own', { config: { idempotency: { required: false, headers: ['x-b'] } } }, handler as never)
-      app.post('/undefined', { config: { idempotency: { required: undefined } as never } }, handler as never)
+      app.post(
+        '/own',
+        { config: { idempotency: { required: false, headers: ['x-b'] } } },
+        handler as never,
+      )
+      app.post(
+        '/undefined',
+        { config: { idempotency: { required: undefined } as never } },
+        handler as never,
+      )
     },
   })
   t.equal((await send(app, '/default')).statusCode, 400)
@@ -432,9 +513,17 @@ test('GET and OPTIONS with config.idempotency are refused at registration', asyn
       await t.rejects(
         buildApp(t, database, {
           routes: (app) =>
-            app.route({ method, url: '/things', config: { idempotency: config }, handler: () => 'x' }),
+            app.route({
+              method,
+              url: '/things',
+              config: { idempotency: config },
+              handler: () => 'x',
+            }),
         }),
-        { code: 'IDEMPOTENCY_OPTION_INVALID', message: new RegExp(`route ${method} /things has config.idempotency`) },
+        {
+          code: 'IDEMPOTENCY_OPTION_INVALID',
+          message: new RegExp(`route ${method} /things has config.idempotency`),
+        },
       )
     }
   }
@@ -612,12 +701,21 @@ test('over a real connection, a replay is what the first client got', async (t) 
     },
   })
   const url = `http://127.0.0.1:${await listen(app)}/things`
-  const call = { method: 'POST', headers: { 'idempotency-key': newKey(), origin: 'https://a.example' } }
+  const call = {
+    method: 'POST',
+    headers: { 'idempotency-key': newKey(), origin: 'https://a.example' },
+  }
   const [first, retry] = [await fetch(url, call), await fetch(url, call)]
   t.equal(retry.status, 201)
   t.equal(retry.headers.get('idempotent-replayed'), 'true')
   t.equal(await retry.text(), await first.text())
-  for (const name of ['etag', 'content-encoding', 'content-type', 'access-control-allow-origin', 'vary']) {
+  for (const name of [
+    'etag',
+    'content-encoding',
+    'content-type',
+    'access-control-allow-origin',
+    'vary',
+  ]) {
     t.equal(retry.headers.get(name), first.headers.get(name), name)
   }
 })

@@ -1,5 +1,4 @@
 import t, { test } from 'tap'
-import { anyDatabase } from '../fixtures/database.js'
 import {
   buildApp,
   exchangeBytes,
@@ -10,6 +9,7 @@ import {
   send,
   WatchedPool,
 } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 
@@ -66,7 +66,10 @@ test('255 characters are a key, 256 are not', async (t) => {
   const { app, counted } = await keyEcho(t)
   const longest = newKey().padEnd(255, 'x')
   t.equal((await send(app, '/things', { key: longest })).statusCode, 200)
-  t.equal((await send(app, '/things', { key: `"${longest}"` })).headers['idempotent-replayed'], 'true')
+  t.equal(
+    (await send(app, '/things', { key: `"${longest}"` })).headers['idempotent-replayed'],
+    'true',
+  )
   for (const key of [`${longest}x`, `"${longest}x"`]) {
     const answer = await send(app, '/things', { key })
     t.equal(answer.statusCode, 400)
@@ -123,7 +126,15 @@ test('characters beyond ASCII are refused', async (t) => {
   const { app, counted } = await keyEcho(t)
   const port = await listen(app)
   // As UTF-8 and as Latin-1; 0xA0 is a space to JavaScript and none to HTTP.
-  const values = ['caf\u00c3\u00a9', '\u00e9', '\u00a0abc', 'abc\u00a0', '"abc"\u00a0', '"\u00e9"', '\u00ff']
+  const values = [
+    'caf\u00c3\u00a9',
+    '\u00e9',
+    '\u00a0abc',
+    'abc\u00a0',
+    '"abc"\u00a0',
+    '"\u00e9"',
+    '\u00ff',
+  ]
   for (const value of values) {
     const answer = await exchangeBytes(t, port, postText('/things', [`idempotency-key: ${value}`]))
     t.equal(answer.statusCode, 400, JSON.stringify(value))

@@ -3,12 +3,21 @@ import { randomUUID } from 'node:crypto'
 import rateLimit from '@fastify/rate-limit'
 import { Redis } from 'ioredis'
 import t, { type Test, test } from 'tap'
+import type { PluginOptions } from '../../src/index.js'
+import {
+  begin,
+  buildApp,
+  collectEvents,
+  latch,
+  newKey,
+  recordOf,
+  send,
+  WatchedPool,
+} from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
-import { begin, buildApp, collectEvents, latch, newKey, recordOf, send, WatchedPool } from '../fixtures/app.js'
 import { proxyTo } from '../fixtures/proxy.js'
 import { redisClient } from '../fixtures/redis.js'
 import { missing, service } from '../fixtures/services.js'
-import type { PluginOptions } from '../../src/index.js'
 
 const database = await anyDatabase(t)
 
@@ -37,13 +46,23 @@ async function limitedApp(t: Teardown, max: number, plugin: Partial<PluginOption
   return { app, counted }
 }
 
-const backends: { name: string; skip: string | false; options: (t: Teardown) => Promise<{ redis?: object }> }[] = [
+const backends: {
+  name: string
+  skip: string | false
+  options: (t: Teardown) => Promise<{ redis?: object }>
+}[] = [
   { name: 'in memory', skip: false, options: async () => ({}) },
-  { name: 'on Redis', skip: await missing('redis'), options: async (t) => ({ redis: await ownRedis(t) }) },
+  {
+    name: 'on Redis',
+    skip: await missing('redis'),
+    options: async (t) => ({ redis: await ownRedis(t) }),
+  },
 ]
 
 for (const { name, skip, options } of backends) {
-  test(`${name}: one key too many is 429 with Retry-After, and is neither run nor stored`, { skip }, async (t) => {
+  test(`${name}: one key too many is 429 with Retry-After, and is neither run nor stored`, {
+    skip,
+  }, async (t) => {
     const events = collectEvents(t)
     const { app, counted } = await limitedApp(t, 3, await options(t))
     for (let turn = 0; turn < 3; turn += 1) {
@@ -63,7 +82,9 @@ for (const { name, skip, options } of backends) {
     t.equal(events.kinds().filter((kind) => kind === 'too_many_keys').length, 3)
   })
 
-  test(`${name}: replays, mismatches and requests without a key do not count`, { skip }, async (t) => {
+  test(`${name}: replays, mismatches and requests without a key do not count`, {
+    skip,
+  }, async (t) => {
     const { app, counted } = await limitedApp(t, 2, await options(t))
     const key = newKey()
     for (let turn = 0; turn < 5; turn += 1) {
@@ -80,17 +101,23 @@ for (const { name, skip, options } of backends) {
   test(`${name}: parallel duplicates of one key count once`, { skip }, async (t) => {
     const { app, counted } = await limitedApp(t, 2, { ...(await options(t)), wait: '10s' })
     const key = newKey()
-    const answers = await Promise.all(Array.from({ length: 30 }, () => send(app, '/things', { key })))
+    const answers = await Promise.all(
+      Array.from({ length: 30 }, () => send(app, '/things', { key })),
+    )
     t.same(new Set(answers.map(({ statusCode }) => statusCode)), new Set([200]))
     t.equal(counted.runs, 1)
     t.equal((await send(app, '/things', { key: newKey() })).statusCode, 200)
     t.equal((await send(app, '/things', { key: newKey() })).statusCode, 429)
   })
 
-  test(`${name}: of many parallel new keys, as many as are allowed run, and the table holds no other`, { skip }, async (t) => {
+  test(`${name}: of many parallel new keys, as many as are allowed run, and the table holds no other`, {
+    skip,
+  }, async (t) => {
     const tenant = randomUUID()
     const { app, counted } = await limitedApp(t, 5, { ...(await options(t)), tenant: () => tenant })
-    const answers = await Promise.all(Array.from({ length: 40 }, () => send(app, '/things', { key: newKey() })))
+    const answers = await Promise.all(
+      Array.from({ length: 40 }, () => send(app, '/things', { key: newKey() })),
+    )
     t.equal(answers.filter(({ statusCode }) => statusCode === 200).length, 5)
     t.equal(answers.filter(({ statusCode }) => statusCode === 429).length, 35)
     t.equal(counted.runs, 5)
@@ -106,8 +133,13 @@ for (const { name, skip, options } of backends) {
     }
   })
 
-  test(`${name}: a key that was refused is a new key once the window is over`, { skip }, async (t) => {
-    const { app } = await limitedApp(t, 1, { ...(await options(t)), rateLimit: { max: 1, timeWindow: 300 } })
+  test(`${name}: a key that was refused is a new key once the window is over`, {
+    skip,
+  }, async (t) => {
+    const { app } = await limitedApp(t, 1, {
+      ...(await options(t)),
+      rateLimit: { max: 1, timeWindow: 300 },
+    })
     const key = newKey()
     t.equal((await send(app, '/things', { key: newKey() })).statusCode, 200)
     const refused = await send(app, '/things', { key })
@@ -157,7 +189,9 @@ test('on Redis, all processes count together', { skip: await missing('redis') },
   t.equal((await send(other.app, '/things', { key: newKey() })).statusCode, 429)
 })
 
-test('a Redis that is down lets new keys in, and an event says so', { skip: await missing('redis') }, async (t) => {
+test('a Redis that is down lets new keys in, and an event says so', {
+  skip: await missing('redis'),
+}, async (t) => {
   const events = collectEvents(t)
   const proxy = await proxyTo(t, (await service('redis')).url)
   const redis = await ownRedis(t, proxy.url)
@@ -172,7 +206,9 @@ test('a Redis that is down lets new keys in, and an event says so', { skip: awai
   await events.first('limiter_failed', 3)
 })
 
-test('a Redis that hangs lets new keys in after storeTimeout', { skip: await missing('redis') }, async (t) => {
+test('a Redis that hangs lets new keys in after storeTimeout', {
+  skip: await missing('redis'),
+}, async (t) => {
   const proxy = await proxyTo(t, (await service('redis')).url)
   const redis = await ownRedis(t, proxy.url)
   const { app } = await limitedApp(t, 1, { redis, storeTimeout: 150 })
@@ -188,7 +224,9 @@ test('an application that uses @fastify/rate-limit itself keeps its limits apart
   for (const order of ['before', 'after'] as const) {
     const app = await buildApp(t, database, {
       plugin: { rateLimit: { max: 2, timeWindow: '1m' } },
-      ...(order === 'before' && { before: (app) => app.register(rateLimit, { max: 100, timeWindow: 60_000 }) }),
+      ...(order === 'before' && {
+        before: (app) => app.register(rateLimit, { max: 100, timeWindow: 60_000 }),
+      }),
       async routes(app) {
         if (order === 'after') await app.register(rateLimit, { max: 100, timeWindow: 60_000 })
         app.post('/things', () => 'ran')

@@ -1,7 +1,7 @@
 // What the plugin answers itself is never mistaken for what an operation answered.
 import t, { test } from 'tap'
-import { anyDatabase } from '../fixtures/database.js'
 import { begin, buildApp, latch, newKey, recordOf, send } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 
@@ -16,7 +16,8 @@ async function recorded(key: string) {
 test('a mismatch leaves the record as it is: the original request still replays', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
-    routes: (app) => app.post('/things', (_request, reply) => reply.code(201).send({ run: ++runs })),
+    routes: (app) =>
+      app.post('/things', (_request, reply) => reply.code(201).send({ run: ++runs })),
   })
   const key = newKey()
   const first = await send(app, '/things', { key, payload: { a: 1 } })
@@ -49,8 +50,13 @@ test('a conflict during the run leaves the record as it is: the result is stored
   const first = begin(app, '/things', { key })
   await began.opened
   const before = await recorded(key)
-  const conflicts = await Promise.all(Array.from({ length: 5 }, () => send(app, '/things', { key })))
-  t.same(conflicts.map(({ statusCode }) => statusCode), [409, 409, 409, 409, 409])
+  const conflicts = await Promise.all(
+    Array.from({ length: 5 }, () => send(app, '/things', { key })),
+  )
+  t.same(
+    conflicts.map(({ statusCode }) => statusCode),
+    [409, 409, 409, 409, 409],
+  )
   t.equal((await send(app, '/things', { key, payload: { other: 1 } })).statusCode, 422)
   t.same(await recorded(key), before)
   go.open()
@@ -65,7 +71,9 @@ test('"uncertain" leaves the record as it is, and runs nothing', async (t) => {
   let runs = 0
   const app = await buildApp(t, database, {
     routes: (app) =>
-      app.post('/things', { config: { idempotency: { onLeaseExpired: 'uncertain' } } }, () => ({ run: ++runs })),
+      app.post('/things', { config: { idempotency: { onLeaseExpired: 'uncertain' } } }, () => ({
+        run: ++runs,
+      })),
   })
   const key = newKey()
   await send(app, '/things', { key })
@@ -195,8 +203,15 @@ test('routes that share a pattern and differ by a constraint are two endpoints',
   t.equal((await send(app, '/payments', { key, headers: { host: 'a.example' } })).body, 'a')
   t.equal((await send(app, '/payments', { key, headers: { host: 'b.example' } })).statusCode, 422)
   const other = newKey()
-  t.equal((await send(app, '/refunds', { key: other, headers: { 'accept-version': '1.0.0' } })).body, 'one')
-  t.equal((await send(app, '/refunds', { key: other, headers: { 'accept-version': '2.0.0' } })).statusCode, 422)
+  t.equal(
+    (await send(app, '/refunds', { key: other, headers: { 'accept-version': '1.0.0' } })).body,
+    'one',
+  )
+  t.equal(
+    (await send(app, '/refunds', { key: other, headers: { 'accept-version': '2.0.0' } }))
+      .statusCode,
+    422,
+  )
 })
 
 test('the order of keys and the white space of JSON do not matter; everything else does', async (t) => {
@@ -206,7 +221,8 @@ test('the order of keys and the white space of JSON do not matter; everything el
   })
   const key = newKey()
   const headers = { 'content-type': 'application/json' }
-  const call = (payload: string, url = '/things/1?a=1&b=2') => send(app, url, { key, headers, payload })
+  const call = (payload: string, url = '/things/1?a=1&b=2') =>
+    send(app, url, { key, headers, payload })
   const first = await call('{"a":1,"b":{"c":[1,2],"d":null}}')
   t.equal(first.statusCode, 200)
   for (const same of [
@@ -230,7 +246,13 @@ test('the order of keys and the white space of JSON do not matter; everything el
   ]) {
     t.equal((await call(other)).statusCode, 422, other)
   }
-  for (const url of ['/things/2?a=1&b=2', '/things/1?a=1&b=3', '/things/1?a=1', '/things/1', '/things/1?a=1&b=2&b=2']) {
+  for (const url of [
+    '/things/2?a=1&b=2',
+    '/things/1?a=1&b=3',
+    '/things/1?a=1',
+    '/things/1',
+    '/things/1?a=1&b=2&b=2',
+  ]) {
     t.equal((await call('{"a":1,"b":{"c":[1,2],"d":null}}', url)).statusCode, 422, url)
   }
   t.equal(runs, 1)
@@ -239,8 +261,10 @@ test('the order of keys and the white space of JSON do not matter; everything el
 test('text, bytes, JSON and nothing are different bodies', async (t) => {
   const app = await buildApp(t, database, {
     routes(app) {
-      app.addContentTypeParser('application/octet-stream', { parseAs: 'buffer' }, (_request, body, done) =>
-        done(null, body),
+      app.addContentTypeParser(
+        'application/octet-stream',
+        { parseAs: 'buffer' },
+        (_request, body, done) => done(null, body),
       )
       app.post('/things', () => 'ran')
     },

@@ -2,8 +2,8 @@ import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { PassThrough, Readable } from 'node:stream'
 import type { FastifyInstance, RouteHandlerMethod, RouteShorthandOptions } from 'fastify'
-import t, { test, type Test } from 'tap'
-import { anyDatabase } from '../fixtures/database.js'
+import t, { type Test, test } from 'tap'
+import type { RouteOptions } from '../../src/index.js'
 import {
   type Answer,
   buildApp,
@@ -17,7 +17,7 @@ import {
   recordOf,
   send,
 } from '../fixtures/app.js'
-import type { RouteOptions } from '../../src/index.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 
@@ -48,7 +48,14 @@ async function oneRoute(
 }
 
 // What the connection and the clock put there, and what a replay adds.
-const NOT_OF_THE_RESPONSE = ['date', 'connection', 'keep-alive', 'idempotent-replayed', 'transfer-encoding', 'content-length']
+const NOT_OF_THE_RESPONSE = [
+  'date',
+  'connection',
+  'keep-alive',
+  'idempotent-replayed',
+  'transfer-encoding',
+  'content-length',
+]
 
 function headersOf(answer: Answer) {
   return Object.fromEntries(
@@ -82,7 +89,7 @@ test('a response is replayed byte for byte', async (t) => {
     null: (_request, reply) => reply.send(null),
     nothing: (_request, reply) => reply.send(),
     'a list': () => [1, 2, 3],
-    'HTML': (_request, reply) => reply.type('text/html').send('<p>hi</p>'),
+    HTML: (_request, reply) => reply.type('text/html').send('<p>hi</p>'),
     'a buffer': (_request, reply) => reply.send(someBytes),
     'a buffer with a type': (_request, reply) => reply.type('image/png').send(someBytes),
     'an empty buffer': (_request, reply) => reply.send(Buffer.alloc(0)),
@@ -91,30 +98,32 @@ test('a response is replayed byte for byte', async (t) => {
     'a status': (_request, reply) => reply.code(202).send({ queued: true }),
     '204': (_request, reply) => reply.code(204).send(),
     '204 with a payload that is not sent': (_request, reply) => reply.code(204).send({ a: 1 }),
-    '204 with a stream that is not sent': (_request, reply) => reply.code(204).send(Readable.from(['a'])),
+    '204 with a stream that is not sent': (_request, reply) =>
+      reply.code(204).send(Readable.from(['a'])),
     '205': (_request, reply) => reply.code(205).send(),
     '304': (_request, reply) => reply.code(304).send(),
     'a redirect': (_request, reply) => reply.redirect('/elsewhere', 303),
-    'several links': (_request, reply) => reply.header('link', ['</a>; rel="a"', '</b>; rel="b"']).send('x'),
+    'several links': (_request, reply) =>
+      reply.header('link', ['</a>; rel="a"', '</b>; rel="b"']).send('x'),
     'a fetch Response': () => new Response('hello', { status: 203, headers: { location: '/l' } }),
     'a fetch Response with JSON': () => Response.json({ a: 1 }, { status: 201 }),
     'a fetch Response without a body': () => new Response(null, { status: 204 }),
     'a fetch Response with bytes': () => new Response(someBytes),
     'a fetch Response that redirects': () => Response.redirect('http://localhost/l', 303),
-    'a Readable': (_request, reply) => reply.send(Readable.from([someBytes.subarray(0, 9), someBytes.subarray(9)])),
-    'a Readable of strings': (_request, reply) => reply.type('text/plain').send(Readable.from(['ü', '→'])),
+    'a Readable': (_request, reply) =>
+      reply.send(Readable.from([someBytes.subarray(0, 9), someBytes.subarray(9)])),
+    'a Readable of strings': (_request, reply) =>
+      reply.type('text/plain').send(Readable.from(['ü', '→'])),
     'an empty Readable': (_request, reply) => reply.send(Readable.from([])),
     'a Readable that is returned': () => Readable.from([someBytes]),
     'a ReadableStream': (_request, reply) => reply.send(new Blob([someBytes]).stream()),
-    'callNotFound': (_request, reply) => void reply.callNotFound(),
+    callNotFound: (_request, reply) => void reply.callNotFound(),
   }
   for (const [name, handler] of Object.entries(handlers)) {
     await t.test(name, async (t) => {
       await replays(t, await oneRoute(t, handler))
       // The answer of a bare application: protection changes nothing about the first response.
-      const bare = await oneRoute(t, handler, {}, (app) =>
-        app.addHook('onRoute', () => {}),
-      )
+      const bare = await oneRoute(t, handler, {}, (app) => app.addHook('onRoute', () => {}))
       const without = await send(bare.app, '/things')
       const withKey = await send(bare.app, '/things', { key: newKey() })
       t.equal(withKey.statusCode, without.statusCode)
@@ -251,7 +260,9 @@ test('a key that an error freed still belongs to its request', async (t) => {
 
 test('408, 425 and 429 free the key by default', async (t) => {
   for (const statusCode of [408, 425, 429]) {
-    const { app, runs } = await oneRoute(t, (_request, reply) => reply.code(statusCode).send('later'))
+    const { app, runs } = await oneRoute(t, (_request, reply) =>
+      reply.code(statusCode).send('later'),
+    )
     const key = newKey()
     await send(app, '/things', { key })
     await send(app, '/things', { key })
@@ -263,7 +274,11 @@ test('keepStatus says which answers are kept', async (t) => {
   const route = { config: { keepStatus: (status: number) => status === 503 } }
   const kept = await oneRoute(t, (_request, reply) => reply.code(503).send('kept'), route)
   await replays(t, kept)
-  const { app, runs } = await oneRoute(t, (_request, reply) => reply.code(201).send('not kept'), route)
+  const { app, runs } = await oneRoute(
+    t,
+    (_request, reply) => reply.code(201).send('not kept'),
+    route,
+  )
   const key = newKey()
   await send(app, '/things', { key })
   await send(app, '/things', { key })
@@ -293,7 +308,11 @@ test('the answer of a custom error handler is replayed', async (t) => {
     {},
     (app) =>
       app.setErrorHandler((error: Error, _request, reply) =>
-        reply.code(418).header('location', '/tea').type('text/plain').send(`sorry: ${error.message}`),
+        reply
+          .code(418)
+          .header('location', '/tea')
+          .type('text/plain')
+          .send(`sorry: ${error.message}`),
       ),
   )
   const first = await replays(t, route)
@@ -307,7 +326,10 @@ test("the answer of a route's own error handler is replayed", async (t) => {
     async () => {
       throw new Error('x')
     },
-    { errorHandler: (_error, _request, reply) => reply.code(409).send({ conflict: 'of the application' }) },
+    {
+      errorHandler: (_error, _request, reply) =>
+        reply.code(409).send({ conflict: 'of the application' }),
+    },
   )
   const first = await replays(t, route)
   t.same(first.json(), { conflict: 'of the application' })
@@ -338,14 +360,20 @@ test('what a response schema and a custom serializer made of a payload is replay
   const second = await replays(
     t,
     await oneRoute(t, (_request, reply) =>
-      reply.type('application/x-thing').serializer((value) => `<${JSON.stringify(value)}>`).send({ a: 1 }),
+      reply
+        .type('application/x-thing')
+        .serializer((value) => `<${JSON.stringify(value)}>`)
+        .send({ a: 1 }),
     ),
   )
   t.equal(second.body, '<{"a":1}>')
   const third = await replays(
     t,
-    await oneRoute(t, () => ({ a: 1 }), {}, (app) =>
-      app.setReplySerializer((payload) => `all: ${JSON.stringify(payload)}`),
+    await oneRoute(
+      t,
+      () => ({ a: 1 }),
+      {},
+      (app) => app.setReplySerializer((payload) => `all: ${JSON.stringify(payload)}`),
     ),
   )
   t.equal(third.body, 'all: {"a":1}')
@@ -422,7 +450,13 @@ test('set-cookie is never stored and never replayed', async (t) => {
   const handlers: RouteHandlerMethod[] = [
     (_request, reply) => reply.header('set-cookie', 'session=secret').send('x'),
     (_request, reply) => reply.header('Set-Cookie', ['a=secret', 'b=secret']).send('x'),
-    () => new Response('x', { headers: [['set-cookie', 'a=secret'], ['set-cookie', 'b=secret']] }),
+    () =>
+      new Response('x', {
+        headers: [
+          ['set-cookie', 'a=secret'],
+          ['set-cookie', 'b=secret'],
+        ],
+      }),
   ]
   for (const handler of handlers) {
     const { app } = await oneRoute(t, handler)
@@ -437,10 +471,13 @@ test('set-cookie is never stored and never replayed', async (t) => {
 
 test('set-cookie is refused in the list of headers', async (t) => {
   for (const name of ['set-cookie', 'Set-Cookie']) {
-    await t.rejects(oneRoute(t, () => 'x', { config: { headers: [name] } }), {
-      code: 'IDEMPOTENCY_OPTION_INVALID',
-      message: /"headers" of route POST \/things must not contain 'set-cookie'/,
-    })
+    await t.rejects(
+      oneRoute(t, () => 'x', { config: { headers: [name] } }),
+      {
+        code: 'IDEMPOTENCY_OPTION_INVALID',
+        message: /"headers" of route POST \/things must not contain 'set-cookie'/,
+      },
+    )
   }
 })
 
@@ -479,12 +516,15 @@ test('a body of exactly maxBodyBytes is replayed, one byte more is not', async (
       t.equal(tooLarge.runs(), 1)
     })
   }
-  t.match(events.all.filter(({ kind }) => kind === 'response_omitted'), [
-    { reason: 'too large' },
-    { reason: 'too large' },
-    { reason: 'too large' },
-    { reason: 'too large' },
-  ])
+  t.match(
+    events.all.filter(({ kind }) => kind === 'response_omitted'),
+    [
+      { reason: 'too large' },
+      { reason: 'too large' },
+      { reason: 'too large' },
+      { reason: 'too large' },
+    ],
+  )
 })
 
 test('1 MiB is kept by default', async (t) => {
@@ -598,7 +638,8 @@ test('a stream that is larger than what the client read is stored for its retry 
   async function* parts() {
     yield body.subarray(0, 100 * 1024)
     await go.opened
-    for (let at = 100 * 1024; at < body.length; at += 50 * 1024) yield body.subarray(at, at + 50 * 1024)
+    for (let at = 100 * 1024; at < body.length; at += 50 * 1024)
+      yield body.subarray(at, at + 50 * 1024)
   }
   const { app } = await oneRoute(t, (_request, reply) => reply.send(Readable.from(parts())))
   const port = await listen(app)

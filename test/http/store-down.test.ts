@@ -4,7 +4,6 @@ import pg from 'pg'
 import t, { test } from 'tap'
 import { PrismaClient } from '../../prisma/generated/postgresql/client.js'
 import type { RouteOptions } from '../../src/index.js'
-import { anyDatabase, type PostgresDatabase, postgresDatabase } from '../fixtures/database.js'
 import {
   begin,
   buildApp,
@@ -16,13 +15,17 @@ import {
   send,
   WatchedPool,
 } from '../fixtures/app.js'
-import { type Proxy, proxyTo } from '../fixtures/proxy.js'
+import { anyDatabase, type PostgresDatabase, postgresDatabase } from '../fixtures/database.js'
+import { proxyTo, type TcpProxy } from '../fixtures/proxy.js'
 import { missing } from '../fixtures/services.js'
 
 const database = await anyDatabase(t)
 
 /** An application that counts its handler's runs, on a pool that the test can break. */
-async function watchedApp(t: Parameters<typeof buildApp>[0], plugin: RouteOptions & { storeTimeout?: number } = {}) {
+async function watchedApp(
+  t: Parameters<typeof buildApp>[0],
+  plugin: RouteOptions & { storeTimeout?: number } = {},
+) {
   const pool = new WatchedPool(database)
   const counted = { runs: 0 }
   const app = await buildApp(t, database, {
@@ -48,7 +51,11 @@ test('a store that fails: 503 with Retry-After, and nothing is executed', async 
   t.ok(Number(answer.headers['retry-after']) >= 1)
   t.equal(counted.runs, 0)
   t.match(events.all, [
-    { kind: 'store_unavailable', bypassed: false, failure: { code: 'ECONNREFUSED', hint: /cannot be reached/ } },
+    {
+      kind: 'store_unavailable',
+      bypassed: false,
+      failure: { code: 'ECONNREFUSED', hint: /cannot be reached/ },
+    },
   ])
   pool.before = () => {}
   t.same((await send(app, '/things', { key })).json(), { run: 1 }, 'the key is free')
@@ -90,7 +97,10 @@ test('a takeover that is granted too late is given back', async (t) => {
   const { app, pool, counted } = await watchedApp(t, { storeTimeout: 50 })
   const key = newKey()
   await send(app, '/things', { key })
-  await database.prisma.idempotencyRecord.updateMany({ where: { key }, data: { status: 'released' } })
+  await database.prisma.idempotencyRecord.updateMany({
+    where: { key },
+    data: { status: 'released' },
+  })
   const go = latch()
   pool.after = (name) => (name === 'fi_take_over' ? go.opened : undefined)
   t.equal((await send(app, '/things', { key })).statusCode, 503)
@@ -110,11 +120,15 @@ test("onStoreError: 'bypass' runs the handler without protection, as the route's
     plugin: { pool, storeTimeout: 50 },
     routes(app) {
       app.post('/careful', () => 'ran')
-      app.post('/open', { config: { idempotency: { onStoreError: 'bypass' } } }, (request, reply) => {
-        const { key, attempt, resumed, signal } = request.idempotency
-        seen.push({ key, attempt, resumed, aborted: signal.aborted })
-        return reply.code(201).send('ran')
-      })
+      app.post(
+        '/open',
+        { config: { idempotency: { onStoreError: 'bypass' } } },
+        (request, reply) => {
+          const { key, attempt, resumed, signal } = request.idempotency
+          seen.push({ key, attempt, resumed, aborted: signal.aborted })
+          return reply.code(201).send('ran')
+        },
+      )
     },
   })
   const go = latch()
@@ -129,7 +143,10 @@ test("onStoreError: 'bypass' runs the handler without protection, as the route's
   }
   const unprotected = { key: undefined, attempt: 0, resumed: false, aborted: false }
   t.same(seen, [unprotected, unprotected])
-  t.match(events.all.map((event) => event.kind === 'store_unavailable' && event.bypassed), [false, true, true])
+  t.match(
+    events.all.map((event) => event.kind === 'store_unavailable' && event.bypassed),
+    [false, true, true],
+  )
   go.open()
 })
 
@@ -149,7 +166,10 @@ test('a response that cannot be stored reaches the client, an event says so, and
   const answer = await send(app, '/things', { key })
   t.equal(answer.statusCode, 200)
   t.same(answer.json(), { run: 1 })
-  t.match(await events.first('response_not_stored'), { attempt: 1, failure: { code: 'ECONNREFUSED' } })
+  t.match(await events.first('response_not_stored'), {
+    attempt: 1,
+    failure: { code: 'ECONNREFUSED' },
+  })
   t.equal((await recordOf(database, key))?.status, 'in_progress')
   t.equal((await send(app, '/things', { key })).statusCode, 409, 'nobody else may run it meanwhile')
   pool.before = () => {}
@@ -182,7 +202,8 @@ test('a response whose storing was not acknowledged is stored once, also when it
   pool.after = (name) => {
     if (name !== 'fi_finish') return
     acknowledged += 1
-    if (acknowledged === 1) throw Object.assign(new Error('Connection terminated'), { code: 'ECONNRESET' })
+    if (acknowledged === 1)
+      throw Object.assign(new Error('Connection terminated'), { code: 'ECONNRESET' })
   }
   const key = newKey()
   const events = collectEvents(t)
@@ -276,7 +297,9 @@ test('tables that are missing are said by their name and the command that adds t
 })
 
 /** The same database by way of a proxy, on connections of its own. */
-async function throughProxy(t: Parameters<typeof buildApp>[0]): Promise<{ there: PostgresDatabase; here: Database; proxy: Proxy }> {
+async function throughProxy(
+  t: Parameters<typeof buildApp>[0],
+): Promise<{ there: PostgresDatabase; here: Database; proxy: TcpProxy }> {
   const there = await postgresDatabase(t as never)
   const proxy = await proxyTo(t, there.url)
   const pool = new pg.Pool({ connectionString: proxy.url, max: 5, connectionTimeoutMillis: 1_000 })

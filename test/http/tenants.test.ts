@@ -1,13 +1,26 @@
 import t, { test } from 'tap'
-import { anyDatabase } from '../fixtures/database.js'
-import { begin, buildApp, collectEvents, latch, newKey, recordOf, send, WatchedPool } from '../fixtures/app.js'
 import type { PluginOptions, TenantId } from '../../src/index.js'
+import {
+  begin,
+  buildApp,
+  collectEvents,
+  latch,
+  newKey,
+  recordOf,
+  send,
+  WatchedPool,
+} from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 
 const byHeader: PluginOptions['tenant'] = ({ headers }) => headers['x-tenant'] as string
 
-async function countedApp(t: Parameters<typeof buildApp>[0], tenant: PluginOptions['tenant'], pool?: WatchedPool) {
+async function countedApp(
+  t: Parameters<typeof buildApp>[0],
+  tenant: PluginOptions['tenant'],
+  pool?: WatchedPool,
+) {
   const counted = { runs: 0 }
   const app = await buildApp(t, database, {
     plugin: { tenant, ...(pool && { pool }) },
@@ -25,7 +38,10 @@ test('two tenants with the same key and the same request never meet', async (t) 
       send(app, '/things', { key, headers: { 'x-tenant': encodeURIComponent(tenant) } }),
     ),
   )
-  t.same(answers.map(({ statusCode }) => statusCode), [200, 200, 200, 200, 200])
+  t.same(
+    answers.map(({ statusCode }) => statusCode),
+    [200, 200, 200, 200, 200],
+  )
   t.equal(counted.runs, 5)
   for (const tenant of ['a', 'b', 'A']) {
     const retry = await send(app, '/things', { key, headers: { 'x-tenant': tenant } })
@@ -105,7 +121,17 @@ test('a request of no tenant is answered 403, and nothing is looked up or run', 
 })
 
 test('a tenant that is no name is a 500 of ours, never a key that several share', async (t) => {
-  for (const value of [{}, [], true, Number.NaN, Symbol('x'), () => 'x', 'x'.repeat(256), 'a\0b', { id: 1 }]) {
+  for (const value of [
+    {},
+    [],
+    true,
+    Number.NaN,
+    Symbol('x'),
+    () => 'x',
+    'x'.repeat(256),
+    'a\0b',
+    { id: 1 },
+  ]) {
     const pool = new WatchedPool(database)
     const { app, counted } = await countedApp(t, () => value as never, pool)
     const answer = await send(app, '/things', { key: newKey() })

@@ -1,12 +1,24 @@
 import t, { test } from 'tap'
-import { anyDatabase } from '../fixtures/database.js'
-import { begin, buildApp, collectEvents, latch, newKey, send, WatchedPool } from '../fixtures/app.js'
 import type { RouteOptions } from '../../src/index.js'
+import {
+  begin,
+  buildApp,
+  collectEvents,
+  latch,
+  newKey,
+  send,
+  WatchedPool,
+} from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
 
 /** An application whose handler is held, and a second one on the same database: another process. */
-async function heldApp(t: Parameters<typeof buildApp>[0], plugin: RouteOptions, answer: () => unknown = () => 'done') {
+async function heldApp(
+  t: Parameters<typeof buildApp>[0],
+  plugin: RouteOptions,
+  answer: () => unknown = () => 'done',
+) {
   const began = latch()
   const go = latch()
   const pool = new WatchedPool(database)
@@ -20,7 +32,10 @@ async function heldApp(t: Parameters<typeof buildApp>[0], plugin: RouteOptions, 
       return answer()
     })
   const app = await buildApp(t, database, { plugin: { pool, ...plugin }, routes })
-  const elsewhere = await buildApp(t, database, { plugin: { pool: elsewherePool, ...plugin }, routes })
+  const elsewhere = await buildApp(t, database, {
+    plugin: { pool: elsewherePool, ...plugin },
+    routes,
+  })
   return { app, elsewhere, pool, elsewherePool, began: began.opened, go: go.open, counted }
 }
 
@@ -130,7 +145,10 @@ test('one of those who wait runs the operation when the first one fails', async 
   go()
   t.equal((await first).statusCode, 500)
   const answers = await Promise.all(duplicates)
-  t.same(answers.map(({ body }) => body), Array(4).fill('attempt 2'))
+  t.same(
+    answers.map(({ body }) => body),
+    Array(4).fill('attempt 2'),
+  )
   t.equal(answers.filter(({ headers }) => 'idempotent-replayed' in headers).length, 3)
   t.equal(counted.runs, 2)
 })
