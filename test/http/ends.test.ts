@@ -257,6 +257,33 @@ test('a hijacked reply with a status that is not kept frees the key', async (t) 
   t.equal(runs, 2)
 })
 
+test('a keepStatus that throws over a hijacked reply ends neither the process nor the key for good', async (t) => {
+  const events = collectEvents(t)
+  let fails = true
+  const keepStatus = () => {
+    if (fails) throw new Error('a mistake')
+    return true
+  }
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/things', { config: { idempotency: { keepStatus } } }, (_request, reply) => {
+        reply.hijack()
+        reply.raw.end('x')
+      }),
+  })
+  const port = await listen(app)
+  const key = newKey()
+  await exchangeBytes(t, port, postText('/things', keyLine(key)))
+  await Promise.race([
+    events.first('abandoned'),
+    events.first('released'),
+    events.first('completed'),
+  ])
+  fails = false
+  await endLease(key)
+  t.equal((await send(app, '/things', { key, payload: [] })).statusCode, 422)
+})
+
 test('reply.raw.end() without hijack: done, and not replayable', async (t) => {
   const events = collectEvents(t)
   let runs = 0

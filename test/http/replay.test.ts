@@ -690,3 +690,23 @@ test('a stream of a status that is not kept goes out as it is', async (t) => {
   t.equal((await send(app, '/things', { key })).body, 'try later')
   t.equal(runs(), 2)
 })
+
+test('a stream that another hook throws away does not keep the key busy', async (t) => {
+  const events = collectEvents(t)
+  let fails = true
+  const { app } = await oneRoute(
+    t,
+    (_request, reply) => reply.send(Readable.from(Array(20).fill(randomBytes(64 * 1024)))),
+    { config: { maxBodyBytes: 10_000_000 } },
+    (app) =>
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        if (!fails) return payload
+        fails = false
+        throw new Error('of another hook')
+      }),
+  )
+  const key = newKey()
+  t.equal((await send(app, '/things', { key })).statusCode, 500)
+  await Promise.race([events.first('completed'), events.first('released')])
+  t.not((await recordOf(database, key))?.status, 'in_progress')
+})
