@@ -9,7 +9,6 @@ import {
   KeyMalformed,
   KeyMissing,
   KeyReused,
-  LeaseLost,
   NotReplayable,
   StoreUnavailable,
   TenantFailed,
@@ -17,15 +16,13 @@ import {
   TooManyKeys,
   Uncertain,
 } from '../errors.js'
-import { failureOf, type OmittedReason, type Report, reporter } from '../events.js'
+import { failureOf, type Report, reporter } from '../events.js'
 import type { PluginSettings, RouteSettings } from '../options.js'
-import { type Captured, captureHead, capturePayload, type Head, tee } from './capture.js'
 import type { Limiter } from './limiter.js'
-import { problem } from './problem.js'
+import { BUSY_RETRY_S, problem } from './problem.js'
+import { Recording, type SendOn } from './recording.js'
 import { NoTenant, tenantOf } from './tenant.js'
 
-/** When to come back while another attempt runs: it is usually about to end. */
-const BUSY_RETRY_S = 1
 /** When to come back while the store does not answer. */
 const STORE_RETRY_S = 5
 
@@ -54,21 +51,14 @@ export type Fingerprinted = { kind: 'fingerprint'; value: string } | { kind: 'un
 /** One request to a protected route, from its header to its stored response. */
 export class Exchange {
   tenantId = ''
-  key: string | undefined
-  claim: Claim | undefined
-  /** Whether Fastify's own timeout has answered for a handler that still runs. */
-  hasTimedOut = false
 
   readonly #route: ProtectedRoute
   readonly #request: FastifyRequest
   readonly #reply: FastifyReply
   readonly #fingerprinted: Fingerprinted
   #report: Report
-  /** Whether a response is on its way through the hooks. */
-  #isSending = false
-  #sends = 0
+  #recording: Recording | undefined
   #replayed: StoredResponse | undefined
-  #handled: Promise<unknown> = Promise.resolve()
 
   constructor(
     route: ProtectedRoute,
@@ -81,6 +71,11 @@ export class Exchange {
     this.#reply = reply
     this.#fingerprinted = fingerprinted
     this.#report = reporter(request.log, route.name, undefined)
+  }
+
+  /** The claim under which the handler runs, if it runs. */
+  get claim(): Claim | undefined {
+    return this.#recording?.claim
   }
 
   /** Takes the handler's place: runs it, or answers without it. */
@@ -105,7 +100,6 @@ export class Exchange {
       this.#request.log.error({ err: error }, 'The tenant of a request could not be found out')
       return this.#answer(new TenantFailed())
     }
-    this.key = parsed.key
     this.#report = reporter(this.#request.log, this.#route.name, {
       tenantId: this.tenantId,
       key: parsed.key,
@@ -143,7 +137,10 @@ export class Exchange {
     } catch (error) {
       const bypassed = settings.onStoreError === 'bypass'
       report({ kind: 'store_unavailable', bypassed, failure: failureOf(error) })
-      return bypassed ? this.#runHandler() : this.#answer(new StoreUnavailable(), STORE_RETRY_S)
+      if (!bypassed) return this.#answer(new StoreUnavailable(), STORE_RETRY_S)
+      const { handler } = this.#route
+      // One that returns nothing answers later: its reply is what ends then.
+      return handler.call(this.#request.server, this.#request, this.#reply) ?? this.#reply
     }
     switch (outcome.kind) {
       case 'run':
@@ -166,146 +163,32 @@ export class Exchange {
   }
 
   async #run(claim: Claim): Promise<unknown> {
-    const { raw, sent } = this.#reply
-    if (raw.destroyed || sent) {
-      // Nobody waits for an answer any more, and nothing has begun: so nothing does.
-      await claim.release('the client left, or was answered, before it ran', this.#storeTimeoutMs)
-      return this.#reply
-    }
-    this.claim = claim
-    raw.once('close', () => void this.#onClose())
-    return this.#runHandler()
-  }
-
-  /** Runs the handler as Fastify would, and knows when it has ended. */
-  async #runHandler(): Promise<unknown> {
-    const request = this.#request
     const reply = this.#reply
-    const { handler } = this.#route
-    // A handler that returns nothing answers later. One whose promise has ended may have answered,
-    // and `send` is not over when it returns: the response is being stored. Were Fastify told that
-    // the handler has ended, it would send what it returned, or nothing, in between.
-    let result: unknown
-    try {
-      result = handler.call(request.server, request, reply)
-      if (result === undefined) {
-        // It calls back, and nobody can tell when it is done without an answer; maxRun ends it.
-        this.#handled = new Promise(() => {})
-        return reply
-      }
-      const handled = Promise.resolve(result)
-      handled.catch(() => {})
-      this.#handled = handled
-      const value = await result
-      return this.#isSending ? reply : value
-    } catch (error) {
-      if (!this.#isSending) throw error
-      request.log.error({ err: error }, 'The handler failed after it had sent its response')
+    const { protection, settings, handler } = this.#route
+    const { storeTimeoutMs, docs } = protection.settings
+    if (reply.raw.destroyed || reply.sent) {
+      // Nobody waits for an answer any more, and nothing has begun: so nothing does.
+      await claim.release('the client left, or was answered, before it ran', storeTimeoutMs)
       return reply
     }
+    const report = this.#report
+    this.#recording = new Recording(claim, reply, { settings, storeTimeoutMs, docs, report })
+    return this.#recording.run(handler)
   }
 
-  /**
-   * The `onSend` hook. Calls back with what goes out, unless something else was sent while it was
-   * being stored, as Fastify does when `handlerTimeout` ends just then: two answers are one too many.
-   */
-  onSend(payload: unknown, done: (error: Error | null, payload?: unknown) => void): void {
-    this.#sends += 1
-    const turn = this.#sends
-    const reply = this.#reply
-    this.#store(payload).then(
-      (sent) => {
-        if (turn !== this.#sends) return
-        try {
-          done(null, sent)
-        } catch (error) {
-          // What hooks after this one added cannot be sent. Nobody else would catch it here.
-          if (reply.raw.headersSent) reply.raw.destroy()
-          else reply.send(error)
-        }
-      },
-      (error) => {
-        if (turn === this.#sends) done(error)
-      },
-    )
+  /** The `onSend` hook: hands on what goes out. */
+  onSend(payload: unknown, done: SendOn): void {
+    // Fastify calls bytes an octet stream where the first response had no type.
+    if (this.#replayed && this.#replayed.headers['content-type'] === undefined) {
+      this.#reply.removeHeader('content-type')
+    }
+    if (this.#recording === undefined) done(null, payload)
+    else this.#recording.onSend(payload, done)
   }
 
-  /** What goes out is what is stored, or the other way round. */
-  async #store(payload: unknown): Promise<unknown> {
-    const { claim } = this
-    const reply = this.#reply
-    const { settings } = this.#route
-    if (this.#replayed !== undefined) {
-      // Fastify calls bytes an octet stream where the first response had no type.
-      if (this.#replayed.headers['content-type'] === undefined) reply.removeHeader('content-type')
-      return payload
-    }
-    if (claim === undefined || this.#isSending) return payload
-    this.#isSending = true
-    let captured: Captured
-    let head: Head
-    let isAnswer: boolean
-    try {
-      captured = capturePayload(reply, payload)
-      head = captureHead(reply, settings.headers)
-      isAnswer = settings.keepStatus(head.statusCode)
-    } catch (error) {
-      // It cannot be sent, so it is an error like one that the handler throws.
-      await claim.release('its response could not be sent', this.#storeTimeoutMs)
-      throw error
-    }
-    if (!isAnswer) {
-      const release = () => claim.release(`status ${head.statusCode}`, this.#storeTimeoutMs)
-      if (this.hasTimedOut) {
-        // Fastify's timeout answers while the handler goes on: nobody else may run until it is
-        // done, and if it succeeds after all, nobody needs to.
-        void this.#handled.then(() => this.#complete(claim, head, null, 'timed out'), release)
-      } else await release()
-      return captured.kind === 'bytes' ? captured.payload : captured.source
-    }
-    if (captured.kind === 'bytes') {
-      const isStored = await this.#complete(claim, head, captured.body)
-      return isStored ? captured.payload : this.#takeBack()
-    }
-    const { source } = captured
-    claim.signal.addEventListener('abort', () => source.destroy(claim.signal.reason))
-    return tee(
-      source,
-      settings.maxBodyBytes,
-      async ({ body }) => {
-        if (!(await this.#complete(claim, head, body))) throw claim.signal.reason
-      },
-      () => claim.release('the stream of its response failed', this.#storeTimeoutMs),
-    )
-  }
-
-  /** Stores the response; `false` when it must not go out, because another attempt took over. */
-  async #complete(
-    claim: Claim,
-    head: Head,
-    body: Uint8Array | null,
-    whyOmitted: OmittedReason = 'too large',
-  ): Promise<boolean> {
-    const isKept = body !== null && body.byteLength <= this.#route.settings.maxBodyBytes
-    if (!isKept) {
-      this.#report({ kind: 'response_omitted', attempt: claim.fence, reason: whyOmitted })
-    }
-    const response = { ...head, body: isKept ? body : null }
-    return (await claim.complete(response, this.#storeTimeoutMs)) !== 'lost'
-  }
-
-  /** Replaces a response that is not the operation's answer. */
-  #takeBack(): Buffer {
-    const reply = this.#reply
-    for (const name of [
-      'set-cookie',
-      'content-encoding',
-      'etag',
-      ...this.#route.settings.headers,
-    ]) {
-      reply.removeHeader(name)
-    }
-    return problem(reply, this.#docs, new LeaseLost(), BUSY_RETRY_S)
+  /** The `onError` hook: Fastify's `handlerTimeout` answers while the handler still runs. */
+  onTimeout(): void {
+    this.#recording?.onTimeout()
   }
 
   #replay(response: StoredResponse, waitedMs: number): FastifyReply {
@@ -327,40 +210,9 @@ export class Exchange {
       )
   }
 
-  /**
-   * The connection is closed. A response that went through the hooks has been dealt with, and a
-   * handler whose client left goes on and will answer. What remains was written past Fastify
-   * (`hijack`, `reply.raw`): the plugin cannot know its bytes, only whether they were all written.
-   */
-  async #onClose(): Promise<void> {
-    const { claim } = this
-    const reply = this.#reply
-    if (claim === undefined || claim.isSettled || this.#isSending || !reply.sent) return
-    if (!reply.raw.writableFinished) {
-      return claim.abandon('the connection closed while the response was written past the hooks')
-    }
-    const { statusCode } = reply.raw
-    if (!this.#route.settings.keepStatus(statusCode)) {
-      return claim.release(`status ${statusCode}`, this.#storeTimeoutMs)
-    }
-    this.#report({
-      kind: 'response_omitted',
-      attempt: claim.fence,
-      reason: 'written past the hooks',
-    })
-    await claim.complete({ statusCode, headers: {}, body: null }, this.#storeTimeoutMs)
-  }
-
   #answer(error: FastifyError, retryAfterS?: number): FastifyReply {
-    return this.#reply.send(problem(this.#reply, this.#docs, error, retryAfterS))
-  }
-
-  get #docs(): string {
-    return this.#route.protection.settings.docs
-  }
-
-  get #storeTimeoutMs(): number {
-    return this.#route.protection.settings.storeTimeoutMs
+    const { docs } = this.#route.protection.settings
+    return this.#reply.send(problem(this.#reply, docs, error, retryAfterS))
   }
 }
 

@@ -1,8 +1,9 @@
 import type { FastifyInstance, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
+import { readRouteOptions } from '../check-options.js'
 import { fingerprintOf, fingerprintOfValue } from '../core/fingerprint.js'
 import { OptionInvalid } from '../errors.js'
 import { reporter } from '../events.js'
-import { type PluginOptions, readRouteOptions } from '../options.js'
+import type { PluginOptions } from '../options.js'
 import { Exchange, type Fingerprinted, type ProtectedRoute, type Protection } from './exchange.js'
 
 const EXCHANGE = Symbol('fastify-idempotency.exchange')
@@ -101,7 +102,7 @@ export function bindHooks(
 
   app.addHook('onError', (request, _reply, error, done) => {
     const exchange = request[EXCHANGE]
-    if (exchange !== null && error.code === 'FST_ERR_HANDLER_TIMEOUT') exchange.hasTimedOut = true
+    if (error.code === 'FST_ERR_HANDLER_TIMEOUT') exchange?.onTimeout()
     done()
   })
 }

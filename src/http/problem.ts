@@ -1,6 +1,9 @@
 import { STATUS_CODES } from 'node:http'
 import type { FastifyError, FastifyReply } from 'fastify'
 
+/** When to come back while another attempt runs: it is usually about to end. In seconds. */
+export const BUSY_RETRY_S = 1
+
 /**
  * Turns a reply into a problem document (RFC 9457) and returns its body. It goes past the
  * application's own error handler: clients of every application see the same answers.
