@@ -4,7 +4,7 @@
 //   npm test -- --grep=/replay/ test/http    any of tap's options
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
@@ -31,7 +31,11 @@ const isCi = process.env.CI === 'true'
 const options = ['--reporter=tap', '--no-color', ...(isCi ? ['--fail-skip'] : [])]
 const tap = spawn(
   process.execPath,
-  [join(root, 'node_modules/tap/dist/esm/run.mjs'), ...options, ...process.argv.slice(2)],
+  [
+    join(root, 'node_modules/tap/dist/esm/run.mjs'),
+    ...options,
+    ...process.argv.slice(2).map(filesIn),
+  ],
   {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...process.env, ...(await environmentOfServices()) },
@@ -54,3 +58,9 @@ const { passed, failed, skipped } = progress.summary ?? { passed: 0, failed: 1, 
 const failures = code === 0 ? failed : Math.max(failed, 1)
 console.log(`\n${passed} passed, ${failures} failed${skipped ? `, ${skipped} skipped` : ''}`)
 process.exit(failures === 0 ? 0 : 1)
+
+/** tap takes files and patterns; a folder means the tests in it. */
+function filesIn(argument: string): string {
+  const isFolder = statSync(argument, { throwIfNoEntry: false })?.isDirectory() === true
+  return isFolder ? join(argument, '**/*.test.ts') : argument
+}

@@ -17,9 +17,24 @@ export interface PoolLike {
   }): PromiseLike<{ rows: readonly object[] }>
 }
 
-/** Statements on the application's own pool, each prepared once per connection: the fast path. */
+// After so many doublings of its age a process leaves it to autovacuum to make plans anew.
+const MOST_GENERATIONS = 12
+
+/**
+ * Statements on the application's own pool, each prepared on its connection: the fast path.
+ *
+ * A connection keeps the plan it made, and a plan made while the table was almost empty reads all
+ * of it. Names therefore change whenever a process has become twice as old (in seconds): a plan is
+ * never much older than the table's growth.
+ */
 export function onPool(pool: PoolLike): RunStatement {
-  return async (name, text, values) => (await pool.query({ name, text, values: [...values] })).rows
+  const startedAt = performance.now()
+  return async (name, text, values) => {
+    const age = Math.log2(1 + (performance.now() - startedAt) / 1_000)
+    const generation = Math.min(MOST_GENERATIONS, Math.trunc(age))
+    const named = { name: `${name}_${generation}`, text, values: [...values] }
+    return (await pool.query(named)).rows
+  }
 }
 
 /** The same statements through Prisma's raw query: no second pool, but five times the CPU a call. */
@@ -39,13 +54,21 @@ const IS_FREE = `(
     WHEN 'released' THEN true
     ELSE r.expires_at <= ${NOW}
   END)`
-const IS_HELD_BY = `r.tenant_id = a.tenant_id AND r.key = a.key AND r.fence = a.fence AND r.status = 'in_progress'`
+const IS_ROW_OF = 'r.tenant_id = a.tenant_id AND r.key = a.key'
+const IS_HELD_BY = `${IS_ROW_OF} AND r.fence = a.fence AND r.status = 'in_progress'`
 
-/** A table of the list's items; `i` is an item's place in the list. */
+/**
+ * A table of the list's items; `i` is an item's place in the list.
+ *
+ * The two subqueries are for the planner. It must not see how long the arrays are, or it plans anew
+ * every time, which takes longer than the statement. And it must expect one row of them, or it
+ * prefers reading all of a table that it believes to be small to a look into the index.
+ */
 function asked(...columns: readonly `${string}::${string}`[]): string {
   const names = columns.map((column) => column.split('::')[0])
-  const arrays = columns.map((column, n) => `$${n + 1}::${column.split('::')[1]}[]`)
-  return `unnest(${arrays.join(', ')}) WITH ORDINALITY AS a(${names.join(', ')}, i)`
+  const arrays = columns.map((column, n) => `(SELECT $${n + 1}::${column.split('::')[1]}[])`)
+  const table = `unnest(${arrays.join(', ')}) WITH ORDINALITY AS items(${names.join(', ')}, i)`
+  return `(SELECT * FROM ${table} WHERE i = i + (SELECT 0)) AS a`
 }
 
 // Rows are inserted in the order of their keys, so that two processes that insert the same keys
@@ -68,7 +91,7 @@ SELECT a.i::int4 AS i, made.key IS NOT NULL AS made,
   r.expires_at <= ${NOW} AS is_expired, r.status_code, r.headers, r.body
 FROM a
 LEFT JOIN made ON made.tenant_id = a.tenant_id AND made.key = a.key
-LEFT JOIN idempotency_record r ON r.tenant_id = a.tenant_id AND r.key = a.key`
+LEFT JOIN idempotency_record r ON ${IS_ROW_OF}`
 
 const TAKE_OVER = `
 UPDATE idempotency_record r SET
@@ -77,7 +100,7 @@ UPDATE idempotency_record r SET
   expires_at = ${NOW} + a.retention_ms * interval '1 millisecond',
   status_code = NULL, headers = NULL, body = NULL
 FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8')}
-WHERE r.tenant_id = a.tenant_id AND r.key = a.key AND r.fence = a.fence AND ${IS_FREE}
+WHERE ${IS_ROW_OF} AND r.fence = a.fence AND ${IS_FREE}
 RETURNING a.i::int4 AS i`
 
 // A finish that is said twice matches its own first writing: the fence names one claim, and a
@@ -86,7 +109,7 @@ const FINISH = `
 UPDATE idempotency_record r SET
   status = a.status, status_code = a.status_code, headers = a.headers::jsonb, body = decode(a.body, 'hex')
 FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'status::text', 'status_code::int4', 'headers::text', 'body::text')}
-WHERE r.tenant_id = a.tenant_id AND r.key = a.key AND r.fence = a.fence
+WHERE ${IS_ROW_OF} AND r.fence = a.fence
   AND r.status IN ('in_progress', a.status)
 RETURNING a.i::int4 AS i`
 

@@ -49,6 +49,7 @@ for (const { name, skip, url } of databases) {
     t.match(output, `(${name}`)
     t.same(tableOf(output), heldTable)
     t.match(output, 'Every expectation held')
+    t.notMatch(output, /warning/i)
   })
 
   test(`on ${name}, the server answers the lines that it prints, and ends on SIGTERM`, {

@@ -77,3 +77,41 @@ t.test('a storm of duplicates opens no connection', { skip: noPostgres }, async 
     t.ok(opened <= 5, `${opened} connections through ${path}`)
   }
 })
+
+t.test(
+  'every statement looks into the index, however small the table is',
+  { skip: noPostgres },
+  async (t) => {
+    const { pool } = await postgresDatabase(t)
+    const plans = new Map<string, string>()
+    const explain = postgresStore(async (name, text, values) => {
+      const { rows } = await pool.query(`EXPLAIN ${text}`, [...values])
+      plans.set(name, rows.map((row) => row['QUERY PLAN']).join('\n'))
+      return []
+    })
+    const hold = { tenantId: 'a', key: 'k', fence: 1 }
+    const ask = { ...hold, fingerprint: 'f', leaseMs: 1, retentionMs: 1 }
+    for (const rows of [0, 10, 1_000]) {
+      await pool.query(
+        `INSERT INTO idempotency_record (tenant_id, key, fingerprint, status, fence, lease_until, expires_at)
+       SELECT 'a', $1 || '-' || n, 'f', 'completed', 1, now(), now() FROM generate_series(1, $1::int) n`,
+        [rows],
+      )
+      // For 1 and for 64: the plan must not depend on how many travel together.
+      for (const count of [1, 64]) {
+        const list = <T>(item: T) => new Array<T>(count).fill(item)
+        await t.rejects(explain.insert(list(ask)), 'nothing is found in a plan')
+        await explain.takeOver(list(ask))
+        await explain.finish(list({ ...hold, response: null }))
+        await explain.extend(list({ ...hold, leaseMs: 1 }))
+        await explain.forget(list(hold))
+        t.equal(plans.size, 5)
+        for (const [name, plan] of plans) {
+          t.match(plan, /Index Scan using idempotency_record_pkey/, `${name}, ${rows} rows`)
+          t.notMatch(plan, /Seq Scan/, `${name}, ${rows} rows`)
+        }
+        plans.clear()
+      }
+    }
+  },
+)
