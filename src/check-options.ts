@@ -37,11 +37,11 @@ const isOneOf =
       ? undefined
       : `must be ${allowed.map((a) => `'${a}'`).join(' or ')}`
 const isInteger =
-  (least: number): Check =>
+  (least: number, most = Number.MAX_SAFE_INTEGER): Check =>
   (value) =>
-    Number.isSafeInteger(value) && (value as number) >= least
+    Number.isSafeInteger(value) && (value as number) >= least && (value as number) <= most
       ? undefined
-      : `must be a whole number from ${least} on`
+      : `must be a whole number from ${least} to ${most}`
 const isHeaderName = (name: unknown) =>
   typeof name === 'string' && /^[\w!#$%&'*+.^`|~-]+$/.test(name)
 const isHeaderList: Check = (value) => {
@@ -59,7 +59,8 @@ const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
   lease: isDuration(1_000, '30s'),
   maxRun: isDuration(1_000, '15m'),
   retention: isDuration(1_000, '24h', LONGEST_RETENTION_MS),
-  maxBodyBytes: isInteger(0),
+  // Several such bodies may be under way, each as text of twice the size.
+  maxBodyBytes: isInteger(0, 64 * 1024 * 1024),
   headers: isHeaderList,
   keepStatus: isFunction,
   fingerprint: isFunction,
@@ -141,7 +142,7 @@ function settingsOf(
     retentionMs: toMs(given.retention),
     maxBodyBytes: given.maxBodyBytes,
     headers: [...KEPT_HEADERS, ...given.headers.map((name) => name.toLowerCase())],
-    keepStatus: given.keepStatus,
+    keepStatus: strict(given.keepStatus),
     fingerprint: given.fingerprint,
     onLeaseExpired: given.onLeaseExpired,
     onStoreError: given.onStoreError,
@@ -156,6 +157,15 @@ function settingsOf(
     )
   }
   return settings
+}
+
+// A promise would be as good as true.
+function strict(keepStatus: (statusCode: number) => unknown): (statusCode: number) => boolean {
+  return (statusCode) => {
+    const isKept = keepStatus(statusCode)
+    if (typeof isKept === 'boolean') return isKept
+    throw new TypeError('keepStatus must return true or false')
+  }
 }
 
 const REQUIRED = ['prisma', 'tenant']

@@ -79,6 +79,12 @@ export const StoreUnavailable = createError(
   503,
 )
 
+/** A request to a route that was added before the plugin. Nothing ran. */
+export const RouteMissed = createError(
+  'IDEMPOTENCY_ROUTE_MISSED',
+  'This route was added before fastify-idempotency was loaded and would run unprotected. Write `await app.register(idempotency, …)`, and add routes after it',
+  500,
+)
 /** An option is wrong; thrown at registration. */
 export const OptionInvalid: FastifyErrorConstructor<
   { code: 'IDEMPOTENCY_OPTION_INVALID' },

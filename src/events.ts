@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import { channel } from 'node:diagnostics_channel'
 import type { FastifyBaseLogger } from 'fastify'
 import type { RecordKey } from './core/record.js'
+import { errorCode } from './store/client.js'
 
 /** What is known of a failure without repeating anything that came from a request. */
 export interface Failure {
@@ -126,7 +127,7 @@ export function keyIdOf({ tenantId, key }: RecordKey): string {
 
 // The messages of Prisma and of databases quote arguments and rows; only what cannot is passed on.
 export function failureOf(error: unknown): Failure {
-  const code = codeOf(error)
+  const code = errorCode(error)
   return {
     name: error instanceof Error ? error.name : typeof error,
     code,
@@ -147,17 +148,6 @@ const HINTS: Record<string, string> = {
   ECONNREFUSED: UNREACHABLE,
   P2024: 'no connection became free in the pool: it is too small, or something holds connections',
   P2028: 'no connection became free for a transaction in time',
-}
-
-function codeOf(error: unknown): string | undefined {
-  if (typeof error !== 'object' || error === null) return undefined
-  // Prisma wraps what a raw query met: P2010 says nothing, the code of the database does.
-  const inner: unknown = Reflect.get(Object(Reflect.get(error, 'meta')), 'driverAdapterError')
-  const original: unknown = Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'originalCode')
-  if (typeof original === 'string') return original
-  const code: unknown = Reflect.get(error, 'code')
-  if (typeof code === 'string') return code
-  return Reflect.has(error, 'cause') ? codeOf(Reflect.get(error, 'cause')) : undefined
 }
 
 function isLevelEnabled(log: FastifyBaseLogger, level: Level): boolean {

@@ -28,7 +28,8 @@ export interface RouteOptions {
   retention?: Duration
   /**
    * The largest response body that is kept, in bytes. A larger one reaches the client, but a retry
-   * gets 409 `IDEMPOTENCY_NOT_REPLAYABLE` and the handler does not run again. Default 1 MiB.
+   * gets 409 `IDEMPOTENCY_NOT_REPLAYABLE` and the handler does not run again. Default 1 MiB, at
+   * most 64 MiB.
    */
   maxBodyBytes?: number
   /**
@@ -42,8 +43,8 @@ export interface RouteOptions {
    */
   keepStatus?: (statusCode: number) => boolean
   /**
-   * What must stay the same when a key is used again, in place of method, route, parameters, query
-   * and body. Called before validation; the result is hashed as JSON. Needed for bodies that
+   * What must stay the same when a key is used again on the same route, in place of parameters,
+   * query and body. Called before validation; the result is hashed as JSON. Needed for bodies that
    * Fastify does not parse, such as multipart uploads.
    */
   fingerprint?: (request: FastifyRequest) => unknown

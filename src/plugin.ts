@@ -25,7 +25,6 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     (await createLimiter(app, {
       ...settings.rateLimit,
       redis: options.redis,
-      timeoutMs: settings.storeTimeoutMs,
       tenantOf: (request) => exchangeOf(request)?.tenantId ?? '',
     }))
 
@@ -39,7 +38,12 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const report = reporter(app.log, undefined, undefined)
   const api: Idempotency = { prune: () => pruneAll(store, report) }
   app.decorate('idempotency', api)
-  if (settings.pruneEveryMs !== undefined) pruneRegularly(app, store, report, settings.pruneEveryMs)
+  if (settings.pruneEveryMs !== undefined) {
+    pruneRegularly(app, store, report, {
+      everyMs: settings.pruneEveryMs,
+      patienceMs: settings.storeTimeoutMs,
+    })
+  }
   // Fastify lets requests finish before `onClose`; those that only wait are let go before that.
   app.addHook('preClose', async () => claims.stopWaiting())
   app.addHook('onClose', () => claims.close())
@@ -49,8 +53,13 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
 function storeFor({ prisma, pool }: PluginOptions): Store {
   const missing = missingFromClient(prisma)
   if (missing.length > 0) throw new ModelsMissing(missing.join(', '))
-  if (pool !== undefined) return postgresStore(onPool(pool))
   const provider = providerOf(prisma)
+  if (pool !== undefined) {
+    if (provider === undefined || provider === 'postgresql') return postgresStore(onPool(pool))
+    throw new OptionInvalid(
+      `option "pool" is for PostgreSQL, and the database of option "prisma" is ${provider}; leave it out`,
+    )
+  }
   if (provider === 'postgresql') return postgresStore(onPrisma(prisma))
   if (provider === undefined) {
     throw new OptionInvalid(

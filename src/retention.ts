@@ -1,4 +1,5 @@
 import type { FastifyInstance } from 'fastify'
+import { within } from './claims/within.js'
 import { failureOf, type Report } from './events.js'
 import type { Store } from './store/store.js'
 
@@ -6,14 +7,18 @@ import type { Store } from './store/store.js'
 const BATCH = 1_000
 
 /** Deletes what has expired, batch by batch, until none is left; returns how many. */
-export async function pruneAll(store: Store, report: Report): Promise<number> {
+export async function pruneAll(
+  store: Store,
+  report: Report,
+  isWanted: () => boolean = () => true,
+): Promise<number> {
   const startedAt = performance.now()
   let count = 0
   for (;;) {
     const deleted = await store.prune(BATCH)
     count += deleted
     // Fewer than asked for: the end, or another process is at the rest.
-    if (deleted < BATCH) break
+    if (deleted < BATCH || !isWanted()) break
   }
   report({ kind: 'pruned', count, tookMs: Math.round(performance.now() - startedAt) })
   return count
@@ -24,7 +29,7 @@ export function pruneRegularly(
   app: FastifyInstance,
   store: Store,
   report: Report,
-  everyMs: number,
+  { everyMs, patienceMs }: { everyMs: number; patienceMs: number },
 ): void {
   let timer: NodeJS.Timeout | undefined
   let pruning: Promise<unknown> = Promise.resolve()
@@ -37,7 +42,7 @@ export function pruneRegularly(
   }
 
   function run(): void {
-    pruning = pruneAll(store, report)
+    pruning = pruneAll(store, report, () => isOpen)
       .catch((error) => report({ kind: 'prune_failed', failure: failureOf(error) }))
       .finally(schedule)
   }
@@ -46,6 +51,7 @@ export function pruneRegularly(
   app.addHook('onClose', async () => {
     isOpen = false
     clearTimeout(timer)
-    await pruning
+    // A database that does not answer must not keep a server from closing.
+    await within(pruning, patienceMs).catch(() => {})
   })
 }

@@ -169,9 +169,12 @@ export class Claim implements RecordKey {
     if (askedAt - this.startedAt > maxRunMs) {
       return this.#lose('it ran longer than maxRun and its lease is not renewed any more')
     }
+    const leftMs = this.#leaseEndsAt - askedAt
+    if (leftMs <= 0) this.#lose('its lease could not be renewed in time')
     try {
       const renewing = this.#context.extend({ tenantId, key, fence, leaseMs })
-      const isRenewed = await within(renewing, leaseMs / 3)
+      const patienceMs = leftMs > 0 ? Math.min(leaseMs / 3, leftMs) : leaseMs / 3
+      const isRenewed = await within(renewing, patienceMs)
       if (this.#hasEnded) return
       if (!isRenewed) {
         // A finish of our own that is under way ends the lease as well, and says so itself.
@@ -183,10 +186,11 @@ export class Claim implements RecordKey {
     } catch (error) {
       if (this.#hasEnded) return
       this.#context.report({ kind: 'heartbeat_failed', attempt: fence, failure: failureOf(error) })
-      if (performance.now() > this.#leaseEndsAt)
-        this.#lose('its lease could not be renewed in time')
-      // Also after that: as long as nobody took over, a renewal makes it the only one again.
-      this.#heartbeat = setTimeout(() => this.#renew(), leaseMs / 10)
+      // No later than the lease ends, to say so in time. And on after that: as long as nobody took
+      // over, a renewal makes it the only one again.
+      const untilEndMs = this.#leaseEndsAt - performance.now()
+      const pauseMs = untilEndMs > 0 ? Math.min(leaseMs / 10, untilEndMs) : leaseMs / 10
+      this.#heartbeat = setTimeout(() => this.#renew(), pauseMs)
     }
   }
 

@@ -38,7 +38,7 @@ export interface ClaimsOptions {
 }
 
 // Measured with 4 and 32 connections; see docs/decisions.
-const COMBINE = { free: 4, most: 64 }
+const COMBINE = { free: 4, most: 64, mostWeight: 1024 * 1024 }
 /** How often another process's attempt is looked at. In the same process, its end wakes us. */
 const LOOK_AGAIN = { firstMs: 25, mostMs: 1_000 }
 
@@ -56,19 +56,26 @@ export class Claims {
 
   constructor(store: Store, { storeTimeoutMs }: ClaimsOptions) {
     this.#storeTimeoutMs = storeTimeoutMs
-    const options = { ...COMBINE, patienceMs: storeTimeoutMs }
-    this.#insert = combine(store.insert, options)
-    this.#takeOver = combine(store.takeOver, options)
-    this.#finish = combine(store.finish, options)
-    this.#extend = combine(store.extend, options)
-    this.#forget = combine(store.forget, options)
+    const together = <I, O>(
+      verb: (items: readonly I[]) => Promise<O[]>,
+      weigh?: (item: I) => number,
+    ): ((item: I) => Promise<O>) =>
+      store.combinesLists
+        ? combine(verb, { ...COMBINE, patienceMs: storeTimeoutMs, ...(weigh && { weigh }) })
+        : async (item) => (await verb([item]))[0] as O
+    this.#insert = together(store.insert)
+    this.#takeOver = together(store.takeOver)
+    this.#finish = together(store.finish, ({ response }) => response?.body?.byteLength ?? 0)
+    this.#extend = together(store.extend)
+    this.#forget = together(store.forget)
   }
 
   /**
    * Decides what becomes of a request, waiting for a running attempt if the wish says so.
    *
    * @throws what the store throws, or `StoreTimeout`. Then nothing runs: a claim that was granted
-   * too late is given back, and one whose answer was lost is free again when its lease runs out.
+   * too late is given back. One whose answer was lost looks like one whose process died: when its
+   * lease has run out, it is rerun, or uncertain.
    */
   async begin(wish: Wish): Promise<Outcome> {
     const startedAt = performance.now()
@@ -121,7 +128,13 @@ export class Claims {
       const inserted = await this.#inTime(asking, (late) => {
         if (late.kind === 'made') void this.#forget({ ...wish, fence: 1 }).catch(() => {})
       })
-      if (inserted.kind === 'made') return this.#admit(wish, askedAt)
+      if (inserted.kind === 'made') {
+        if (!(await this.#mayAdd(wish))) return { kind: 'refused' }
+        const claim = await this.#hold(wish, { fence: 1, resumed: false, askedAt })
+        if (claim === undefined) continue
+        wish.report({ kind: 'claimed', attempt: 1 })
+        return { kind: 'run', claim }
+      }
       const decision = decide(inserted.record, wish.fingerprint, wish.onLeaseExpired)
       if (decision.kind === 'busy') return { kind: 'busy', waitedMs: 0 }
       if (decision.kind === 'replay') return { ...decision, waitedMs: 0 }
@@ -132,25 +145,38 @@ export class Claims {
         if (late) void this.#finish({ ...wish, fence: fence + 1, response: null }).catch(() => {})
       })
       if (!isTaken) continue
+      const claim = await this.#hold(wish, { fence: fence + 1, resumed, askedAt })
+      if (claim === undefined) continue
       wish.report({ kind: 'taken_over', attempt: fence + 1, resumed })
-      return { kind: 'run', claim: this.#hold(wish, { fence: fence + 1, resumed, askedAt }) }
+      return { kind: 'run', claim }
     }
   }
 
-  async #admit(wish: Wish, askedAt: number): Promise<Outcome> {
-    if (wish.mayAdd !== undefined && !(await wish.mayAdd())) {
-      await this.#inTime(this.#forget({ ...wish, fence: 1 }), () => {})
-      this.#waiting.wake(wish)
-      return { kind: 'refused' }
-    }
-    wish.report({ kind: 'claimed', attempt: 1 })
-    return { kind: 'run', claim: this.#hold(wish, { fence: 1, resumed: false, askedAt }) }
+  async #mayAdd(wish: Wish): Promise<boolean> {
+    if (wish.mayAdd === undefined || (await wish.mayAdd())) return true
+    await this.#inTime(this.#forget({ ...wish, fence: 1 }), () => {})
+    this.#waiting.wake(wish)
+    return false
   }
 
-  #hold(wish: Wish, granted: Pick<ClaimTerms, 'fence' | 'resumed' | 'askedAt'>): Claim {
+  /**
+   * Makes the handle of what was granted. A grant that took long on its way may be over by now:
+   * then it is renewed first, and `undefined` means that somebody else was faster.
+   */
+  async #hold(
+    wish: Wish,
+    granted: Pick<ClaimTerms, 'fence' | 'resumed' | 'askedAt'>,
+  ): Promise<Claim | undefined> {
+    let { askedAt } = granted
+    while (performance.now() - askedAt > wish.leaseMs / 2) {
+      askedAt = performance.now()
+      const { fence } = granted
+      const isHeld = await this.#inTime(this.#extend({ ...wish, fence }), () => {})
+      if (!isHeld) return undefined
+    }
     const { tenantId, key, leaseMs, maxRunMs, report } = wish
     const claim = new Claim(
-      { tenantId, key, leaseMs, maxRunMs, ...granted },
+      { tenantId, key, leaseMs, maxRunMs, ...granted, askedAt },
       {
         finish: this.#finish,
         extend: this.#extend,

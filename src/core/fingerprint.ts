@@ -33,6 +33,26 @@ export function fingerprintOfValue(value: unknown): string {
   return createHash('sha256').update('\0own\0').update(canonical(value)).digest('base64url')
 }
 
+/**
+ * A body as something that JSON can tell from another. Forms and maps are their entries; an object
+ * of any other class may hide what it holds.
+ */
+export function comparable(
+  body: unknown,
+): { kind: 'comparable'; value: unknown } | { kind: 'opaque' } {
+  if (typeof body !== 'object' || body === null || body instanceof Uint8Array) {
+    return { kind: 'comparable', value: body }
+  }
+  if (body instanceof Map || body instanceof URLSearchParams || body instanceof FormData) {
+    const entries = [...body.entries()]
+    const isText = entries.every((entry) => entry.every((part) => typeof part === 'string'))
+    return isText ? { kind: 'comparable', value: entries } : { kind: 'opaque' }
+  }
+  const prototype: unknown = Object.getPrototypeOf(body)
+  const isPlain = Array.isArray(body) || prototype === Object.prototype || prototype === null
+  return isPlain ? { kind: 'comparable', value: body } : { kind: 'opaque' }
+}
+
 function canonical(value: unknown): string {
   return stringify(value) ?? ''
 }

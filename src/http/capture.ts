@@ -17,7 +17,11 @@ export function capturePayload(reply: FastifyReply, payload: unknown): Captured 
     return { kind: 'bytes', payload, body: NOTHING }
   }
   if (typeof payload === 'string') return { kind: 'bytes', payload, body: Buffer.from(payload) }
-  if (payload instanceof Uint8Array) return { kind: 'bytes', payload, body: payload }
+  if (payload instanceof Uint8Array) {
+    // A copy, for both: the handler may use its buffer again while this one is being stored.
+    const copy = Buffer.from(payload)
+    return { kind: 'bytes', payload: copy, body: copy }
+  }
   if (payload instanceof Response) {
     // Fastify does this after the hooks; the status decides here whether to keep the response.
     reply.code(payload.status)
@@ -26,9 +30,16 @@ export function capturePayload(reply: FastifyReply, payload: unknown): Captured 
     return capturePayload(reply, payload.body)
   }
   if (typeof Reflect.get(Object(payload), 'getReader') === 'function') {
-    return { kind: 'stream', source: Readable.fromWeb(payload as never) }
+    return streamOf(Readable.fromWeb(payload as never))
   }
-  return { kind: 'stream', source: readable(payload) }
+  return streamOf(readable(payload))
+}
+
+function streamOf(source: Readable): Captured {
+  // Fastify listens once it sends, which is after the hooks. An error before that must not be one
+  // that nobody listens to: that would end the process.
+  source.on('error', () => {})
+  return { kind: 'stream', source }
 }
 
 // Streams of other makes have pipe() and nothing more that can be relied on.

@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, FastifyRequest, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
 import type { Claims, Outcome } from '../claims/claims.js'
@@ -97,7 +98,10 @@ export class Exchange {
     } catch (error) {
       if (error instanceof NoTenant) return this.#answer(new TenantUnknown())
       if (hasStatus(error)) throw error
-      this.#request.log.error({ err: error }, 'The tenant of a request could not be found out')
+      this.#request.log.error(
+        { failure: failureOf(error) },
+        'The tenant of a request could not be found out',
+      )
       return this.#answer(new TenantFailed())
     }
     this.#report = reporter(this.#request.log, this.#route.name, {
@@ -178,12 +182,21 @@ export class Exchange {
 
   /** The `onSend` hook: hands on what goes out. */
   onSend(payload: unknown, done: SendOn): void {
+    if (this.#recording !== undefined) this.#recording.onSend(payload, done)
+    else done(null, this.#replayed ? this.#asStored(this.#replayed, payload) : payload)
+  }
+
+  /** What hooks in front of this one made of a replay is undone: they had their turn already. */
+  #asStored({ headers, body }: StoredResponse, payload: unknown): unknown {
+    if (payload instanceof Readable) payload.on('error', () => {}).destroy()
     // Fastify calls bytes an octet stream where the first response had no type.
-    if (this.#replayed && this.#replayed.headers['content-type'] === undefined) {
-      this.#reply.removeHeader('content-type')
+    for (const name of ['content-type', 'content-encoding']) {
+      const value = headers[name]
+      if (value === undefined) this.#reply.removeHeader(name)
+      else this.#reply.header(name, value)
     }
-    if (this.#recording === undefined) done(null, payload)
-    else this.#recording.onSend(payload, done)
+    this.#reply.removeHeader('content-length')
+    return bytesOf(body)
   }
 
   /** The `onError` hook: Fastify's `handlerTimeout` answers while the handler still runs. */
@@ -198,22 +211,24 @@ export class Exchange {
     }
     this.#report({ kind: 'replayed', statusCode: response.statusCode, waitedMs })
     this.#replayed = response
-    const { body } = response
     return this.#reply
       .code(response.statusCode)
       .headers(response.headers as Record<string, string | string[]>)
       .header('idempotent-replayed', 'true')
-      .send(
-        body.byteLength === 0
-          ? undefined
-          : Buffer.from(body.buffer, body.byteOffset, body.byteLength),
-      )
+      .send(bytesOf(response.body))
   }
 
   #answer(error: FastifyError, retryAfterS?: number): FastifyReply {
     const { docs } = this.#route.protection.settings
     return this.#reply.send(problem(this.#reply, docs, error, retryAfterS))
   }
+}
+
+/** As Fastify sends it: nothing at all, or bytes. */
+function bytesOf(body: Uint8Array | null): Buffer | undefined {
+  return body === null || body.byteLength === 0
+    ? undefined
+    : Buffer.from(body.buffer, body.byteOffset, body.byteLength)
 }
 
 /**

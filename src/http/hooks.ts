@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
 import { readRouteOptions } from '../check-options.js'
-import { fingerprintOf, fingerprintOfValue } from '../core/fingerprint.js'
-import { OptionInvalid } from '../errors.js'
+import { comparable, fingerprintOf, fingerprintOfValue } from '../core/fingerprint.js'
+import { OptionInvalid, RouteMissed } from '../errors.js'
 import { reporter } from '../events.js'
 import type { PluginOptions } from '../options.js'
 import { Exchange, type Fingerprinted, type ProtectedRoute, type Protection } from './exchange.js'
@@ -82,9 +82,13 @@ export function bindHooks(
   // change it. Registered first, this hook runs first.
   app.addHook('preValidation', (request, reply, done) => {
     const hasKey = request.headers['idempotency-key'] !== undefined
-    if (!hasKey && !isAnyRequired) return done()
-    const route = request.routeOptions.config[ROUTE]
-    if (route === undefined || !route.methods.includes(request.method)) return done()
+    const { config } = request.routeOptions
+    if (!hasKey && !isAnyRequired && config.idempotency === undefined) return done()
+    const route = config[ROUTE]
+    if (route === undefined) {
+      return done(isMissed(request, protection.settings.isGlobal) ? new RouteMissed() : undefined)
+    }
+    if (!route.methods.includes(request.method)) return done()
     if (!hasKey && !route.settings.required) return done()
     fingerprint(route, request).then((fingerprinted) => {
       request[EXCHANGE] = new Exchange(route, request, reply, fingerprinted)
@@ -107,15 +111,27 @@ export function bindHooks(
   })
 }
 
+/** Whether a route should be protected, but was there before the plugin: nothing may run on it. */
+function isMissed({ is404, method, headers, routeOptions }: FastifyRequest, isGlobal: boolean) {
+  const own = routeOptions.config.idempotency
+  if (is404 || own === false) return false
+  if (own !== undefined) return !SAFE.includes(method)
+  const hasKey = headers['idempotency-key'] !== undefined
+  return isGlobal && hasKey && UNSAFE_TO_REPEAT.includes(method)
+}
+
 async function fingerprint(route: ProtectedRoute, request: FastifyRequest): Promise<Fingerprinted> {
   const { settings, name, identity } = route
   try {
+    const { method, params, query } = request
     if (settings.fingerprint !== undefined) {
-      return { kind: 'fingerprint', value: fingerprintOfValue(await settings.fingerprint(request)) }
+      const own = await settings.fingerprint(request)
+      if (own === undefined) throw new TypeError('the fingerprint function returned nothing')
+      return { kind: 'fingerprint', value: fingerprintOfValue([method, identity, own]) }
     }
-    const { method, params, query, body } = request
-    if (!isUnread(request)) {
-      const value = fingerprintOf({ method, route: identity, params, query, body })
+    const body = comparable(request.body)
+    if (!isUnread(request) && body.kind === 'comparable') {
+      const value = fingerprintOf({ method, route: identity, params, query, body: body.value })
       return { kind: 'fingerprint', value }
     }
     if (!warned.has(route)) {

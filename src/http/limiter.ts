@@ -3,12 +3,13 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { within } from '../claims/within.js'
 import { failureOf, type Report } from '../events.js'
 
+/** How long a count may take before the key is let in without one. The claim is held meanwhile. */
+const PATIENCE_MS = 500
+
 export interface LimiterOptions {
   readonly max: number
   readonly timeWindowMs: number
   readonly redis: object | undefined
-  /** How long a count may take before the key is let in without one. */
-  readonly timeoutMs: number
   readonly tenantOf: (request: FastifyRequest) => string
 }
 
@@ -26,7 +27,7 @@ export type Limiter = (request: FastifyRequest, report: Report) => Promise<numbe
  */
 export async function createLimiter(
   app: FastifyInstance,
-  { max, timeWindowMs, redis, timeoutMs, tenantOf }: LimiterOptions,
+  { max, timeWindowMs, redis, tenantOf }: LimiterOptions,
 ): Promise<Limiter> {
   let count: Count | undefined
   const isInMemory = !redis && !app.hasDecorator('createRateLimit')
@@ -42,7 +43,7 @@ export async function createLimiter(
   })
   return async (request, report) => {
     try {
-      const counted = await within(Promise.resolve(count?.(request)), timeoutMs)
+      const counted = await within(Promise.resolve(count?.(request)), PATIENCE_MS)
       if (counted === undefined || counted.isAllowed || !counted.isExceeded) return undefined
       return Math.max(1, counted.ttlInSeconds)
     } catch (error) {

@@ -1,4 +1,4 @@
-import type { Readable } from 'node:stream'
+import { Readable } from 'node:stream'
 import type { FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
 import { LeaseLost } from '../errors.js'
@@ -26,6 +26,7 @@ export class Recording {
   #isSending = false
   #sends = 0
   #hasTimedOut = false
+  #hasClosed = false
   #outgoing: Readable | undefined
   #handled: Promise<unknown> = Promise.resolve()
 
@@ -45,10 +46,8 @@ export class Recording {
     const reply = this.#reply
     const { request } = reply
     reply.raw.once('close', () => {
-      this.#onClose().catch((error) => {
-        request.log.error({ err: error }, 'How a response past the hooks ended cannot be recorded')
-        this.claim.abandon('how its response ended cannot be recorded')
-      })
+      this.#hasClosed = true
+      this.#onClose()
     })
     // A handler that returns nothing answers later. One whose promise has ended may have answered,
     // and `send` is not over when it returns: the response is being stored. Were Fastify told that
@@ -65,6 +64,8 @@ export class Recording {
       handled.catch(() => {})
       this.#handled = handled
       const value = await result
+      // A reply that was taken out of Fastify's hands after its connection had closed.
+      if (this.#hasClosed) this.#onClose()
       return this.#isSending ? reply : value
     } catch (error) {
       if (!this.#isSending) throw error
@@ -118,6 +119,7 @@ export class Recording {
       head = captureHead(reply, settings.headers)
       isAnswer = settings.keepStatus(head.statusCode)
     } catch (error) {
+      if (payload instanceof Readable) payload.on('error', () => {}).destroy()
       // It cannot be sent, so it is an error like one that the handler throws.
       await claim.release('its response could not be sent', storeTimeoutMs)
       throw error
@@ -127,7 +129,7 @@ export class Recording {
       if (this.#hasTimedOut) {
         // Fastify's timeout answers while the handler goes on: nobody else may run until it is
         // done, and if it succeeds after all, nobody needs to.
-        void this.#handled.then(() => this.#complete(head, null, 'timed out'), release)
+        void this.#handled.then(() => this.#afterTimeout(head), release).catch(() => {})
       } else await release()
       return captured.kind === 'bytes' ? captured.payload : captured.source
     }
@@ -146,6 +148,15 @@ export class Recording {
       () => claim.release('the stream of its response failed', storeTimeoutMs),
     )
     return this.#outgoing
+  }
+
+  /** The handler has ended well, but Fastify had answered for it. What would it have said? */
+  async #afterTimeout(head: Head): Promise<void> {
+    const { settings, storeTimeoutMs } = this.#terms
+    const { statusCode } = this.#reply
+    const isFailure = statusCode !== head.statusCode && !settings.keepStatus(statusCode)
+    if (isFailure) await this.claim.release(`status ${statusCode}`, storeTimeoutMs)
+    else await this.#complete(head, null, 'timed out')
   }
 
   /** Stores the response; `false` when it must not go out, because another attempt took over. */
@@ -182,7 +193,14 @@ export class Recording {
    * handler whose client left goes on and will answer. What remains was written past Fastify
    * (`hijack`, `reply.raw`): the plugin cannot know its bytes, only whether they were all written.
    */
-  async #onClose(): Promise<void> {
+  #onClose(): void {
+    this.#recordPastHooks().catch((error) => {
+      this.#reply.log.error({ err: error }, 'How a response past the hooks ended is not recorded')
+      this.claim.abandon('how its response ended cannot be recorded')
+    })
+  }
+
+  async #recordPastHooks(): Promise<void> {
     const { claim } = this
     const reply = this.#reply
     const { settings, storeTimeoutMs } = this.#terms

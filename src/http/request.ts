@@ -16,8 +16,6 @@ export interface RequestIdempotency {
   readonly signal: AbortSignal
 }
 
-const NEVER = new AbortController().signal
-
 /** The view of a request's claim that handlers get. */
 export function requestIdempotency(request: FastifyRequest): RequestIdempotency {
   const exchange = exchangeOf(request)
@@ -27,7 +25,7 @@ export function requestIdempotency(request: FastifyRequest): RequestIdempotency 
     attempt: claim?.fence ?? 0,
     resumed: claim?.resumed ?? false,
     get signal() {
-      return claim?.signal ?? NEVER
+      return claim?.signal ?? new AbortController().signal
     },
   }
 }

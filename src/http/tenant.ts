@@ -23,9 +23,10 @@ export async function tenantOf(
       `the tenant function returned ${typeof value}; it must return a string or a number`,
     )
   }
-  // PostgreSQL stores no NUL, and the column is as wide as a key's.
-  if (name.length > 255 || name.includes('\0')) {
-    throw new TypeError('the tenant function returned more than 255 characters, or a NUL character')
+  // PostgreSQL stores no NUL, the column is as wide as a key's, and halves of characters would all
+  // become the same one on their way into the database.
+  if (name.length > 255 || name.includes('\0') || Buffer.from(name).toString() !== name) {
+    throw new TypeError('the tenant function returned more than 255 characters, or no valid text')
   }
   return name
 }

@@ -69,3 +69,17 @@ export function providerOf(client: object): Provider | undefined {
 export function isUniqueViolation(error: unknown): boolean {
   return typeof error === 'object' && error !== null && Reflect.get(error, 'code') === 'P2002'
 }
+
+/** The code that the database, the system or Prisma gave an error, the innermost first. */
+export function errorCode(error: unknown): string | undefined {
+  if (typeof error !== 'object' || error === null) return undefined
+  // Prisma wraps what a raw query met: P2010 says nothing, the code of the database does.
+  const inner: unknown = Reflect.get(Object(Reflect.get(error, 'meta')), 'driverAdapterError')
+  const original: unknown = Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'originalCode')
+  if (typeof original === 'string') return original
+  const code: unknown = Reflect.get(error, 'code')
+  // Prisma's own name for a serialization failure or a deadlock.
+  if (code === 'P2034') return '40001'
+  if (typeof code === 'string') return code
+  return Reflect.has(error, 'cause') ? errorCode(Reflect.get(error, 'cause')) : undefined
+}

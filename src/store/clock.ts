@@ -2,12 +2,15 @@ import type { PrismaClientLike, Provider } from './client.js'
 
 const NOW: Record<Provider, string> = {
   postgresql: `SELECT (extract(epoch FROM clock_timestamp()) * 1000)::float8 AS now`,
-  mysql: `SELECT UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS now`,
+  // Not UNIX_TIMESTAMP: it reads a local time, and one hour of the year has that twice.
+  mysql: `SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) / 1000 AS now`,
   sqlite: `SELECT (julianday('now') - 2440587.5) * 86400000.0 AS now`,
 }
 
 /** A sample is used for so long: a monotonic clock drifts a few milliseconds in that time. */
 const FRESH_FOR_MS = 60_000
+/** Both clocks of this process may differ by so much before a sample counts as old. */
+const TOLERATED_MS = 1_000
 
 /** The database's clock, for a store that can only compare a column with a value. */
 export interface DatabaseClock {
@@ -25,22 +28,28 @@ export function databaseClock(
   client: Pick<PrismaClientLike, '$queryRawUnsafe'>,
   provider: Provider,
 ): DatabaseClock {
-  let sample: { now: number; at: number } | undefined
+  let sample: { now: number; at: number; hostAt: number } | undefined
 
   async function ask(): Promise<Date> {
     const at = performance.now()
+    const hostAt = Date.now()
     const [row] = await client.$queryRawUnsafe<{ now: unknown }[]>(NOW[provider])
     // `at` is from before the question: an estimate may run ahead by that round trip, at most.
-    sample = { now: Number(row?.now), at }
-    return new Date(sample.now)
+    const now = Number(row?.now ?? Number.NaN)
+    if (!Number.isFinite(now)) throw new TypeError('the database did not tell the time')
+    sample = { now, at, hostAt }
+    return new Date(now)
   }
 
   return {
     ask,
     async estimate() {
-      const elapsed =
-        sample === undefined ? Number.POSITIVE_INFINITY : performance.now() - sample.at
-      return sample === undefined || elapsed > FRESH_FOR_MS ? ask() : new Date(sample.now + elapsed)
+      if (sample === undefined) return ask()
+      const elapsed = performance.now() - sample.at
+      // The monotonic clock stands still while a machine is suspended, and the host's does not. It
+      // only tells that something happened: the time itself is asked for.
+      const isSuspect = Math.abs(Date.now() - sample.hostAt - elapsed) > TOLERATED_MS
+      return isSuspect || elapsed > FRESH_FOR_MS ? ask() : new Date(sample.now + elapsed)
     },
   }
 }

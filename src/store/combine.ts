@@ -1,8 +1,11 @@
-export interface CombineOptions {
+export interface CombineOptions<I> {
   /** So many calls may be under way, each with one item, while few ask. */
   readonly free: number
   /** The most items that travel in one call. */
   readonly most: number
+  /** How much an item weighs, and how much one call carries unless a single item weighs more. */
+  readonly weigh?: (item: I) => number
+  readonly mostWeight?: number
   /** A call that takes longer is no longer waited for: nothing else may hang behind it. */
   readonly patienceMs: number
 }
@@ -24,7 +27,7 @@ interface Waiting<I, O> {
  */
 export function combine<I, O>(
   verb: (items: readonly I[]) => Promise<readonly O[]>,
-  { free, most, patienceMs }: CombineOptions,
+  { free, most, weigh = () => 0, mostWeight = 0, patienceMs }: CombineOptions<I>,
 ): (item: I) => Promise<O> {
   let queue: Waiting<I, O>[] = []
   let underWay = 0
@@ -32,8 +35,15 @@ export function combine<I, O>(
 
   function sendWhatMay(): void {
     while (queue.length > 0 && underWay < (lastSize > free ? 1 : free)) {
-      const batch = queue.slice(0, most)
-      queue = queue.slice(most)
+      let count = 1
+      let weight = weigh((queue[0] as Waiting<I, O>).item)
+      while (count < Math.min(most, queue.length)) {
+        weight += weigh((queue[count] as Waiting<I, O>).item)
+        if (weight > mostWeight) break
+        count += 1
+      }
+      const batch = queue.slice(0, count)
+      queue = queue.slice(count)
       send(batch)
     }
   }
@@ -50,7 +60,8 @@ export function combine<I, O>(
       sendWhatMay()
     }
     const timer = setTimeout(makeWay, patienceMs)
-    verb(batch.map(({ item }) => item)).then(
+    // In the executor, so that a verb that throws is like one that rejects.
+    new Promise<readonly O[]>((resolve) => resolve(verb(batch.map(({ item }) => item)))).then(
       (results) => {
         makeWay()
         for (const [i, waiting] of batch.entries()) waiting.resolve(results[i] as O)

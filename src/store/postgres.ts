@@ -1,4 +1,6 @@
-import type { RecordStatus, StoredResponse } from '../core/record.js'
+import { backoff } from '../core/backoff.js'
+import type { RecordKey, RecordStatus } from '../core/record.js'
+import { errorCode } from './client.js'
 import type { Ask, Hold, Inserted, Store } from './store.js'
 
 /** Runs one statement. `name` lets a connection keep the statement prepared. */
@@ -88,7 +90,7 @@ WITH a AS (
 )
 SELECT a.i::int4 AS i, made.key IS NOT NULL AS made,
   r.fingerprint, r.status, r.fence, ${LEASE_LEFT_MS} AS lease_left_ms,
-  r.expires_at <= ${NOW} AS is_expired, r.status_code, r.headers, r.body
+  r.expires_at <= ${NOW} AS is_expired, r.status_code, r.headers::text AS headers, r.body
 FROM a
 LEFT JOIN made ON made.tenant_id = a.tenant_id AND made.key = a.key
 LEFT JOIN idempotency_record r ON ${IS_ROW_OF}`
@@ -147,7 +149,7 @@ interface InsertRow {
   lease_left_ms: number
   is_expired: boolean
   status_code: number | null
-  headers: StoredResponse['headers'] | null
+  headers: string | null
   body: Uint8Array | null
 }
 
@@ -155,17 +157,39 @@ interface InsertRow {
 // nor sees it; the next statement does. A row can also be pruned in between, so this can repeat.
 const LOOKS = 10
 
+// Serialization failure and deadlock: the server has rolled the statement back, and every statement
+// is guarded, so it can be said again. The first comes with a stricter isolation level than usual.
+const ROLLED_BACK = ['40001', '40P01']
+const SAY_AGAIN = { firstMs: 5, mostMs: 100 }
+const TRIES = 10
+
 /** One statement for each verb, whatever the length of its list. */
-export function postgresStore(run: RunStatement): Store {
-  async function matched(
+export function postgresStore(runOnce: RunStatement): Store {
+  const run: RunStatement = async (name, text, values) => {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await runOnce(name, text, values)
+      } catch (error) {
+        const isWorthTrying = ROLLED_BACK.includes(errorCode(error) ?? '') && attempt < TRIES
+        if (!isWorthTrying) throw error
+        const pauseMs = backoff(SAY_AGAIN, attempt, Math.random())
+        await new Promise((resolve) => setTimeout(resolve, pauseMs))
+      }
+    }
+  }
+
+  /** For each item whether its guard matched. Rows are locked in the order of their keys. */
+  async function matched<I extends RecordKey>(
     name: string,
     text: string,
-    count: number,
-    columns: readonly unknown[],
+    items: readonly I[],
+    columnsOf: (items: readonly I[]) => readonly unknown[],
   ): Promise<boolean[]> {
-    const result = new Array<boolean>(count).fill(false)
+    const places = [...items.keys()].sort((a, b) => compare(items[a] as I, items[b] as I))
+    const columns = columnsOf(places.map((place) => items[place] as I))
+    const result = new Array<boolean>(items.length).fill(false)
     for (const row of (await run(name, text, columns)) as readonly { i: number }[]) {
-      result[row.i - 1] = true
+      result[places[row.i - 1] as number] = true
     }
     return result
   }
@@ -201,33 +225,39 @@ export function postgresStore(run: RunStatement): Store {
   }
 
   return {
+    combinesLists: true,
     insert: (asks) => insert(asks),
     takeOver: (asks) =>
-      matched('fi_take_over', TAKE_OVER, asks.length, [
-        ...holds(asks),
-        asks.map((ask) => ask.fingerprint),
-        asks.map((ask) => ask.leaseMs),
-        asks.map((ask) => ask.retentionMs),
+      matched('fi_take_over', TAKE_OVER, asks, (list) => [
+        ...holds(list),
+        list.map((ask) => ask.fingerprint),
+        list.map((ask) => ask.leaseMs),
+        list.map((ask) => ask.retentionMs),
       ]),
     finish: (finishes) =>
-      matched('fi_finish', FINISH, finishes.length, [
-        ...holds(finishes),
-        finishes.map(({ response }) => (response === null ? 'released' : 'completed')),
-        finishes.map(({ response }) => response?.statusCode ?? null),
-        finishes.map(({ response }) => response && JSON.stringify(response.headers)),
-        finishes.map(({ response }) => (response?.body ? hex(response.body) : null)),
+      matched('fi_finish', FINISH, finishes, (list) => [
+        ...holds(list),
+        list.map(({ response }) => (response === null ? 'released' : 'completed')),
+        list.map(({ response }) => response?.statusCode ?? null),
+        list.map(({ response }) => response && JSON.stringify(response.headers)),
+        list.map(({ response }) => (response?.body ? hex(response.body) : null)),
       ]),
     extend: (extends_) =>
-      matched('fi_extend', EXTEND, extends_.length, [
-        ...holds(extends_),
-        extends_.map(({ leaseMs }) => leaseMs),
+      matched('fi_extend', EXTEND, extends_, (list) => [
+        ...holds(list),
+        list.map(({ leaseMs }) => leaseMs),
       ]),
-    forget: (list) => matched('fi_forget', FORGET, list.length, holds(list)),
+    forget: (list) => matched('fi_forget', FORGET, list, holds),
     async prune(limit) {
       const [row] = (await run('fi_prune', PRUNE, [limit])) as readonly { count: number }[]
       return row?.count ?? 0
     },
   }
+}
+
+function compare(a: RecordKey, b: RecordKey): number {
+  if (a.tenantId !== b.tenantId) return a.tenantId < b.tenantId ? -1 : 1
+  return a.key < b.key ? -1 : a.key > b.key ? 1 : 0
 }
 
 function keys(list: readonly { tenantId: string; key: string }[]): unknown[] {
@@ -252,7 +282,7 @@ function recordOf(row: InsertRow) {
     isExpired: row.is_expired,
     response:
       row.status === 'completed' && row.status_code !== null
-        ? { statusCode: row.status_code, headers: row.headers ?? {}, body: row.body }
+        ? { statusCode: row.status_code, headers: JSON.parse(row.headers ?? '{}'), body: row.body }
         : null,
   }
 }

@@ -16,6 +16,9 @@ interface Row {
   body: Uint8Array | null
 }
 
+// SQLite refuses an expression of a thousand alternatives.
+const KEYS_AT_A_TIME = 200
+
 // A row can be pruned between the constraint's answer and the look at it, and the next one too.
 const LOOKS = 10
 
@@ -105,7 +108,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
   async function extend({ leaseMs, ...hold }: Extend): Promise<boolean> {
     const { count } = await records.updateMany({
       where: heldBy(hold),
-      data: { leaseUntil: later(await clock.estimate(), leaseMs) },
+      data: { leaseUntil: later(await clock.ask(), leaseMs) },
     })
     return count === 1
   }
@@ -116,6 +119,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
   }
 
   return {
+    combinesLists: false,
     insert: each(insert),
     takeOver: each(takeOver),
     finish: each(finish),
@@ -133,12 +137,16 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
         orderBy: { expiresAt: 'asc' },
         take: limit,
       })
-      if (found.length === 0) return 0
-      // Asked again in the delete: a row that was taken over in between stays.
-      const { count } = await records.deleteMany({
-        where: { AND: [{ OR: found.map(({ tenantId, key }) => ({ tenantId, key })) }, isDoomed] },
-      })
-      return count
+      let deleted = 0
+      for (let at = 0; at < found.length; at += KEYS_AT_A_TIME) {
+        const keys = found.slice(at, at + KEYS_AT_A_TIME)
+        // Asked again in the delete: a row that was taken over in between stays.
+        const { count } = await records.deleteMany({
+          where: { AND: [{ OR: keys.map(({ tenantId, key }) => ({ tenantId, key })) }, isDoomed] },
+        })
+        deleted += count
+      }
+      return deleted
     },
   }
 }

@@ -32,6 +32,8 @@ export interface Extend extends Hold {
  * have happened.
  */
 export interface Store {
+  /** Whether a list travels as one statement. Otherwise combining would only tie fates together. */
+  readonly combinesLists: boolean
   /** Inserts a record with fence 1, or tells what stands there. One atomic write decides. */
   insert(asks: readonly Ask[]): Promise<Inserted[]>
   /** Takes over a record that is expired, released, or whose lease ran out, if its fence is still `fence`. */

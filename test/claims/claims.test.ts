@@ -405,3 +405,55 @@ t.test('many may wait for one operation without a warning', async (t) => {
   await new Promise(setImmediate)
   t.strictSame(warnings, [])
 })
+
+t.test(
+  'a grant that arrives after its lease is renewed before anything runs, or given up',
+  async (t) => {
+    let arrive: () => void = () => {}
+    let isSlow = true
+    const arrived = new Promise<void>((resolve) => {
+      arrive = resolve
+    })
+    const slow = processOn(t, {
+      insert: async (list) => {
+        const inserted = await database.insert(list)
+        if (isSlow) await arrived
+        isSlow = false
+        return inserted
+      },
+    })
+    const other = processOn(t)
+    const w = slow.wish({ leaseMs: 100 })
+    const late = slow.claims.begin(w)
+    await new Promise((resolve) => setTimeout(resolve, 120))
+    const taken = claimOf(await other.claims.begin({ ...w, leaseMs: 30_000 }))
+    t.equal(taken.fence, 2)
+    arrive()
+    t.match(await late, { kind: 'busy' }, 'it looked again')
+    await taken.complete(response, 1_000)
+  },
+)
+
+t.test('a store that takes items one by one never gets two together', async (t) => {
+  const sizes = new Set<number>()
+  const { claims, wish } = processOn(t, {
+    combinesLists: false,
+    insert: (list) => {
+      sizes.add(list.length)
+      return database.insert(list)
+    },
+  })
+  await Promise.all(Array.from({ length: 40 }, () => claims.begin(wish())))
+  t.strictSame([...sizes], [1])
+})
+
+t.test('the loss of a lease is told before another attempt may start', async (t) => {
+  const { claims, wish, reported } = processOn(t, {
+    extend: () => Promise.reject(new Error('down')),
+  })
+  const leaseMs = 600
+  const claim = claimOf(await claims.begin(wish({ leaseMs })))
+  await reported('lease_lost')
+  const after = performance.now() - claim.startedAt
+  t.ok(after <= leaseMs + 100, `${Math.round(after)} ms after a lease of ${leaseMs} ms`)
+})

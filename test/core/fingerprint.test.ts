@@ -1,6 +1,11 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { fingerprintOf, fingerprintOfValue, type Operation } from '../../src/core/fingerprint.js'
+import {
+  comparable,
+  fingerprintOf,
+  fingerprintOfValue,
+  type Operation,
+} from '../../src/core/fingerprint.js'
 
 const operation = (over: Partial<Operation> = {}): Operation => ({
   method: 'POST',
@@ -84,6 +89,25 @@ t.test('says RangeError for a body that is nested too deeply', async (t) => {
   let body: unknown = 1
   for (let depth = 0; depth < 200_000; depth += 1) body = [body]
   t.throws(() => fingerprintOf(operation({ body })), RangeError)
+})
+
+t.test('a body that JSON would show as {} is its entries, or not comparable', async (t) => {
+  const form = new FormData()
+  form.set('amount', '1')
+  const upload = new FormData()
+  upload.set('file', new Blob(['x']))
+  t.strictSame(comparable(new URLSearchParams('amount=1')), {
+    kind: 'comparable',
+    value: [['amount', '1']],
+  })
+  t.match(comparable(form), { value: [['amount', '1']] })
+  t.match(comparable(new Map([['amount', '1']])), { value: [['amount', '1']] })
+  t.match(comparable(upload), { kind: 'opaque' })
+  t.match(comparable(new (class Document {})()), { kind: 'opaque' })
+  t.match(comparable(new Set([1])), { kind: 'opaque' })
+  for (const plain of [{ a: 1 }, [1], Object.create(null), 'x', 1, null, undefined, Buffer.of(1)]) {
+    t.strictSame(comparable(plain), { kind: 'comparable', value: plain })
+  }
 })
 
 function canonical(value: unknown): string {

@@ -84,3 +84,46 @@ t.test('nothing hangs behind a call that never ends', async (t) => {
   calls[2]?.end()
   t.equal(await third, 30, 'its late end is not counted twice')
 })
+
+t.test('a verb that throws is one that rejects', async (t) => {
+  let throws = false
+  const call = combine<number, number>(async (items) => [...items], {
+    free: 1,
+    most: 10,
+    patienceMs: 60_000,
+  })
+  const throwing = combine<number, number>(
+    (items) => {
+      if (throws) throw new Error('at once')
+      return Promise.resolve([...items])
+    },
+    { free: 1, most: 10, patienceMs: 60_000 },
+  )
+  const first = throwing(1)
+  throws = true
+  const second = throwing(2)
+  t.equal(await first, 1)
+  await t.rejects(second, { message: 'at once' })
+  t.equal(await call(3), 3)
+})
+
+t.test('a call carries no more weight than it may, but never less than one item', async (t) => {
+  const { verb, calls } = latchedVerb()
+  const call = combine(verb, {
+    free: 1,
+    most: 10,
+    weigh: (item) => item,
+    mostWeight: 10,
+    patienceMs: 60_000,
+  })
+  const results = [1, 4, 6, 1, 50, 2].map(call)
+  for (let n = 0; n < 5; n += 1) {
+    calls[n]?.end()
+    await new Promise(setImmediate)
+  }
+  t.strictSame(
+    calls.map(({ items }) => items),
+    [[1], [4, 6], [1], [50], [2]],
+  )
+  await Promise.all(results)
+})

@@ -1,0 +1,51 @@
+// A database may be set to a stricter isolation level than usual. Then PostgreSQL refuses statements
+// that met each other, and says to repeat them.
+import { randomUUID } from 'node:crypto'
+import pg from 'pg'
+import t from 'tap'
+import { onPool, postgresStore } from '../../src/store/postgres.js'
+import type { Ask } from '../../src/store/store.js'
+import { postgresDatabase } from '../fixtures/database.js'
+import { missing } from '../fixtures/services.js'
+
+const skip = await missing('postgres')
+
+const ask = (): Ask => ({
+  tenantId: 'acme',
+  key: randomUUID(),
+  fingerprint: 'f',
+  leaseMs: 30_000,
+  retentionMs: 86_400_000,
+})
+const held = (list: readonly Ask[]) => list.map((a) => ({ ...a, fence: 1, response: null }))
+
+for (const level of ['read committed', 'repeatable read', 'serializable']) {
+  t.test(`at ${level}, lists that meet in any order are all answered`, { skip }, async (t) => {
+    const { url } = await postgresDatabase(t)
+    const pool = new pg.Pool({
+      connectionString: url,
+      max: 10,
+      options: `-c default_transaction_isolation=${level.replace(' ', '\\ ')}`,
+    })
+    t.teardown(() => pool.end())
+    const { rows } = await pool.query('SHOW transaction_isolation')
+    t.equal(rows[0].transaction_isolation, level)
+    const store = postgresStore(onPool(pool))
+    for (let round = 0; round < 5; round += 1) {
+      const asks = Array.from({ length: 40 }, ask)
+      const orders = Array.from({ length: 8 }, (_, n) => (n % 2 ? asks : [...asks].reverse()))
+      const inserted = await Promise.all(orders.map((list) => store.insert(list)))
+      t.equal(inserted.flat().filter(({ kind }) => kind === 'made').length, asks.length)
+      await Promise.all(
+        orders.map((list) => store.extend(held(list).map((h) => ({ ...h, leaseMs: 1_000 })))),
+      )
+      const released = await Promise.all(orders.map((list) => store.finish(held(list))))
+      t.ok(released.flat().every(Boolean), 'saying it again is fine')
+      const taken = await Promise.all(
+        orders.map((list) => store.takeOver(list.map((a) => ({ ...a, fence: 1 })))),
+      )
+      t.equal(taken.flat().filter(Boolean).length, asks.length, 'each is taken over once')
+      await Promise.all(orders.map((list) => store.forget(list.map((a) => ({ ...a, fence: 2 })))))
+    }
+  })
+}
