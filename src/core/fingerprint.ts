@@ -49,7 +49,9 @@ export function comparable(
     return isText ? { kind: 'comparable', value: entries } : { kind: 'opaque' }
   }
   const prototype: unknown = Object.getPrototypeOf(body)
-  const isPlain = Array.isArray(body) || prototype === Object.prototype || prototype === null
+  // Object.prototype, or an empty one of a parser's own in its place.
+  const isBase = prototype === null || Object.getPrototypeOf(prototype) === null
+  const isPlain = Array.isArray(body) || isBase
   return isPlain ? { kind: 'comparable', value: body } : { kind: 'opaque' }
 }
 
