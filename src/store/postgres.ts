@@ -88,9 +88,9 @@ WITH a AS (
   ON CONFLICT (tenant_id, key) DO NOTHING
   RETURNING tenant_id, key
 )
-SELECT a.i::int4 AS i, made.key IS NOT NULL AS made,
+SELECT a.i::int4 AS i, (made.key IS NOT NULL)::int4 AS made,
   r.fingerprint, r.status, r.fence, ${LEASE_LEFT_MS} AS lease_left_ms,
-  r.expires_at <= ${NOW} AS is_expired, r.status_code, r.headers::text AS headers, r.body
+  (r.expires_at <= ${NOW})::int4 AS is_expired, r.status_code, r.headers::text AS headers, r.body
 FROM a
 LEFT JOIN made ON made.tenant_id = a.tenant_id AND made.key = a.key
 LEFT JOIN idempotency_record r ON ${IS_ROW_OF}`
@@ -140,14 +140,15 @@ WITH doomed AS (
 )
 SELECT count(*)::int4 AS count FROM gone`
 
+// Numbers are read with Number(): an application may have told pg to leave them as text.
 interface InsertRow {
   i: number
-  made: boolean
+  made: number
   fingerprint: string | null
   status: RecordStatus
   fence: number
   lease_left_ms: number
-  is_expired: boolean
+  is_expired: number
   status_code: number | null
   headers: string | null
   body: Uint8Array | null
@@ -205,12 +206,13 @@ export function postgresStore(runOnce: RunStatement): Store {
     const made = new Set<string>()
     for (const row of [...rows].sort((a, b) => a.i - b.i)) {
       const place = row.i - 1
+      const isMade = Number(row.made) === 1
       const { tenantId, key } = asks[place] as Ask
       const name = JSON.stringify([tenantId, key])
       // The same key twice in one list: the first one made it.
-      if (row.made && !made.has(name)) result[place] = { kind: 'made' }
+      if (isMade && !made.has(name)) result[place] = { kind: 'made' }
       else if (row.fingerprint !== null) result[place] = { kind: 'seen', record: recordOf(row) }
-      if (row.made) made.add(name)
+      if (isMade) made.add(name)
     }
     const unseen = asks.flatMap((ask, i) => (result[i] === undefined ? [{ ask, i }] : []))
     if (unseen.length > 0) {
@@ -250,7 +252,7 @@ export function postgresStore(runOnce: RunStatement): Store {
     forget: (list) => matched('fi_forget', FORGET, list, holds),
     async prune(limit) {
       const [row] = (await run('fi_prune', PRUNE, [limit])) as readonly { count: number }[]
-      return row?.count ?? 0
+      return Number(row?.count ?? 0)
     },
   }
 }
@@ -277,12 +279,16 @@ function recordOf(row: InsertRow) {
   return {
     fingerprint: row.fingerprint as string,
     status: row.status,
-    fence: row.fence,
-    leaseLeftMs: row.lease_left_ms,
-    isExpired: row.is_expired,
+    fence: Number(row.fence),
+    leaseLeftMs: Number(row.lease_left_ms),
+    isExpired: Number(row.is_expired) === 1,
     response:
       row.status === 'completed' && row.status_code !== null
-        ? { statusCode: row.status_code, headers: JSON.parse(row.headers ?? '{}'), body: row.body }
+        ? {
+            statusCode: Number(row.status_code),
+            headers: JSON.parse(row.headers ?? '{}'),
+            body: row.body,
+          }
         : null,
   }
 }
