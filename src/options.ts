@@ -24,7 +24,10 @@ export interface RouteOptions {
    * running, but its `signal` is aborted and another attempt may start. Default `'15m'`.
    */
   maxRun?: Duration
-  /** How long a key is remembered, counted from its first request. Default `'24h'`. */
+  /**
+   * How long a key is remembered, counted from the start of its last attempt. Default `'24h'`, at
+   * least `maxRun` and `lease` together.
+   */
   retention?: Duration
   /**
    * The largest response body that is kept, in bytes. A larger one reaches the client, but a retry

@@ -1,4 +1,4 @@
-/** The longest key that is accepted, in characters. Fits a VARCHAR(255) on every database. */
+/** The longest key that is accepted, in characters: as wide as the column that `init` writes. */
 export const MAX_KEY_LENGTH = 255
 
 export type ParsedKey = { kind: 'key'; key: string } | { kind: 'malformed'; reason: string }
