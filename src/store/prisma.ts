@@ -16,7 +16,8 @@ interface Row {
   body: Uint8Array | null
 }
 
-// SQLite refuses an expression of a thousand alternatives.
+// On SQLite Prisma takes 999 parameters (498 keys) in one condition; on MariaDB the time of one
+// delete grows with the square of its keys (12,000 of them took 18 s).
 const KEYS_AT_A_TIME = 200
 
 // A row can be pruned between the constraint's answer and the look at it, and the next one too.

@@ -73,7 +73,7 @@ t.test('MariaDB, Prisma alone', { skip: noMariadb }, async (t) => {
 
 t.test('SQLite, Prisma alone', async (t) => {
   const { prisma } = await sqliteDatabase(t)
-  await contract(t, prisma, portable(prisma, 'sqlite'), 'sqlite', false)
+  await contract(t, prisma, portable(prisma, 'sqlite'), 'sqlite')
 })
 
 // A delete that names each row by its two columns has a limit: on SQLite, Prisma refuses more than
