@@ -6,7 +6,7 @@ import { combine } from '../store/combine.js'
 import type { Store } from '../store/store.js'
 import { Claim, type ClaimTerms } from './claim.js'
 import { WaitingRoom } from './waiting.js'
-import { within } from './within.js'
+import { StoreTimeout, within } from './within.js'
 
 /** What a request wants: to run this operation, unless it was run before. */
 export interface Wish extends RecordKey {
@@ -41,6 +41,9 @@ export interface ClaimsOptions {
 const COMBINE = { free: 4, most: 64, mostWeight: 1024 * 1024 }
 /** How often another process's attempt is looked at. In the same process, its end wakes us. */
 const LOOK_AGAIN = { firstMs: 25, mostMs: 1_000 }
+
+/** A store that takes half a lease for an answer so often is too slow to hold anything in it. */
+const RENEWALS = 3
 
 /** Every claim of this process. */
 export class Claims {
@@ -168,7 +171,8 @@ export class Claims {
     granted: Pick<ClaimTerms, 'fence' | 'resumed' | 'askedAt'>,
   ): Promise<Claim | undefined> {
     let { askedAt } = granted
-    while (performance.now() - askedAt > wish.leaseMs / 2) {
+    for (let renewals = 0; performance.now() - askedAt > wish.leaseMs / 2; renewals += 1) {
+      if (renewals === RENEWALS) throw new StoreTimeout('answers take longer than the lease')
       askedAt = performance.now()
       const { fence } = granted
       const isHeld = await this.#inTime(this.#extend({ ...wish, fence }), () => {})

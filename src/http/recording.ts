@@ -64,8 +64,12 @@ export class Recording {
       handled.catch(() => {})
       this.#handled = handled
       const value = await result
-      // A reply that was taken out of Fastify's hands after its connection had closed.
-      if (this.#hasClosed) this.#onClose()
+      if (this.#hasClosed) {
+        // A reply that was taken out of Fastify's hands after its connection had closed.
+        this.#onClose()
+        // Fastify sends nothing to nobody; but nothing is this handler's answer, and to be stored.
+        if (value === undefined && !this.#isSending && !reply.sent) reply.send()
+      }
       return this.#isSending ? reply : value
     } catch (error) {
       if (!this.#isSending) throw error

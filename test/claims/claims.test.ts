@@ -457,3 +457,15 @@ t.test('the loss of a lease is told before another attempt may start', async (t)
   const after = performance.now() - claim.startedAt
   t.ok(after <= leaseMs + 100, `${Math.round(after)} ms after a lease of ${leaseMs} ms`)
 })
+
+t.test('a store that is slower than the lease is one that does not answer', async (t) => {
+  const slowly = async <T>(answer: Promise<T>) => {
+    await new Promise((resolve) => setTimeout(resolve, 60))
+    return answer
+  }
+  const { claims, wish } = processOn(t, {
+    insert: (list) => slowly(database.insert(list)),
+    extend: (list) => slowly(database.extend(list)),
+  })
+  await t.rejects(claims.begin(wish({ leaseMs: 100 })), { name: 'StoreTimeout' })
+})

@@ -282,3 +282,29 @@ test('a database that hangs does not keep a server that prunes from closing', as
   await app.close()
   t.pass('closed')
 })
+
+test('a handler that answers nothing to a client that has left has answered', async (t) => {
+  const began = latch()
+  const left = latch()
+  const events = collectEvents(t)
+  let runs = 0
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/things', async (_request, reply) => {
+        runs += 1
+        reply.code(204).raw.once('close', () => left.open())
+        began.open()
+        await left.opened
+      }),
+  })
+  const port = await listen(app)
+  const key = newKey()
+  const socket = await openSocket(t, port, postText('/things', [`idempotency-key: ${key}`]))
+  await began.opened
+  socket.destroy()
+  await events.first('completed')
+  const retry = await send(app, '/things', { key })
+  t.equal(retry.statusCode, 204)
+  t.equal(retry.headers['idempotent-replayed'], 'true')
+  t.equal(runs, 1)
+})
