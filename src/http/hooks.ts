@@ -3,7 +3,7 @@ import { readRouteOptions } from '../check-options.js'
 import { comparable, fingerprintOf, fingerprintOfValue } from '../core/fingerprint.js'
 import { OptionInvalid, RouteMissed } from '../errors.js'
 import { reporter } from '../events.js'
-import type { PluginOptions } from '../options.js'
+import type { PluginOptions, PluginSettings } from '../options.js'
 import { Exchange, type Fingerprinted, type ProtectedRoute, type Protection } from './exchange.js'
 
 const EXCHANGE = Symbol('fastify-idempotency.exchange')
@@ -35,8 +35,6 @@ export function bindHooks(
 ): void {
   app.decorateRequest(EXCHANGE, null)
 
-  let isAnyRequired = false
-
   app.addHook('onRoute', (route) => {
     const own = route.config?.idempotency
     if (own === false || (own === undefined && !protection.settings.isGlobal)) return
@@ -56,7 +54,6 @@ export function bindHooks(
       own === undefined || own === true
         ? protection.settings.route
         : readRouteOptions(options, name, own)
-    isAnyRequired ||= settings.required
     const { handler } = route
     route.config = {
       ...route.config,
@@ -81,12 +78,12 @@ export function bindHooks(
   // The body as the client sent it: validation may coerce it, other hooks and the handler may
   // change it. Registered first, this hook runs first.
   app.addHook('preValidation', (request, reply, done) => {
+    // No route protects these, and reads are most of what an application answers.
+    if (SAFE.includes(request.method)) return done()
     const hasKey = request.headers['idempotency-key'] !== undefined
-    const { config } = request.routeOptions
-    if (!hasKey && !isAnyRequired && config.idempotency === undefined) return done()
-    const route = config[ROUTE]
+    const route = request.routeOptions.config[ROUTE]
     if (route === undefined) {
-      return done(isMissed(request, protection.settings.isGlobal) ? new RouteMissed() : undefined)
+      return done(isMissed(request, protection.settings) ? new RouteMissed() : undefined)
     }
     if (!route.methods.includes(request.method)) return done()
     if (!hasKey && !route.settings.required) return done()
@@ -112,12 +109,15 @@ export function bindHooks(
 }
 
 /** Whether a route should be protected, but was there before the plugin: nothing may run on it. */
-function isMissed({ is404, method, headers, routeOptions }: FastifyRequest, isGlobal: boolean) {
+function isMissed(
+  { is404, method, headers, routeOptions }: FastifyRequest,
+  { isGlobal, route }: PluginSettings,
+): boolean {
   const own = routeOptions.config.idempotency
   if (is404 || own === false) return false
-  if (own !== undefined) return !SAFE.includes(method)
-  const hasKey = headers['idempotency-key'] !== undefined
-  return isGlobal && hasKey && UNSAFE_TO_REPEAT.includes(method)
+  if (own !== undefined) return true
+  const isWanted = headers['idempotency-key'] !== undefined || route.required
+  return isGlobal && isWanted && UNSAFE_TO_REPEAT.includes(method)
 }
 
 async function fingerprint(route: ProtectedRoute, request: FastifyRequest): Promise<Fingerprinted> {

@@ -47,6 +47,14 @@ test('a route that was added before the plugin was loaded runs nothing, and says
   t.equal((await send(app, '/nowhere', { key: newKey() })).statusCode, 404)
 })
 
+test('a route that was added too early is refused where every route needs a key', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.register(idempotency, { prisma, tenant: false, required: true })
+  app.post('/things', () => 'ran')
+  t.equal((await send(app, '/things')).json().code, 'IDEMPOTENCY_ROUTE_MISSED')
+})
+
 test('a stream that fails while its key is being released ends neither process nor server', async (t) => {
   const pool = new WatchedPool(database)
   const failed = latch()
