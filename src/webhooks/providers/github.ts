@@ -1,0 +1,31 @@
+import { at, type Provider, parseForm, parseJson } from '../provider.js'
+import { headerOf } from '../signature.js'
+import { hmac, type SecretOptions } from './hmac.js'
+
+/**
+ * GitHub. `redelivers` is `false`: it shows a failed delivery and leaves it to people to send it
+ * again, so an event whose handler failed is run again from the inbox.
+ */
+export function github({ secret }: SecretOptions): Provider {
+  return {
+    ...hmac({
+      name: 'github',
+      secret,
+      header: 'x-hub-signature-256',
+      prefix: 'sha256=',
+      eventId: (_payload, header) => header('x-github-delivery'),
+      type: (payload, header) => {
+        const event = header('x-github-event')
+        const action = at(payload, 'action')
+        return event !== undefined && typeof action === 'string' ? `${event}.${action}` : event
+      },
+      keptHeaders: ['x-github-delivery', 'x-github-event', 'x-github-hook-id'],
+      redelivers: false,
+    }),
+    // A webhook can be set to send a form with the JSON in it.
+    parse: (incoming) =>
+      headerOf(incoming, 'content-type')?.startsWith('application/x-www-form-urlencoded')
+        ? JSON.parse(String(parseForm(incoming.body).payload))
+        : parseJson(incoming.body),
+  }
+}

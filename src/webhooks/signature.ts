@@ -1,0 +1,137 @@
+import {
+  createHmac,
+  createPublicKey,
+  type KeyObject,
+  verify as publicKeyVerify,
+  timingSafeEqual,
+} from 'node:crypto'
+
+/** A request as it arrived, before anything of it is believed. */
+export interface Incoming {
+  readonly method: string
+  /** Path and query as they were sent: `/webhooks/twilio?a=1`. */
+  readonly url: string
+  /** By lower-case name. */
+  readonly headers: Readonly<Record<string, string | readonly string[] | undefined>>
+  readonly body: Buffer
+}
+
+/** Why a request was not believed. None of them tells what would have been. */
+export type Refusal = 'missing_header' | 'malformed' | 'no_match' | 'too_old' | 'from_future'
+
+/** What a request says of its own signature, still to be checked. */
+export interface Signed {
+  /** The bytes that were signed, in pieces. */
+  readonly content: readonly (string | Uint8Array)[]
+  /** Any one of them may match: providers send several while a secret is being changed. */
+  readonly signatures: readonly Uint8Array[]
+  /** When it was signed, in milliseconds, if that is part of what was signed. */
+  readonly signedAtMs?: number
+  /** The key that the request names, once it is known to be the provider's (a pinned certificate). */
+  readonly key?: KeyObject
+}
+
+export type Algorithm =
+  | { readonly kind: 'hmac'; readonly hash: 'sha1' | 'sha256' | 'sha512' }
+  /** RSA (PKCS #1 v1.5), ECDSA (DER) and Ed25519, which has its hash built in. */
+  | { readonly kind: 'public-key'; readonly hash: 'sha1' | 'sha256' | null }
+  /** The secret itself travels in a header. */
+  | { readonly kind: 'equality' }
+
+/** How a provider signs. */
+export interface Scheme {
+  readonly algorithm: Algorithm
+  /** Turns a secret into the key's bytes or a public key. Default: the text as UTF-8. @throws when it cannot be one. */
+  readonly toKey?: (secret: string) => Uint8Array | KeyObject
+  /** How far `signedAtMs` may lie from now, on both sides. */
+  readonly toleranceMs?: number | undefined
+  /** Finds the signatures. A batch may have one for each of its items; then all of them must hold. */
+  readonly read: (incoming: Incoming) => Read | Promise<Read>
+}
+
+export type Read = Refusal | Signed | readonly Signed[]
+
+export type Key = Uint8Array | KeyObject
+
+/** The one place where signatures are checked: every current key, every signature, both sides of the window. */
+export async function checkSignature(
+  scheme: Scheme,
+  keys: readonly Key[],
+  incoming: Incoming,
+  nowMs: number,
+): Promise<Refusal | undefined> {
+  const read = await scheme.read(incoming)
+  if (typeof read === 'string') return read
+  const all = Array.isArray(read) ? (read as readonly Signed[]) : [read as Signed]
+  if (all.length === 0) return 'malformed'
+  for (const signed of all) {
+    const candidates = signed.key === undefined ? keys : [signed.key]
+    const isMatch = candidates.some((key) =>
+      signed.signatures.some((given) => matches(scheme.algorithm, key, signed.content, given)),
+    )
+    if (!isMatch) return 'no_match'
+    // After the signature: a forged time says nothing, and a true one tells of clocks.
+    const { signedAtMs } = signed
+    if (scheme.toleranceMs === undefined || signedAtMs === undefined) continue
+    if (!Number.isFinite(signedAtMs)) return 'malformed'
+    if (signedAtMs < nowMs - scheme.toleranceMs) return 'too_old'
+    if (signedAtMs > nowMs + scheme.toleranceMs) return 'from_future'
+  }
+  return undefined
+}
+
+function matches(
+  algorithm: Algorithm,
+  key: Key,
+  content: readonly (string | Uint8Array)[],
+  given: Uint8Array,
+): boolean {
+  if (algorithm.kind === 'public-key') {
+    if (key instanceof Uint8Array) throw new TypeError('a public key is needed')
+    const bytes = Buffer.concat(content.map((part) => Buffer.from(part as string)))
+    try {
+      return publicKeyVerify(algorithm.hash, bytes, key, given)
+    } catch {
+      // OpenSSL refuses signatures of some shapes instead of finding them wrong.
+      return false
+    }
+  }
+  if (algorithm.kind === 'equality') return isEqual(key as Uint8Array, given)
+  const hmac = createHmac(algorithm.hash, key)
+  for (const part of content) hmac.update(part)
+  return isEqual(hmac.digest(), given)
+}
+
+/** In constant time for a given length; lengths are no secret. */
+function isEqual(a: Uint8Array, b: Uint8Array): boolean {
+  return a.byteLength === b.byteLength && timingSafeEqual(a, b)
+}
+
+/** A header that must be there once. Node joins repeated ones with a comma; those never match. */
+export function headerOf({ headers }: Pick<Incoming, 'headers'>, name: string): string | undefined {
+  const value = headers[name]
+  return typeof value === 'string' && value !== '' ? value : undefined
+}
+
+// Node's decoders skip what they do not know. A signature with something else in it is none.
+
+export function fromHex(text: string): Buffer | undefined {
+  return /^(?:[0-9a-f]{2})+$/i.test(text) ? Buffer.from(text, 'hex') : undefined
+}
+
+export function fromBase64(text: string): Buffer | undefined {
+  const isBase64 = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(text)
+  return isBase64 && text !== '' ? Buffer.from(text, 'base64') : undefined
+}
+
+/** Digits only: `"123junk"` is no time. Seconds or milliseconds, as the provider sends them. */
+export function wholeNumber(text: string | undefined): number | undefined {
+  return text !== undefined && /^\d{1,15}$/.test(text) ? Number(text) : undefined
+}
+
+/** PEM, or the base64 of DER (SPKI), as consoles show it. */
+export function publicKeyOf(text: string): KeyObject {
+  return text.includes('-----BEGIN')
+    ? createPublicKey(text)
+    : createPublicKey({ key: Buffer.from(text, 'base64'), format: 'der', type: 'spki' })
+}
