@@ -2,7 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import type { OnLeaseExpired } from './core/decide.js'
 import type { Duration } from './core/duration.js'
 import type { PrismaClientLike } from './store/client.js'
-import type { PoolLike } from './store/postgres.js'
+import type { PoolLike } from './store/statements.js'
 
 /** What can be set for all routes at registration, and for one in `config.idempotency`. */
 export interface RouteOptions {

@@ -12,8 +12,9 @@ import type { PluginOptions } from './options.js'
 import { pruneAll, pruneRegularly } from './retention.js'
 import { missingFromClient, providerOf } from './store/client.js'
 import { databaseClock } from './store/clock.js'
-import { onPool, onPrisma, postgresStore } from './store/postgres.js'
+import { postgresStore } from './store/postgres.js'
 import { prismaStore } from './store/prisma.js'
+import { onPool, onPrisma } from './store/statements.js'
 import type { Store } from './store/store.js'
 
 async function idempotency(app: FastifyInstance, options: PluginOptions): Promise<void> {

@@ -1,54 +1,7 @@
-import { backoff } from '../core/backoff.js'
 import type { RecordKey, RecordStatus } from '../core/record.js'
-import { errorCode } from './client.js'
+import { asked, matchedItems, NOW, type RunStatement, sayingAgain } from './statements.js'
 import type { Ask, Hold, Inserted, Store } from './store.js'
 
-/** Runs one statement. `name` lets a connection keep the statement prepared. */
-export type RunStatement = (
-  name: string,
-  text: string,
-  values: readonly unknown[],
-) => PromiseLike<readonly object[]>
-
-/** The part of a `pg.Pool` that is used. */
-export interface PoolLike {
-  query(config: {
-    name: string
-    text: string
-    values: unknown[]
-  }): PromiseLike<{ rows: readonly object[] }>
-}
-
-// After so many doublings of its age a process leaves it to autovacuum to make plans anew.
-const MOST_GENERATIONS = 12
-
-/**
- * Statements on the application's own pool, each prepared on its connection: the fast path.
- *
- * A connection keeps the plan it made, and a plan made while the table was almost empty reads all
- * of it. Names therefore change whenever a process has become twice as old (in seconds): a plan is
- * never much older than the table's growth.
- */
-export function onPool(pool: PoolLike): RunStatement {
-  const startedAt = performance.now()
-  return async (name, text, values) => {
-    const age = Math.log2(1 + (performance.now() - startedAt) / 1_000)
-    const generation = Math.min(MOST_GENERATIONS, Math.trunc(age))
-    const named = { name: `${name}_${generation}`, text, values: [...values] }
-    return (await pool.query(named)).rows
-  }
-}
-
-/** The same statements through Prisma's raw query: no second pool, but five times the CPU a call. */
-export function onPrisma(client: {
-  $queryRawUnsafe(query: string, ...values: unknown[]): PromiseLike<unknown>
-}): RunStatement {
-  return (_name, text, values) =>
-    client.$queryRawUnsafe(text, ...values) as PromiseLike<readonly object[]>
-}
-
-// Prisma keeps DateTime as `timestamp(3)` in UTC, whatever the session's time zone says.
-const NOW = `(clock_timestamp() AT TIME ZONE 'UTC')`
 const LEASE_LEFT_MS = `(extract(epoch FROM r.lease_until - ${NOW}) * 1000)::float8`
 const IS_FREE = `(
   CASE r.status
@@ -58,20 +11,6 @@ const IS_FREE = `(
   END)`
 const IS_ROW_OF = 'r.tenant_id = a.tenant_id AND r.key = a.key'
 const IS_HELD_BY = `${IS_ROW_OF} AND r.fence = a.fence AND r.status = 'in_progress'`
-
-/**
- * A table of the list's items; `i` is an item's place in the list.
- *
- * The two subqueries are for the planner. It must not see how long the arrays are, or it plans anew
- * every time, which takes longer than the statement. And it must expect one row of them, or it
- * prefers reading all of a table that it believes to be small to a look into the index.
- */
-function asked(...columns: readonly `${string}::${string}`[]): string {
-  const names = columns.map((column) => column.split('::')[0])
-  const arrays = columns.map((column, n) => `(SELECT $${n + 1}::${column.split('::')[1]}[])`)
-  const table = `unnest(${arrays.join(', ')}) WITH ORDINALITY AS items(${names.join(', ')}, i)`
-  return `(SELECT * FROM ${table} WHERE i = i + (SELECT 0)) AS a`
-}
 
 // Rows are inserted in the order of their keys, so that two processes that insert the same keys
 // wait for each other but never in a circle.
@@ -158,42 +97,15 @@ interface InsertRow {
 // nor sees it; the next statement does. A row can also be pruned in between, so this can repeat.
 const LOOKS = 10
 
-// Serialization failure and deadlock: the server has rolled the statement back, and every statement
-// is guarded, so it can be said again. The first comes with a stricter isolation level than usual.
-const ROLLED_BACK = ['40001', '40P01']
-const SAY_AGAIN = { firstMs: 5, mostMs: 100 }
-const TRIES = 10
-
 /** One statement for each verb, whatever the length of its list. */
 export function postgresStore(runOnce: RunStatement): Store {
-  const run: RunStatement = async (name, text, values) => {
-    for (let attempt = 1; ; attempt += 1) {
-      try {
-        return await runOnce(name, text, values)
-      } catch (error) {
-        const isWorthTrying = ROLLED_BACK.includes(errorCode(error) ?? '') && attempt < TRIES
-        if (!isWorthTrying) throw error
-        const pauseMs = backoff(SAY_AGAIN, attempt, Math.random())
-        await new Promise((resolve) => setTimeout(resolve, pauseMs))
-      }
-    }
-  }
-
-  /** For each item whether its guard matched. Rows are locked in the order of their keys. */
-  async function matched<I extends RecordKey>(
+  const run = sayingAgain(runOnce)
+  const matched = <I extends RecordKey>(
     name: string,
     text: string,
     items: readonly I[],
     columnsOf: (items: readonly I[]) => readonly unknown[],
-  ): Promise<boolean[]> {
-    const places = [...items.keys()].sort((a, b) => compare(items[a] as I, items[b] as I))
-    const columns = columnsOf(places.map((place) => items[place] as I))
-    const result = new Array<boolean>(items.length).fill(false)
-    for (const row of (await run(name, text, columns)) as readonly { i: number }[]) {
-      result[places[row.i - 1] as number] = true
-    }
-    return result
-  }
+  ) => matchedItems(run, name, text, items, { compare, columnsOf })
 
   async function insert(asks: readonly Ask[], looks = LOOKS): Promise<Inserted[]> {
     const rows = (await run('fi_insert', INSERT, [

@@ -1,8 +1,9 @@
 import t, { type Test } from 'tap'
 import type { ModelDelegate, PrismaClientLike, Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
-import { onPool, onPrisma, postgresStore } from '../../src/store/postgres.js'
+import { postgresStore } from '../../src/store/postgres.js'
 import { prismaStore } from '../../src/store/prisma.js'
+import { onPool, onPrisma } from '../../src/store/statements.js'
 import type { Store } from '../../src/store/store.js'
 import { storeContract } from '../contracts/store.js'
 import {
