@@ -1,0 +1,173 @@
+import { backoff } from '../core/backoff.js'
+import { failureOf, type Report } from '../events.js'
+import { within } from './within.js'
+
+/** What a lease needs of its surroundings. */
+export interface LeaseContext<Ending> {
+  /** Writes how it ended, guarded by its fence; `false` when another attempt has taken over. */
+  readonly end: (ending: Ending) => Promise<boolean>
+  /** Renews it, counted from now, guarded in the same way. */
+  readonly extend: () => Promise<boolean>
+  readonly report: Report
+  /** Called once, when it has ended in this process, however it ended. */
+  readonly onEnd: () => void
+}
+
+export interface LeaseTerms {
+  /** The number of this attempt, from 1. */
+  readonly fence: number
+  /** When the store was asked, by `performance.now()`: the lease runs from then, at the latest. */
+  readonly askedAt: number
+  readonly leaseMs: number
+  readonly maxRunMs: number
+}
+
+export type Settled = { kind: 'stored' } | { kind: 'lost' } | { kind: 'failed'; error: unknown }
+
+/** How often an ending that could not be stored is tried again. */
+const STORING_AGAIN = { firstMs: 200, mostMs: 5_000 }
+
+/**
+ * The time in which an attempt is the only one, kept up as long as the attempt runs: renewed three
+ * times a lease. A process that dies stops renewing, and after at most one lease another attempt
+ * may start, with the next fence. Every write is guarded by this attempt's fence, so an attempt that
+ * was taken over can change nothing.
+ */
+export class Lease<Ending> {
+  readonly fence: number
+  readonly startedAt: number
+
+  readonly #terms: LeaseTerms
+  readonly #context: LeaseContext<Ending>
+  /** Made when somebody asks for it: most handlers never do. */
+  #lost: AbortController | undefined
+  #lostWhy: Error | undefined
+  #endsAt: number
+  #heartbeat: NodeJS.Timeout
+  #isSettled = false
+  #hasEnded = false
+  #wakeUp: (() => void) | undefined
+
+  constructor(terms: LeaseTerms, context: LeaseContext<Ending>) {
+    this.fence = terms.fence
+    this.#terms = terms
+    this.#context = context
+    this.startedAt = terms.askedAt
+    this.#endsAt = terms.askedAt + terms.leaseMs
+    this.#heartbeat = setTimeout(() => this.#renew(), terms.leaseMs / 3)
+  }
+
+  /** Aborted when this attempt may no longer be the only one: the lease could not be kept. */
+  get signal(): AbortSignal {
+    this.#lost ??= new AbortController()
+    if (this.#lostWhy !== undefined) this.#lost.abort(this.#lostWhy)
+    return this.#lost.signal
+  }
+
+  /** Whether it was said how the attempt ends. */
+  get isSettled(): boolean {
+    return this.#isSettled
+  }
+
+  /** Stops renewing the lease without saying how the attempt ended, as a crash would. */
+  abandon(why: string): void {
+    if (this.#hasEnded) return
+    this.#isSettled = true
+    this.#context.report({ kind: 'abandoned', attempt: this.fence, why })
+    this.#abort(why)
+    this.close()
+  }
+
+  /**
+   * Stores how the attempt ended. `failed` means that the store did not answer within `withinMs`:
+   * the lease is still open, for `keepSettling` or `close`.
+   */
+  async settle(ending: Ending, withinMs: number): Promise<Settled> {
+    this.#isSettled = true
+    try {
+      const isStored = await within(this.#context.end(ending), withinMs)
+      if (!isStored) this.lose('another attempt took over')
+      this.close()
+      return { kind: isStored ? 'stored' : 'lost' }
+    } catch (error) {
+      return { kind: 'failed', error }
+    }
+  }
+
+  /** Goes on storing in the background for as long as the attempt may run. */
+  async keepSettling(ending: Ending, withinMs: number): Promise<void> {
+    for (let attempt = 0; ; attempt += 1) {
+      await this.#sleep(backoff(STORING_AGAIN, attempt, Math.random()))
+      if (this.#hasEnded) return
+      if (performance.now() - this.startedAt > this.#terms.maxRunMs) {
+        return this.abandon('its result could not be stored in the time it may run')
+      }
+      // The first try may have succeeded after all: saying the same again is a success, too.
+      // A failure was reported when it began; the next turn tries again.
+      if ((await this.settle(ending, withinMs)).kind !== 'failed') return
+    }
+  }
+
+  /** The attempt is over in this process. */
+  close(): void {
+    if (this.#hasEnded) return
+    this.#hasEnded = true
+    this.#isSettled = true
+    clearTimeout(this.#heartbeat)
+    this.#wakeUp?.()
+    this.#context.onEnd()
+  }
+
+  lose(why: string): void {
+    if (this.#lostWhy !== undefined) return
+    this.#context.report({ kind: 'lease_lost', attempt: this.fence, why })
+    this.#abort(why)
+  }
+
+  async #renew(): Promise<void> {
+    const { leaseMs, maxRunMs } = this.#terms
+    const askedAt = performance.now()
+    if (askedAt - this.startedAt > maxRunMs) {
+      return this.lose('it ran longer than maxRun and its lease is not renewed any more')
+    }
+    const leftMs = this.#endsAt - askedAt
+    if (leftMs <= 0) this.lose('its lease could not be renewed in time')
+    try {
+      const patienceMs = leftMs > 0 ? Math.min(leaseMs / 3, leftMs) : leaseMs / 3
+      const isRenewed = await within(this.#context.extend(), patienceMs)
+      if (this.#hasEnded) return
+      if (!isRenewed) {
+        // An ending of our own that is under way ends the lease as well, and says so itself.
+        if (!this.#isSettled) this.lose('another attempt took over')
+        return
+      }
+      this.#endsAt = askedAt + leaseMs
+      this.#heartbeat = setTimeout(() => this.#renew(), leaseMs / 3)
+    } catch (error) {
+      if (this.#hasEnded) return
+      const { report } = this.#context
+      report({ kind: 'heartbeat_failed', attempt: this.fence, failure: failureOf(error) })
+      // No later than the lease ends, to say so in time. And on after that: as long as nobody took
+      // over, a renewal makes it the only one again.
+      const untilEndMs = this.#endsAt - performance.now()
+      const pauseMs = untilEndMs > 0 ? Math.min(leaseMs / 10, untilEndMs) : leaseMs / 10
+      this.#heartbeat = setTimeout(() => this.#renew(), pauseMs)
+    }
+  }
+
+  #abort(why: string): void {
+    this.#lostWhy ??= new Error(why)
+    this.#lost?.abort(this.#lostWhy)
+  }
+
+  /** Ends early when the lease does. */
+  #sleep(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms)
+      this.#wakeUp = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+    })
+  }
+}
