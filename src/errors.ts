@@ -79,6 +79,54 @@ export const StoreUnavailable = createError(
   503,
 )
 
+/** A webhook's signature was missing, wrong, or not of this time; `reason` says which. */
+export const SignatureRefused = createError(
+  'IDEMPOTENCY_SIGNATURE_REFUSED',
+  'The signature of this webhook was not accepted; nothing was recorded',
+  401,
+)
+/** Too many webhooks with a wrong signature from one address. */
+export const TooManyRefusals = createError(
+  'IDEMPOTENCY_TOO_MANY_REFUSALS',
+  'Too many webhooks with a signature that was not accepted came from this address',
+  429,
+)
+/** The inbox, or whoever knows the secrets, does not answer. The event was not acknowledged. */
+export const InboxUnavailable = createError(
+  'IDEMPOTENCY_INBOX_UNAVAILABLE',
+  'This webhook cannot be recorded now; deliver it again later',
+  503,
+)
+/** A step or transaction with a name that this attempt used before, or without one. */
+export const StepNameUsed: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_STEP_NAME_USED' },
+  [string]
+> = createError(
+  'IDEMPOTENCY_STEP_NAME_USED',
+  'There is a step %s already: every step and transaction of a handler needs a name of its own, such as step("charge", …) and transaction(…, { name: "booking" })',
+  500,
+)
+/** The result of a step is nothing that a later attempt could get back. */
+export const StepNotStorable: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_STEP_NOT_STORABLE' },
+  [string, string]
+> = createError(
+  'IDEMPOTENCY_STEP_NOT_STORABLE',
+  'The result of step %s cannot be stored for a later attempt: %s. Return plain data: objects, lists, text, numbers, dates; a Decimal as text',
+  500,
+)
+/** A step or transaction within, or beside, an open transaction of the same handler. */
+export const TransactionOpen = createError(
+  'IDEMPOTENCY_TRANSACTION_OPEN',
+  'A transaction of this handler is open: await it before the next step or transaction, and use its tx inside of it',
+  500,
+)
+/** An event that the inbox does not have, or an endpoint that this application does not have. */
+export const EventMissing: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_EVENT_MISSING' },
+  [string]
+> = createError('IDEMPOTENCY_EVENT_MISSING', 'fastify-idempotency: there is no %s', 404)
+
 /** A request to a route that was added before the plugin. Nothing ran. */
 export const RouteMissed = createError(
   'IDEMPOTENCY_ROUTE_MISSED',

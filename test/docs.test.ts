@@ -14,7 +14,7 @@ t.test('docs/errors.md describes every code with its status, and no other', asyn
     if (line.startsWith('|') && code) rows.set(code, /^\| (\d{3}) \|/.exec(line)?.[1])
   }
   const codes = Object.values(errors).map((Error_) => {
-    const error = new Error_('x') as { code: string; statusCode?: number }
+    const error = new Error_('x', 'y') as { code: string; statusCode?: number }
     const status = rows.get(error.code)
     if (status !== undefined) t.equal(String(error.statusCode), status, error.code)
     return error.code

@@ -17,7 +17,12 @@ export interface ModelDelegate {
 export interface PrismaClientLike {
   readonly idempotencyRecord: ModelDelegate
   $queryRawUnsafe<T = unknown>(query: string, ...values: unknown[]): PromiseLike<T>
+  // biome-ignore lint/suspicious/noExplicitAny: the application's own transaction client and options
+  $transaction(fn: (tx: any) => Promise<any>, options?: any): PromiseLike<any>
 }
+
+/** The part of a generated client that the library calls inside an interactive transaction. */
+export type TransactionClient = Omit<PrismaClientLike, '$transaction'>
 
 /** Databases that Prisma knows by these names. */
 export type Provider = 'postgresql' | 'mysql' | 'sqlite'

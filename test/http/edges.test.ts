@@ -241,7 +241,12 @@ test('a pool is refused beside a client of another database', async (t) => {
     updateMany: call,
     deleteMany: call,
   }
-  const mysql = { idempotencyRecord, $queryRawUnsafe: call as never, _activeProvider: 'mysql' }
+  const mysql = {
+    idempotencyRecord,
+    $transaction: () => Promise.resolve(),
+    $queryRawUnsafe: call as never,
+    _activeProvider: 'mysql',
+  }
   const pool = { query: async () => ({ rows: [] }) }
   await t.rejects(
     Promise.resolve(app.register(idempotency, { prisma: mysql, pool, tenant: false })),

@@ -1,0 +1,150 @@
+import { createHash } from 'node:crypto'
+import { parse, stringify } from 'devalue'
+import { backoff } from '../core/backoff.js'
+import type { StepResults } from '../core/event.js'
+import { LeaseLost, StepNameUsed, StepNotStorable, TransactionOpen } from '../errors.js'
+import { errorCode, type PrismaClientLike, type TransactionClient } from '../store/client.js'
+
+export interface TransactionOptions {
+  /** Tells this transaction from others of the same handler. Default `'transaction'`. */
+  name?: string
+  /**
+   * Nothing comes after this transaction: the event is `processed` by the same commit. Default
+   * `false`: it is once the handler returns, and what a crash cuts off after the commit is done by
+   * the next attempt, for which this transaction is done already.
+   */
+  final?: boolean
+  /** As Prisma names it: `'Serializable'`. Default: the database's. */
+  isolationLevel?: string
+  /** How long to wait for a connection, in milliseconds. Default: Prisma's, 2,000. */
+  maxWait?: number
+  /** How long the transaction may take, in milliseconds. Default: Prisma's, 5,000. */
+  timeout?: number
+}
+
+/** Stores results under the attempt's guard; `false` when another attempt has taken over. */
+export type KeepSteps = (
+  client: TransactionClient,
+  steps: StepResults,
+  isFinal: boolean,
+) => Promise<boolean>
+
+// Serialization failure and deadlock: the server has undone everything, so it can be said again.
+const ROLLED_BACK = ['40001', '40P01']
+const TRIES = 5
+const SAY_AGAIN = { firstMs: 10, mostMs: 200 }
+
+/** The named pieces of an attempt, each done once over all attempts. */
+export class Steps {
+  readonly #prisma: PrismaClientLike
+  readonly #operation: string
+  readonly #keep: KeepSteps
+  readonly #used = new Set<string>()
+  #results: StepResults
+  #isOpen = false
+  #isFinal = false
+  /** Results are written one after the other: each write holds all of them. */
+  #writing: Promise<unknown> = Promise.resolve()
+
+  /** `operation` names what is being done, the same in every attempt at it. */
+  constructor(prisma: PrismaClientLike, operation: string, earlier: StepResults, keep: KeepSteps) {
+    this.#prisma = prisma
+    this.#operation = operation
+    this.#results = earlier
+    this.#keep = keep
+  }
+
+  /** Whether a transaction has said that nothing comes after it. */
+  get isFinal(): boolean {
+    return this.#isFinal
+  }
+
+  keyFor(name: string): string {
+    return createHash('sha256').update(`${this.#operation}\0${name}`).digest('base64url')
+  }
+
+  async step<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
+    this.#use(name)
+    if (Object.hasOwn(this.#results, name)) return this.#earlier<T>(name)
+    const value = await fn()
+    const text = encode(name, value)
+    await this.#alone(async () => {
+      const results = { ...this.#results, [name]: text }
+      if (!(await this.#keep(this.#prisma, results, false))) throw new LeaseLost()
+      this.#results = results
+    })
+    return value
+  }
+
+  async transaction<T>(
+    fn: (tx: TransactionClient) => Promise<T>,
+    { name = 'transaction', final = false, ...options }: TransactionOptions = {},
+  ): Promise<T> {
+    this.#use(name)
+    if (Object.hasOwn(this.#results, name)) return this.#earlier<T>(name)
+    this.#isOpen = true
+    try {
+      for (let attempt = 1; ; attempt += 1) {
+        try {
+          return await this.#transact(name, fn, final, options)
+        } catch (error) {
+          if (!ROLLED_BACK.includes(errorCode(error) ?? '') || attempt === TRIES) throw error
+          const pauseMs = backoff(SAY_AGAIN, attempt, Math.random())
+          await new Promise((resolve) => setTimeout(resolve, pauseMs))
+        }
+      }
+    } finally {
+      this.#isOpen = false
+    }
+  }
+
+  #transact<T>(
+    name: string,
+    fn: (tx: TransactionClient) => Promise<T>,
+    isFinal: boolean,
+    options: object,
+  ): Promise<T> {
+    // No step is being written while this one's result is on its way into the database, or its
+    // write would wait for this commit and then leave this result out.
+    return this.#alone(async () => {
+      let results = this.#results
+      const value: T = await this.#prisma.$transaction(async (tx: TransactionClient) => {
+        const value = await fn(tx)
+        results = { ...this.#results, [name]: encode(name, value) }
+        // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.
+        if (!(await this.#keep(tx, results, isFinal))) throw new LeaseLost()
+        return value
+      }, options)
+      this.#results = results
+      this.#isFinal ||= isFinal
+      return value
+    })
+  }
+
+  #use(name: string): void {
+    if (typeof name !== 'string' || name === '') throw new StepNameUsed('without a name')
+    if (this.#isOpen) throw new TransactionOpen()
+    if (this.#used.has(name)) throw new StepNameUsed(`called ${JSON.stringify(name)}`)
+    this.#used.add(name)
+  }
+
+  #earlier<T>(name: string): T {
+    return parse(this.#results[name] as string) as T
+  }
+
+  #alone<T>(write: () => Promise<T>): Promise<T> {
+    const turn = this.#writing.then(write)
+    this.#writing = turn.catch(() => {})
+    return turn
+  }
+}
+
+/** At once, and not when a later attempt wants it back. */
+function encode(name: string, value: unknown): string {
+  try {
+    return stringify(value)
+  } catch (error) {
+    // Its message names the place in the value, and nothing of what stands there.
+    throw new StepNotStorable(JSON.stringify(name), (error as Error).message)
+  }
+}
