@@ -1,0 +1,418 @@
+import {
+  type EventStatus,
+  KEPT_DELIVERIES,
+  type RunError,
+  type StepResults,
+} from '../core/event.js'
+import { errorCode } from './client.js'
+import type {
+  Arrival,
+  Endpoints,
+  EventStore,
+  Recorded,
+  RunEnd,
+  RunHold,
+  StoredEvent,
+} from './event-store.js'
+import { asked, matchedItems, NOW, type RunStatement, sayingAgain } from './statements.js'
+
+// Asked once for a statement: an index can be searched for it, and not for a clock that ticks on.
+const NOW_ONCE = `(SELECT ${NOW})`
+// Cut off, not rounded: what is due now must not be due in half a millisecond.
+const fromNow = (ms: string) =>
+  `date_trunc('milliseconds', ${NOW} + ${ms} * interval '1 millisecond')`
+const ISO_NOW = `to_char(${NOW}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
+// As numbers: drivers read a `timestamp` in the time zone they believe in.
+const msOf = (column: string) => `(extract(epoch FROM ${column}) * 1000)::float8`
+const DUE_IN_MS = `(extract(epoch FROM e.due_at - ${NOW}) * 1000)::float8`
+
+const WHOLE_ROW = `
+  e.id, e.tenant_id, e.provider, e.event_id, e.endpoint, e.type, e.status, e.fence, e.attempts,
+  e.deferrals, e.deliveries, e.delivered_at::text AS delivered_at, e.payload,
+  e.headers::text AS headers, e.body_hash, e.same_body_as, e.lane, e.steps::text AS steps,
+  e.errors::text AS errors, ${msOf('e.received_at')} AS received_at`
+
+// What makes a run of a row. The lane is unique among the rows that run.
+const STARTS = `status = 'processing', fence = e.fence + 1, attempts = e.attempts + 1, running_lane = e.lane`
+
+// A crashed run keeps its lane until the same event is run again: nothing else may pass it.
+const LANE_IS_RUN_BY_ANOTHER = `EXISTS (
+    SELECT FROM webhook_event o WHERE o.running_lane = e.lane AND o.id <> e.id)`
+
+// Whether an event can run is asked of the clock: a lease that has run out holds nothing.
+const CAN_RUN = `(
+  CASE e.status
+    WHEN 'processing' THEN e.due_at <= ${NOW}
+    ELSE e.status IN ('received', 'retrying')
+  END)`
+
+// Rows are inserted in the order of their names, so that two processes that record the same events
+// wait for each other but seldom in a circle; a lane can still make one, which is told and said
+// again. A row that is known takes no lane and is not compared with others.
+const RECORD = `
+WITH a AS MATERIALIZED (
+  SELECT a.*, EXISTS (
+    SELECT FROM webhook_event e
+    WHERE e.tenant_id = a.tenant_id AND e.provider = a.provider AND e.event_id = a.event_id
+  ) AS is_known
+  FROM ${asked(
+    ...(['id::text', 'tenant_id::text', 'provider::text', 'event_id::text'] as const),
+    ...(['endpoint::text', 'type::text', 'payload::text', 'headers::text'] as const),
+    ...(['body_hash::text', 'lane::text', 'status::text', 'due_ms::float8'] as const),
+    'deliveries::int4',
+  )}
+), b AS (
+  SELECT a.*,
+    a.status = 'processing' AND (a.lane IS NULL OR NOT (
+      a.is_known
+      OR EXISTS (SELECT FROM webhook_event e WHERE e.running_lane = a.lane)
+      OR EXISTS (
+        SELECT FROM a before WHERE before.lane = a.lane AND before.i < a.i
+          AND before.status = 'processing' AND NOT before.is_known)
+    )) AS starts,
+    CASE WHEN NOT a.is_known THEN coalesce(
+      (
+        SELECT e.id FROM webhook_event e
+        WHERE e.tenant_id = a.tenant_id AND e.provider = a.provider AND e.body_hash = a.body_hash
+          AND (e.event_id = a.event_id) IS NOT TRUE
+        LIMIT 1
+      ), (
+        SELECT before.id FROM a before
+        WHERE before.tenant_id = a.tenant_id AND before.provider = a.provider
+          AND before.body_hash = a.body_hash AND before.i < a.i AND NOT before.is_known
+        LIMIT 1
+      )
+    ) END AS same_body_as
+  FROM a
+)
+INSERT INTO webhook_event AS e
+  (id, tenant_id, provider, event_id, endpoint, type, status, fence, attempts, deferrals, due_at,
+   deliveries, delivered_at, payload, headers, body_hash, same_body_as, lane, running_lane, steps,
+   errors, received_at)
+SELECT id, tenant_id, provider, event_id, endpoint, type,
+  CASE WHEN status = 'processing' AND NOT starts THEN 'received' ELSE status END,
+  starts::int4, starts::int4, 0, ${fromNow('due_ms')},
+  deliveries, to_jsonb(array_fill(${ISO_NOW}, ARRAY[least(deliveries, ${KEPT_DELIVERIES})])),
+  decode(payload, 'base64'), headers::jsonb, body_hash, same_body_as, lane,
+  CASE WHEN starts THEN lane END, '{}', '[]', ${fromNow('0')}
+FROM b ORDER BY tenant_id, provider, event_id
+ON CONFLICT (tenant_id, provider, event_id) DO UPDATE SET
+  deliveries = e.deliveries + excluded.deliveries,
+  delivered_at = jsonb_path_query_array(
+    e.delivered_at || excluded.delivered_at, '$[last - ${KEPT_DELIVERIES - 1} to last]')
+RETURNING e.id, e.tenant_id, e.provider, e.event_id, e.status, e.fence, e.attempts, e.deliveries,
+  ${DUE_IN_MS} AS due_in_ms, e.same_body_as, ${msOf('e.received_at')} AS received_at`
+
+// Of a lane, the event that is due first stands for all: so many of one lane that wait at the head
+// cost a look each, and keep nobody else from running. A crashed run of the lane comes before all.
+//
+// The planner must not see the values (see `asked`). It also has to believe that few rows are due,
+// or it prefers to sort the table: of a range with two ends that it does not know it expects little.
+const IS_DUE = `
+  e.due_at > (SELECT '-infinity'::timestamp) AND e.due_at <= ${NOW_ONCE}
+  AND e.status IN ('received', 'retrying', 'processing')
+  AND e.endpoint = ANY ((SELECT $2::text[])::text[])
+  AND (e.lane IS NULL OR e.running_lane IS NOT NULL OR NOT (
+    ${LANE_IS_RUN_BY_ANOTHER}
+    OR EXISTS (
+      SELECT FROM webhook_event o
+      WHERE o.lane = e.lane AND o.due_at <= e.due_at AND (o.due_at, o.id) < (e.due_at, e.id)
+        AND o.status IN ('received', 'retrying', 'processing')
+        AND o.endpoint = ANY ((SELECT $2::text[])::text[]))
+  ))`
+
+// SKIP LOCKED: those who claim at the same time share the work.
+const CLAIM_DUE = `
+WITH due AS MATERIALIZED (
+  SELECT e.id FROM webhook_event e WHERE ${IS_DUE}
+  ORDER BY e.due_at, e.id LIMIT (SELECT $1::int4) FOR UPDATE SKIP LOCKED
+)
+UPDATE webhook_event e SET ${STARTS}, due_at = ${fromNow(`(
+  SELECT max(lease_ms) FROM unnest($2::text[], $3::float8[]) AS served(endpoint, lease_ms)
+  WHERE served.endpoint = e.endpoint)`)}
+WHERE e.id = ANY (ARRAY(SELECT id FROM due))
+RETURNING array_position(ARRAY(SELECT id FROM due), e.id) AS i, ${WHOLE_ROW}`
+
+const LIST_DUE = `
+SELECT e.id, e.fence FROM webhook_event e WHERE ${IS_DUE}
+ORDER BY e.due_at, e.id LIMIT (SELECT $1::int4)`
+
+const CLAIM = `
+UPDATE webhook_event e SET ${STARTS}, due_at = ${fromNow('(SELECT $2::float8)')}
+WHERE e.id = (SELECT $1::text) AND ${CAN_RUN}
+  AND (e.lane IS NULL OR NOT ${LANE_IS_RUN_BY_ANOTHER})
+RETURNING ${WHOLE_ROW}`
+
+// An end that is said twice matches its own first writing: the fence names one run, and a run ends
+// in one way. Those that are woken are locked in the order of their ids; the second look, at the
+// row as it is once it is locked, leaves alone what has been claimed meanwhile.
+const END = `
+WITH ended AS (
+  UPDATE webhook_event e SET
+    status = a.status, due_at = ${fromNow('a.due_ms')}, attempts = a.attempts,
+    deferrals = a.deferrals, errors = a.errors::jsonb, running_lane = NULL
+  FROM ${asked('id::text', 'fence::int4', 'status::text', 'due_ms::float8', 'attempts::int4', 'deferrals::int4', 'errors::text', 'wakes::text')}
+  WHERE e.id = a.id AND e.fence = a.fence AND e.status IN ('processing', a.status)
+  RETURNING a.i, a.wakes
+), waiting AS MATERIALIZED (
+  SELECT e.id FROM ended JOIN webhook_event e ON e.lane = ended.wakes
+  WHERE e.due_at > ${NOW_ONCE} AND e.status = 'retrying' AND e.deferrals > 0
+  ORDER BY e.id FOR UPDATE OF e
+), woken AS (
+  UPDATE webhook_event e SET due_at = ${fromNow('0')} WHERE e.id = ANY (ARRAY(SELECT id FROM waiting))
+)
+SELECT i::int4 AS i FROM ended`
+
+const EXTEND = `
+UPDATE webhook_event e SET due_at = ${fromNow('a.lease_ms')}
+FROM ${asked('id::text', 'fence::int4', 'lease_ms::float8')}
+WHERE e.id = a.id AND e.fence = a.fence AND e.status = 'processing'
+RETURNING a.i::int4 AS i`
+
+const FIND = `SELECT ${WHOLE_ROW} FROM webhook_event e WHERE e.id = (SELECT $1::text)`
+
+const FIND_BY_NAME = `
+SELECT ${WHOLE_ROW} FROM webhook_event e
+WHERE e.tenant_id = (SELECT $1::text) AND e.provider = (SELECT $2::text)
+  AND e.event_id = (SELECT $3::text)`
+
+// The fence goes on from where it was: a run that is still on its way somewhere cannot write.
+const REOPEN = `
+UPDATE webhook_event e SET
+  status = 'received', attempts = 0, deferrals = 0, due_at = ${fromNow('0')}, running_lane = NULL,
+  steps = CASE WHEN e.status = 'processed' THEN '{}' ELSE e.steps END
+WHERE e.id = (SELECT $1::text) AND (
+  CASE e.status
+    WHEN 'processing' THEN e.due_at <= ${NOW}
+    WHEN 'processed' THEN $2::boolean
+    ELSE true
+  END)
+RETURNING 1 AS reopened`
+
+const PRUNE = `
+WITH doomed AS MATERIALIZED (
+  SELECT e.id FROM webhook_event e
+  WHERE e.due_at > (SELECT '-infinity'::timestamp) AND e.due_at <= ${NOW_ONCE}
+    AND e.status IN ('processed', 'ignored')
+  ORDER BY e.due_at LIMIT (SELECT $1::int4) FOR UPDATE SKIP LOCKED
+), gone AS (
+  DELETE FROM webhook_event e WHERE e.id = ANY (ARRAY(SELECT id FROM doomed)) RETURNING 1
+)
+SELECT count(*)::int4 AS count FROM gone`
+
+// Numbers are read with Number(): an application may have told pg to leave them as text.
+interface RecordedRow {
+  id: string
+  tenant_id: string
+  provider: string
+  event_id: string | null
+  status: EventStatus
+  fence: number
+  attempts: number
+  deliveries: number
+  due_in_ms: number | null
+  same_body_as: string | null
+  received_at: number
+}
+
+interface EventRow extends Omit<RecordedRow, 'due_in_ms'> {
+  endpoint: string
+  type: string | null
+  deferrals: number
+  delivered_at: string
+  payload: Uint8Array
+  headers: string
+  body_hash: string
+  lane: string | null
+  steps: string
+  errors: string
+}
+
+// Two who saw a lane free at the same time: the constraint lets one take it, and stops the whole
+// statement of the other, which then sees it taken. That can happen again with the next of the lane.
+const UNIQUE_VIOLATION = '23505'
+const LOOKS = 10
+
+/** The arrivals of one list that name the same event: one row of the statement. */
+interface Group {
+  readonly first: Arrival
+  readonly places: number[]
+}
+
+/** One statement for each verb, whatever the length of its list. */
+export function postgresEventStore(runOnce: RunStatement): EventStore {
+  const run = sayingAgain(runOnce)
+
+  async function runForLanes(name: string, text: string, values: readonly unknown[]) {
+    for (let look = 1; ; look += 1) {
+      try {
+        return await run(name, text, values)
+      } catch (error) {
+        if (errorCode(error) !== UNIQUE_VIOLATION || look === LOOKS) throw error
+      }
+    }
+  }
+
+  const matched = <I extends RunHold>(
+    name: string,
+    text: string,
+    items: readonly I[],
+    columnsOf: (items: readonly I[]) => readonly unknown[],
+  ) => matchedItems(run, name, text, items, { compare, columnsOf })
+
+  async function one(name: string, text: string, values: readonly unknown[]) {
+    const [row] = (await runForLanes(name, text, values)) as readonly EventRow[]
+    return row && storedEvent(row)
+  }
+
+  return {
+    combinesLists: true,
+
+    async record(arrivals) {
+      // A statement cannot touch a row twice: those of one event travel once, with their number.
+      const groups = new Map<string, Group>()
+      for (const [place, first] of arrivals.entries()) {
+        const name = nameOf(first.tenantId, first.provider, first.eventId, first.id)
+        const group = groups.get(name)
+        if (group) group.places.push(place)
+        else groups.set(name, { first, places: [place] })
+      }
+      const list = [...groups.values()].map(({ first }) => first)
+      const rows = (await runForLanes('fi_event_record', RECORD, [
+        list.map(({ id }) => id),
+        list.map(({ tenantId }) => tenantId),
+        list.map(({ provider }) => provider),
+        list.map(({ eventId }) => eventId),
+        list.map(({ endpoint }) => endpoint),
+        list.map(({ type }) => type),
+        list.map(({ payload }) => base64(payload)),
+        list.map(({ headers }) => JSON.stringify(headers)),
+        list.map(({ bodyHash }) => bodyHash),
+        list.map(({ lane }) => lane),
+        list.map(({ status }) => status),
+        list.map(({ dueInMs }) => dueInMs),
+        [...groups.values()].map(({ places }) => places.length),
+      ])) as readonly RecordedRow[]
+
+      const result = new Array<Recorded>(arrivals.length)
+      for (const row of rows) {
+        const group = groups.get(nameOf(row.tenant_id, row.provider, row.event_id, row.id))
+        const { first, places } = group as Group
+        for (const [n, place] of places.entries()) {
+          const isNew = n === 0 && row.id === first.id
+          result[place] = recorded(row, isNew, Number(row.deliveries) - (places.length - 1 - n))
+        }
+      }
+      return result
+    },
+
+    async claimDue(limit, endpoints) {
+      const rows = await runForLanes('fi_event_claim_due', CLAIM_DUE, [
+        ...dueOf(limit, endpoints),
+        endpoints.leasesMs,
+      ])
+      return (rows as readonly (EventRow & { i: number })[])
+        .toSorted((a, b) => Number(a.i) - Number(b.i))
+        .map(storedEvent)
+    },
+
+    claim: (id, leaseMs) => one('fi_event_claim', CLAIM, [id, leaseMs]),
+
+    end: (ends) =>
+      matched('fi_event_end', END, ends, (list: readonly RunEnd[]) => [
+        ...holds(list),
+        list.map(({ status }) => status),
+        list.map(({ dueInMs }) => dueInMs),
+        list.map(({ attempts }) => attempts),
+        list.map(({ deferrals }) => deferrals),
+        list.map(({ errors }) => JSON.stringify(errors)),
+        list.map(({ wakes }) => wakes),
+      ]),
+
+    extend: (list) =>
+      matched('fi_event_extend', EXTEND, list, (items) => [
+        ...holds(items),
+        items.map(({ leaseMs }) => leaseMs),
+      ]),
+
+    async listDue(limit, endpoints) {
+      const rows = await run('fi_event_list_due', LIST_DUE, dueOf(limit, endpoints))
+      return (rows as readonly RunHold[]).map(({ id, fence }) => ({ id, fence: Number(fence) }))
+    },
+
+    find: (name) =>
+      typeof name === 'string'
+        ? one('fi_event_find', FIND, [name])
+        : one('fi_event_find_by_name', FIND_BY_NAME, [name.tenantId, name.provider, name.eventId]),
+
+    async reopen(id, force) {
+      return (await run('fi_event_reopen', REOPEN, [id, force])).length === 1
+    },
+
+    async prune(limit) {
+      const [row] = (await run('fi_event_prune', PRUNE, [limit])) as readonly { count: number }[]
+      return Number(row?.count ?? 0)
+    },
+  }
+}
+
+/** What the constraint compares. Events without a name are each their own. */
+function nameOf(tenantId: string, provider: string, eventId: string | null, id: string): string {
+  return JSON.stringify(eventId === null ? [id] : [tenantId, provider, eventId])
+}
+
+function compare(a: RunHold, b: RunHold): number {
+  return a.id < b.id ? -1 : a.id > b.id ? 1 : 0
+}
+
+function holds(list: readonly RunHold[]): unknown[] {
+  return [list.map(({ id }) => id), list.map(({ fence }) => fence)]
+}
+
+function dueOf(limit: number, { names }: Endpoints): unknown[] {
+  return [limit, names]
+}
+
+// As text: no two drivers send an array of bytes objects in the same way.
+function base64(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('base64')
+}
+
+function recorded(row: RecordedRow, isNew: boolean, deliveries: number): Recorded {
+  return {
+    id: row.id,
+    isNew,
+    status: row.status,
+    fence: Number(row.fence),
+    attempts: Number(row.attempts),
+    deliveries,
+    dueInMs: row.due_in_ms === null ? null : Number(row.due_in_ms),
+    sameBodyAs: isNew ? row.same_body_as : null,
+    receivedAt: new Date(Number(row.received_at)),
+  }
+}
+
+function storedEvent(row: EventRow): StoredEvent {
+  return {
+    id: row.id,
+    tenantId: row.tenant_id,
+    provider: row.provider,
+    eventId: row.event_id,
+    endpoint: row.endpoint,
+    type: row.type,
+    status: row.status,
+    fence: Number(row.fence),
+    attempts: Number(row.attempts),
+    deferrals: Number(row.deferrals),
+    deliveries: Number(row.deliveries),
+    deliveredAt: JSON.parse(row.delivered_at) as string[],
+    payload: row.payload,
+    headers: JSON.parse(row.headers) as Record<string, string>,
+    bodyHash: row.body_hash,
+    sameBodyAs: row.same_body_as,
+    lane: row.lane,
+    steps: JSON.parse(row.steps) as StepResults,
+    errors: JSON.parse(row.errors) as RunError[],
+    receivedAt: new Date(Number(row.received_at)),
+  }
+}
