@@ -51,26 +51,34 @@ export interface Provider {
   /** Part of the inbox's unique key: `'stripe'`. */
   readonly name: string
   readonly secret: Secrets
+  /** What the option with the secret is called, where it is not called `secret`: `'authToken'`. */
+  readonly secretOption?: string
   readonly scheme: Scheme
   /** Headers that are kept with the event. Never one that carries a secret. */
   readonly keptHeaders: readonly string[]
   /** Decodes a verified body. Default: JSON. What it throws makes the event unreadable. */
   readonly parse?: (incoming: Incoming) => unknown
-  /** Splits a batch into its items. Default: the body is one event. */
-  readonly items?: (payload: unknown) => readonly unknown[]
+  /** Splits a batch into its items; `undefined` and by default, the body is one event. */
+  readonly items?: (payload: unknown) => readonly unknown[] | undefined
   /** What the provider calls the event: the same in every delivery of it, never the object's id. */
   readonly eventId: (payload: unknown, header: HeaderReader) => unknown
   readonly type: (payload: unknown, header: HeaderReader) => unknown
   /** What the event is about, for `serialize`. */
   readonly object?: (payload: unknown, header: HeaderReader) => unknown
-  /** Answers a verified request that is no event but a question whether anybody is here. */
+  /**
+   * Answers a verified request that is no event but a question whether anybody is here. `keys` are
+   * those that it was signed with.
+   */
   readonly handshake?: (
     payload: unknown,
     incoming: Incoming,
     keys: readonly Key[],
   ) => Answer | undefined | Promise<Answer | undefined>
   /** The same for a GET request, which no provider signs. */
-  readonly greeting?: (query: URLSearchParams) => Answer | undefined
+  readonly greeting?: (
+    query: URLSearchParams,
+    tenantId: string,
+  ) => Answer | undefined | Promise<Answer | undefined>
   /** Whether the provider delivers an event again when the answer was no 2xx. Default `true`. */
   readonly redelivers?: boolean
   /** What this provider wants to hear, where it differs from everybody else. */
@@ -136,15 +144,15 @@ export async function verifyIncoming(
   incoming: Incoming,
   nowMs: number,
 ): Promise<Verification> {
-  const reason = await checkSignature(provider.scheme, keys, incoming, nowMs)
-  if (reason !== undefined) return { kind: 'refused', reason }
+  const signers = await checkSignature(provider.scheme, keys, incoming, nowMs)
+  if (typeof signers === 'string') return { kind: 'refused', reason: signers }
   let payload: unknown
   try {
     payload = provider.parse ? provider.parse(incoming) : parseJson(incoming.body)
   } catch {
     return { kind: 'unreadable', rawBody: incoming.body }
   }
-  const answer = await provider.handshake?.(payload, incoming, keys)
+  const answer = await provider.handshake?.(payload, incoming, signers)
   if (answer !== undefined) return { kind: 'handshake', answer }
   try {
     const items = provider.items?.(payload)
@@ -178,7 +186,8 @@ export function parseForm(body: Uint8Array): Record<string, string | string[]> {
   )
 }
 
-function eventOf(
+/** One event of a decoded body, as the provider names it. @throws what its functions throw. */
+export function eventOf(
   provider: Provider,
   incoming: Incoming,
   payload: unknown,
@@ -200,6 +209,12 @@ export function nameOf(value: unknown): string | null {
   return typeof value === 'string' && value !== '' ? value : null
 }
 
+/** Names that only together name something; none if one of them is missing. */
+export function nameOfAll(...values: readonly unknown[]): string | null {
+  const names = values.map(nameOf)
+  return names.includes(null) ? null : names.join(':')
+}
+
 /** Reads `a.b.c` of something that may be anything. */
 export function at(value: unknown, path: string): unknown {
   let current = value
@@ -212,46 +227,71 @@ export function at(value: unknown, path: string): unknown {
   return current
 }
 
+/** Whose secrets: a provider, or whatever else of it is compared with something secret. */
+export interface SecretOwner {
+  readonly name: string
+  readonly secret: Secrets
+  readonly secretOption?: string
+  readonly scheme: Pick<Scheme, 'algorithm' | 'toKey' | 'secretForm'>
+}
+
 /** The keys of a tenant, from secrets that do not change or from whoever knows them. */
-export async function keysOf(provider: Provider, tenantId: string): Promise<readonly Key[]> {
-  const { secret } = provider
-  if (typeof secret !== 'function') {
-    const known = prepared.get(provider)
-    if (known !== undefined) return known
-    const keys = toKeys(provider, secret)
-    prepared.set(provider, keys)
-    return keys
-  }
+export async function keysOf(owner: SecretOwner, tenantId: string): Promise<readonly Key[]> {
+  const { secret } = owner
+  if (typeof secret !== 'function') return preparedKeys(owner, secret)
   const found: unknown = await secret(tenantId)
   // An unknown tenant has no secret, and no signature matches none.
   if (found === undefined || found === null) return []
-  return toKeys(provider, found as Secret)
+  return toKeys(owner, found as Secret)
 }
 
-const prepared = new WeakMap<Provider, readonly Key[]>()
+/** Refuses secrets that cannot be used, as early as they are known. @throws OptionInvalid */
+export function checkSecrets(owner: SecretOwner): void {
+  if (typeof owner.secret !== 'function') preparedKeys(owner, owner.secret)
+}
+
+const prepared = new WeakMap<SecretOwner, readonly Key[]>()
+
+function preparedKeys(owner: SecretOwner, secrets: Secret | readonly Secret[]): readonly Key[] {
+  const known = prepared.get(owner)
+  if (known !== undefined) return known
+  const keys = toKeys(owner, secrets)
+  prepared.set(owner, keys)
+  return keys
+}
 
 /** Turns secrets into keys. @throws OptionInvalid for one that is empty or no key. */
-function toKeys({ name, scheme }: Provider, secrets: Secret | readonly Secret[]): Key[] {
+function toKeys(
+  { name, scheme, secretOption = 'secret' }: SecretOwner,
+  secrets: Secret | readonly Secret[],
+): Key[] {
+  const option = `option "${secretOption}" of ${name}`
+  const form = scheme.secretForm ?? `in the form that ${name} gives it`
   const list = Array.isArray(secrets) ? (secrets as readonly Secret[]) : [secrets as Secret]
-  if (list.length === 0) throw new OptionInvalid(`option "secret" of ${name} is an empty list`)
+  if (list.length === 0) {
+    throw new OptionInvalid(`${option} is an empty list; write one or several of them`)
+  }
   return list.map((secret) => {
     const isText = typeof secret === 'string'
     if ((!isText && !(secret instanceof Uint8Array)) || secret.length === 0) {
       throw new OptionInvalid(
-        `option "secret" of ${name} is missing or empty; anybody could sign with that. Is an environment variable not set?`,
+        `${option} is missing or empty; anybody could sign with that. Is an environment variable not set?`,
       )
     }
-    if (!isText) return secret
+    if (!isText) {
+      if (scheme.algorithm.kind !== 'public-key') return secret
+      throw new OptionInvalid(`${option} must be text, ${form}`)
+    }
     if (scheme.toKey === undefined) return Buffer.from(secret)
     let key: Key
     try {
       key = scheme.toKey(secret)
     } catch {
       // Without the cause: its message may quote the secret.
-      throw new OptionInvalid(`option "secret" of ${name} is not in the form that ${name} gives it`)
+      throw new OptionInvalid(`${option} must be ${form}`)
     }
     if (key instanceof Uint8Array && key.byteLength === 0) {
-      throw new OptionInvalid(`option "secret" of ${name} holds an empty key`)
+      throw new OptionInvalid(`${option} holds an empty key`)
     }
     return key
   })
@@ -269,6 +309,6 @@ export function defineProvider(provider: Provider): Provider {
     )
   }
   const defined = { ...provider }
-  if (typeof defined.secret !== 'function') prepared.set(defined, toKeys(defined, defined.secret))
+  checkSecrets(defined)
   return defined
 }

@@ -19,16 +19,24 @@ export interface Incoming {
 /** Why a request was not believed. None of them tells what would have been. */
 export type Refusal = 'missing_header' | 'malformed' | 'no_match' | 'too_old' | 'from_future'
 
+/** A piece of what was signed. */
+export type Part = string | Uint8Array
+
 /** What a request says of its own signature, still to be checked. */
 export interface Signed {
-  /** The bytes that were signed, in pieces. */
-  readonly content: readonly (string | Uint8Array)[]
+  /**
+   * The bytes that were signed, in pieces. A function, where the shared value is one of them and
+   * no key (the id of a PayPal webhook).
+   */
+  readonly content: readonly Part[] | ((key: Key) => readonly Part[])
   /** Any one of them may match: providers send several while a secret is being changed. */
   readonly signatures: readonly Uint8Array[]
   /** When it was signed, in milliseconds, if that is part of what was signed. */
   readonly signedAtMs?: number
   /** The key that the request names, once it is known to be the provider's (a pinned certificate). */
   readonly key?: KeyObject
+  /** The algorithm that the request names, if the provider has several that are safe. */
+  readonly algorithm?: Algorithm
 }
 
 export type Algorithm =
@@ -43,33 +51,49 @@ export interface Scheme {
   readonly algorithm: Algorithm
   /** Turns a secret into the key's bytes or a public key. Default: the text as UTF-8. @throws when it cannot be one. */
   readonly toKey?: (secret: string) => Uint8Array | KeyObject
+  /** What `toKey` accepts, for whoever wrote something else: `'64 hexadecimal digits'`. */
+  readonly secretForm?: string
   /** How far `signedAtMs` may lie from now, on both sides. */
   readonly toleranceMs?: number | undefined
-  /** Finds the signatures. A batch may have one for each of its items; then all of them must hold. */
-  readonly read: (incoming: Incoming) => Read | Promise<Read>
+  /**
+   * Finds the signatures. A batch may have one for each of its items; then all of them must hold.
+   *
+   * @throws only when something that is needed to know (a certificate) cannot be reached now.
+   */
+  readonly read: (incoming: Incoming, known: Known) => Read | Promise<Read>
+}
+
+/** What this side knows when a request comes. */
+export interface Known {
+  readonly keys: readonly Key[]
+  readonly nowMs: number
 }
 
 export type Read = Refusal | Signed | readonly Signed[]
 
 export type Key = Uint8Array | KeyObject
 
-/** The one place where signatures are checked: every current key, every signature, both sides of the window. */
+/**
+ * The one place where signatures are checked: every current key, every signature, both sides of
+ * the window.
+ *
+ * @returns the keys that the request was signed with, or why it is not believed.
+ */
 export async function checkSignature(
   scheme: Scheme,
   keys: readonly Key[],
   incoming: Incoming,
   nowMs: number,
-): Promise<Refusal | undefined> {
-  const read = await scheme.read(incoming)
+): Promise<Refusal | readonly Key[]> {
+  const read = await scheme.read(incoming, { keys, nowMs })
   if (typeof read === 'string') return read
   const all = Array.isArray(read) ? (read as readonly Signed[]) : [read as Signed]
   if (all.length === 0) return 'malformed'
+  const signers = new Set<Key>()
   for (const signed of all) {
-    const candidates = signed.key === undefined ? keys : [signed.key]
-    const isMatch = candidates.some((key) =>
-      signed.signatures.some((given) => matches(scheme.algorithm, key, signed.content, given)),
-    )
-    if (!isMatch) return 'no_match'
+    const signer = keys.find((key) => isSignedWith(scheme.algorithm, key, signed))
+    if (signer === undefined) return 'no_match'
+    signers.add(signer)
     // After the signature: a forged time says nothing, and a true one tells of clocks.
     const { signedAtMs } = signed
     if (scheme.toleranceMs === undefined || signedAtMs === undefined) continue
@@ -77,13 +101,19 @@ export async function checkSignature(
     if (signedAtMs < nowMs - scheme.toleranceMs) return 'too_old'
     if (signedAtMs > nowMs + scheme.toleranceMs) return 'from_future'
   }
-  return undefined
+  return [...signers]
+}
+
+function isSignedWith(usual: Algorithm, key: Key, signed: Signed): boolean {
+  const { algorithm = usual, signatures } = signed
+  const content = typeof signed.content === 'function' ? signed.content(key) : signed.content
+  return signatures.some((given) => matches(algorithm, signed.key ?? key, content, given))
 }
 
 function matches(
   algorithm: Algorithm,
   key: Key,
-  content: readonly (string | Uint8Array)[],
+  content: readonly Part[],
   given: Uint8Array,
 ): boolean {
   if (algorithm.kind === 'public-key') {
@@ -103,7 +133,7 @@ function matches(
 }
 
 /** In constant time for a given length; lengths are no secret. */
-function isEqual(a: Uint8Array, b: Uint8Array): boolean {
+export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
   return a.byteLength === b.byteLength && timingSafeEqual(a, b)
 }
 
@@ -111,6 +141,12 @@ function isEqual(a: Uint8Array, b: Uint8Array): boolean {
 export function headerOf({ headers }: Pick<Incoming, 'headers'>, name: string): string | undefined {
   const value = headers[name]
   return typeof value === 'string' && value !== '' ? value : undefined
+}
+
+/** Whether the body is a form as browsers send them. */
+export function isForm(incoming: Pick<Incoming, 'headers'>): boolean {
+  const type = headerOf(incoming, 'content-type')
+  return type?.toLowerCase().startsWith('application/x-www-form-urlencoded') === true
 }
 
 // Node's decoders skip what they do not know. A signature with something else in it is none.
@@ -127,6 +163,15 @@ export function fromBase64(text: string): Buffer | undefined {
 /** Digits only: `"123junk"` is no time. Seconds or milliseconds, as the provider sends them. */
 export function wholeNumber(text: string | undefined): number | undefined {
   return text !== undefined && /^\d{1,15}$/.test(text) ? Number(text) : undefined
+}
+
+const INSTANT = /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)$/
+
+/** RFC 3339, in milliseconds: `2021-03-25T05:09:27Z`, also with nanoseconds. */
+export function instantOf(text: string): number | undefined {
+  const [, seconds, fraction = '.0', zone] = INSTANT.exec(text) ?? []
+  const ms = Date.parse(`${seconds}${fraction.slice(0, 4)}${zone}`)
+  return Number.isNaN(ms) ? undefined : ms
 }
 
 /** PEM, or the base64 of DER (SPKI), as consoles show it. */

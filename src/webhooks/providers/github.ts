@@ -1,5 +1,5 @@
 import { at, type Provider, parseForm, parseJson } from '../provider.js'
-import { headerOf } from '../signature.js'
+import { isForm } from '../signature.js'
 import { hmac, type SecretOptions } from './hmac.js'
 
 /**
@@ -19,12 +19,12 @@ export function github({ secret }: SecretOptions): Provider {
         const action = at(payload, 'action')
         return event !== undefined && typeof action === 'string' ? `${event}.${action}` : event
       },
-      keptHeaders: ['x-github-delivery', 'x-github-event', 'x-github-hook-id'],
+      keptHeaders: ['content-type', 'x-github-delivery', 'x-github-event', 'x-github-hook-id'],
       redelivers: false,
     }),
     // A webhook can be set to send a form with the JSON in it.
     parse: (incoming) =>
-      headerOf(incoming, 'content-type')?.startsWith('application/x-www-form-urlencoded')
+      isForm(incoming)
         ? JSON.parse(String(parseForm(incoming.body).payload))
         : parseJson(incoming.body),
   }

@@ -6,6 +6,8 @@ import {
   fromHex,
   headerOf,
   type Incoming,
+  instantOf,
+  type Part,
   type Read,
   wholeNumber,
 } from '../signature.js'
@@ -28,6 +30,8 @@ export interface TolerantOptions extends SecretOptions {
 export interface HmacOptions extends TolerantOptions {
   /** Names the provider in the inbox: `'my-bank'`. */
   name: string
+  /** What the option with the secret is called in messages. Default `'secret'`. */
+  secretOption?: string
   /** The header that carries the signature. */
   header: string
   /** Default `'sha256'`. */
@@ -40,14 +44,17 @@ export interface HmacOptions extends TolerantOptions {
   separator?: string
   /** The header that carries the time of signing. It only counts if `signed` covers it. */
   timestampHeader?: string
-  /** The unit of that time. Default `'s'`. */
-  timestampUnit?: 's' | 'ms'
+  /** How that time is written. Default `'s'`: seconds since 1970. */
+  timestampUnit?: 's' | 'ms' | 'rfc3339'
   /** What is signed. Default: the body, or `timestamp.body` when there is a `timestampHeader`. */
   signed?: (request: {
     body: Buffer
     timestamp: string
     header: HeaderReader
-  }) => readonly (string | Uint8Array)[]
+    method: string
+    /** Path and query. */
+    url: string
+  }) => readonly Part[]
   /** Finds the event's id; `null` when there is none. Never the id of the object. */
   eventId: (payload: Payload, header: HeaderReader) => unknown
   /** Default: `payload.type`. */
@@ -60,17 +67,20 @@ export interface HmacOptions extends TolerantOptions {
   answers?: Provider['answers']
 }
 
+const HASHES = ['sha1', 'sha256', 'sha512']
+const READERS = {
+  s: (text: string) => scaled(wholeNumber(text), 1_000),
+  ms: (text: string) => wholeNumber(text),
+  rfc3339: instantOf,
+} as const
+
 /** For anybody who signs with HMAC: your own bank, your other service. */
 export function hmac(options: HmacOptions): Provider {
   const { name, secret, hash = 'sha256', encoding = 'hex', prefix = '', separator } = options
   const timestampHeader = options.timestampHeader?.toLowerCase()
+  const { timestampUnit = 's' } = options
   const header = String(options.header ?? '').toLowerCase()
-  if (header === '') throw new OptionInvalid(`option "header" of ${name} must name a header`)
-  if (typeof options.eventId !== 'function') {
-    throw new OptionInvalid(
-      `option "eventId" of ${name} must be a function such as (payload) => payload.eventId`,
-    )
-  }
+  checkOptions(options, header)
   const decode = encoding === 'hex' ? fromHex : fromBase64
 
   function read(incoming: Incoming): Read {
@@ -84,18 +94,18 @@ export function hmac(options: HmacOptions): Provider {
       },
     )
     if (signatures.length === 0) return 'malformed'
-    const { body } = incoming
-    const ask = { body, timestamp, header: (name: string) => headerOf(incoming, name) }
+    const { body, method, url } = incoming
+    const ask = { body, timestamp, method, url, header: (of: string) => headerOf(incoming, of) }
     const content = options.signed?.(ask) ?? (timestampHeader ? [timestamp, '.', body] : [body])
     if (timestampHeader === undefined) return { content, signatures }
-    const time = wholeNumber(timestamp)
-    if (time === undefined) return 'malformed'
-    return { content, signatures, signedAtMs: options.timestampUnit === 'ms' ? time : time * 1_000 }
+    const signedAtMs = READERS[timestampUnit](timestamp)
+    return signedAtMs === undefined ? 'malformed' : { content, signatures, signedAtMs }
   }
 
   return defineProvider({
     name,
     secret,
+    ...(options.secretOption && { secretOption: options.secretOption }),
     scheme: {
       algorithm: { kind: 'hmac', hash },
       toleranceMs:
@@ -110,6 +120,29 @@ export function hmac(options: HmacOptions): Provider {
     ...(options.answers && { answers: options.answers }),
     ...(options.redelivers !== undefined && { redelivers: options.redelivers }),
   })
+}
+
+/** @throws OptionInvalid */
+function checkOptions(options: HmacOptions, header: string): void {
+  const { name, hash = 'sha256', encoding = 'hex', timestampUnit = 's' } = options
+  const refuse = (option: string, instead: string): never => {
+    throw new OptionInvalid(`option "${option}" of ${name} must ${instead}`)
+  }
+  if (header === '') refuse('header', 'name a header')
+  if (!HASHES.includes(hash)) refuse('hash', `be one of ${HASHES.join(', ')}`)
+  if (encoding !== 'hex' && encoding !== 'base64') refuse('encoding', 'be hex or base64')
+  if (!Object.hasOwn(READERS, timestampUnit)) refuse('timestampUnit', 'be s, ms or rfc3339')
+  if (options.separator === '') refuse('separator', 'be left out, or be at least one character')
+  if (typeof options.eventId !== 'function') {
+    refuse('eventId', 'be a function such as (payload) => payload.eventId')
+  }
+  if (options.tolerance !== undefined && options.timestampHeader === undefined) {
+    refuse('tolerance', 'be left out, or timestampHeader must say what it is compared with')
+  }
+}
+
+function scaled(value: number | undefined, unitMs: number): number | undefined {
+  return value === undefined ? undefined : value * unitMs
 }
 
 /** @throws OptionInvalid */

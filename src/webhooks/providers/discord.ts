@@ -1,0 +1,61 @@
+import { createPublicKey, type KeyObject } from 'node:crypto'
+import { type Answer, at, defineProvider, type Provider, type Secrets } from '../provider.js'
+import { fromHex, headerOf, type Incoming, type Read } from '../signature.js'
+
+export interface DiscordOptions {
+  /** General Information → Public Key: 64 hexadecimal digits. */
+  publicKey: Secrets
+}
+
+/** Discord asks for a status without a body, and for a type even so. */
+const NOTED: Answer = { status: 204, headers: { 'content-type': 'application/json' } }
+
+/**
+ * Discord: webhook events, and the pings of both kinds of endpoints. The time is signed and has no
+ * window. Events have no id, interactions do. Discord tests an endpoint with wrong signatures, and
+ * wants 401 for them.
+ */
+export function discord({ publicKey }: DiscordOptions): Provider {
+  return defineProvider({
+    name: 'discord',
+    secret: publicKey,
+    secretOption: 'publicKey',
+    scheme: {
+      algorithm: { kind: 'public-key', hash: null },
+      toKey,
+      secretForm: '64 hexadecimal digits, as the developer portal shows the public key',
+      read,
+    },
+    keptHeaders: ['x-signature-ed25519', 'x-signature-timestamp'],
+    // The `type` of a webhook event is 1 as well, like that of an interaction's ping.
+    eventId: (payload) => (isEvent(payload) ? undefined : at(payload, 'id')),
+    type: (payload) => at(payload, 'event.type') ?? at(payload, 'type'),
+    handshake: (payload) => {
+      if (at(payload, 'type') === 0) return NOTED
+      const isPing = at(payload, 'type') === 1 && !isEvent(payload)
+      return isPing ? { status: 200, body: { type: 1 } } : undefined
+    },
+    answers: { processed: NOTED, duplicate: NOTED, accepted: NOTED, ignored: NOTED, dead: NOTED },
+  })
+}
+
+function isEvent(payload: unknown): boolean {
+  return at(payload, 'event') !== undefined
+}
+
+function toKey(text: string): KeyObject {
+  const bytes = fromHex(text)
+  if (bytes?.length !== 32) throw new TypeError('no Ed25519 key')
+  return createPublicKey({
+    key: { kty: 'OKP', crv: 'Ed25519', x: bytes.toString('base64url') },
+    format: 'jwk',
+  })
+}
+
+function read(incoming: Incoming): Read {
+  const header = headerOf(incoming, 'x-signature-ed25519')
+  const timestamp = headerOf(incoming, 'x-signature-timestamp')
+  if (header === undefined || timestamp === undefined) return 'missing_header'
+  const signature = fromHex(header)
+  return signature ? { content: [timestamp, incoming.body], signatures: [signature] } : 'malformed'
+}

@@ -1,0 +1,37 @@
+import { at, defineProvider, nameOfAll, type Provider } from '../provider.js'
+import { fromBase64, headerOf, type Incoming, type Read } from '../signature.js'
+import type { SecretOptions } from './hmac.js'
+
+/**
+ * Flutterwave. Settings → Webhooks → Secret hash. Version 4 signs the body with it; version 3 sends
+ * it along as `verif-hash`, which is never kept. No time is signed. Events have no id: the kind, the
+ * object and its status together are one. `redelivers` is `false`: repeating has to be switched on.
+ */
+export function flutterwave({ secret }: SecretOptions): Provider {
+  return defineProvider({
+    name: 'flutterwave',
+    secret,
+    scheme: { algorithm: { kind: 'hmac', hash: 'sha256' }, read },
+    keptHeaders: ['flutterwave-signature'],
+    eventId: (payload) =>
+      nameOfAll(typeOf(payload), at(payload, 'data.id'), at(payload, 'data.status')),
+    type: typeOf,
+    object: (payload) => at(payload, 'data.id'),
+    redelivers: false,
+  })
+}
+
+function typeOf(payload: unknown): unknown {
+  return at(payload, 'type') ?? at(payload, 'event')
+}
+
+function read(incoming: Incoming): Read {
+  const header = headerOf(incoming, 'flutterwave-signature')
+  if (header !== undefined) {
+    const signature = fromBase64(header)
+    return signature ? { content: [incoming.body], signatures: [signature] } : 'malformed'
+  }
+  const hash = headerOf(incoming, 'verif-hash')
+  if (hash === undefined) return 'missing_header'
+  return { algorithm: { kind: 'equality' }, content: [], signatures: [Buffer.from(hash)] }
+}

@@ -1,0 +1,42 @@
+import { at, defineProvider, type Provider, parseJson } from '../provider.js'
+import { fromHex, headerOf, type Incoming, type Read } from '../signature.js'
+import { type TolerantOptions, toleranceMs } from './hmac.js'
+
+/**
+ * Linear. Settings → API → Webhooks → the signing secret. Window: 1 minute, of the time inside the
+ * body. Only 200 counts as delivered.
+ */
+export function linear({ secret, tolerance = '1m' }: TolerantOptions): Provider {
+  return defineProvider({
+    name: 'linear',
+    secret,
+    scheme: {
+      algorithm: { kind: 'hmac', hash: 'sha256' },
+      toleranceMs: toleranceMs(tolerance, 'linear'),
+      read,
+    },
+    keptHeaders: ['linear-signature', 'linear-delivery', 'linear-event'],
+    eventId: (_payload, header) => header('linear-delivery'),
+    type: (payload) => {
+      const [type, action] = [at(payload, 'type'), at(payload, 'action')]
+      return typeof type === 'string' && typeof action === 'string' ? `${type}.${action}` : type
+    },
+    object: (payload) => at(payload, 'data.id'),
+  })
+}
+
+function read(incoming: Incoming): Read {
+  const header = headerOf(incoming, 'linear-signature')
+  if (header === undefined) return 'missing_header'
+  const signature = fromHex(header)
+  if (signature === undefined) return 'malformed'
+  const signed = { content: [incoming.body], signatures: [signature] }
+  try {
+    const sentAt = at(parseJson(incoming.body), 'webhookTimestamp')
+    // No time is none within the window.
+    return { ...signed, signedAtMs: typeof sentAt === 'number' ? sentAt : Number.NaN }
+  } catch {
+    // If Linear did sign this, it is unreadable, which is found out next.
+    return signed
+  }
+}

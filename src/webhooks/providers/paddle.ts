@@ -1,0 +1,31 @@
+import { at, defineProvider, type Provider } from '../provider.js'
+import { type TolerantOptions, toleranceMs } from './hmac.js'
+import { readPairs } from './pairs.js'
+
+/**
+ * Paddle. Developer tools → Notifications → the destination's secret key, `pdl_ntfset_…`. Window:
+ * 5 minutes. Its library takes 5 seconds, which is less than clocks differ and queues hold, and a
+ * repeated event is known by its id here.
+ */
+export function paddle({ secret, tolerance = '5m' }: TolerantOptions): Provider {
+  return defineProvider({
+    name: 'paddle',
+    secret,
+    scheme: {
+      algorithm: { kind: 'hmac', hash: 'sha256' },
+      toleranceMs: toleranceMs(tolerance, 'paddle'),
+      read: readPairs({
+        header: 'paddle-signature',
+        separator: ';',
+        time: 'ts',
+        signature: 'h1',
+        joint: ':',
+      }),
+    },
+    keptHeaders: ['paddle-signature'],
+    // Not notification_id: one event is notified to each destination.
+    eventId: (payload) => at(payload, 'event_id'),
+    type: (payload) => at(payload, 'event_type'),
+    object: (payload) => at(payload, 'data.id'),
+  })
+}

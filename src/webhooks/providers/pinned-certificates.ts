@@ -1,0 +1,95 @@
+import { type KeyObject, X509Certificate } from 'node:crypto'
+
+/** The part of `fetch` that is used. */
+export type Fetch = (
+  url: string,
+  options: { redirect: 'error'; signal: AbortSignal },
+) => Promise<{ readonly ok: boolean; readonly status: number; text(): Promise<string> }>
+
+export interface PinnedCertificates {
+  readonly fetch: Fetch
+  /** Whether the provider itself, and nobody else, can put a certificate there. */
+  readonly isTheirs: (url: URL) => boolean
+  /** Whether it was issued for this purpose. Default: any from there. */
+  readonly isForSigning?: (certificate: X509Certificate) => boolean
+}
+
+/** A provider has a few at a time. More would be somebody who makes addresses up. */
+const MOST_KEPT = 16
+const MOST_FETCHED_AT_ONCE = 8
+const FETCH_TIMEOUT_MS = 5_000
+
+/**
+ * Finds the key of a certificate that a request names by its address. Answers `undefined` for an
+ * address or a certificate that cannot be the provider's at that time.
+ *
+ * @throws when the address is the provider's and cannot be reached: that says nothing of the request.
+ */
+export function pinnedCertificates(
+  source: PinnedCertificates,
+): (address: unknown, nowMs: number) => Promise<KeyObject | undefined> {
+  const kept = new Map<string, readonly X509Certificate[]>()
+  const underWay = new Map<string, Promise<readonly X509Certificate[] | undefined>>()
+
+  async function load(url: string): Promise<readonly X509Certificate[] | undefined> {
+    const signal = AbortSignal.timeout(FETCH_TIMEOUT_MS)
+    const response = await source.fetch(url, { redirect: 'error', signal })
+    if (response.status >= 500 || response.status === 429) {
+      throw new Error(`the certificate cannot be fetched now: status ${response.status}`)
+    }
+    const chain = response.ok ? chainOf(await response.text()) : undefined
+    if (chain === undefined) return undefined
+    for (const oldest of kept.keys()) if (kept.size >= MOST_KEPT) kept.delete(oldest)
+    kept.set(url, chain)
+    return chain
+  }
+
+  function chainAt(url: string): Promise<readonly X509Certificate[] | undefined> {
+    const joined = underWay.get(url)
+    if (joined !== undefined) return joined
+    if (underWay.size >= MOST_FETCHED_AT_ONCE) throw new Error('too many certificates are fetched')
+    const loading = load(url).finally(() => underWay.delete(url))
+    underWay.set(url, loading)
+    return loading
+  }
+
+  return async (address, nowMs) => {
+    if (typeof address !== 'string' || !URL.canParse(address)) return undefined
+    const url = new URL(address)
+    if (!isPlainHttps(url) || !source.isTheirs(url)) return undefined
+    const [leaf, ...issuers] = kept.get(url.href) ?? (await chainAt(url.href)) ?? []
+    if (leaf === undefined || source.isForSigning?.(leaf) === false) return undefined
+    return isChain([leaf, ...issuers], nowMs) ? leaf.publicKey : undefined
+  }
+}
+
+/** No user, no port, no query: nothing that could lead elsewhere than the host says. */
+export function isPlainHttps(url: URL): boolean {
+  const { protocol, username, password, port, search, hash } = url
+  return protocol === 'https:' && [username, password, port, search, hash].every((part) => !part)
+}
+
+function chainOf(pem: string): readonly X509Certificate[] | undefined {
+  const blocks = pem.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? []
+  try {
+    return blocks.length > 0 ? blocks.map((block) => new X509Certificate(block)) : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/**
+ * Each is valid and issued by the next. The last one's issuer is not sent along, and Node has no
+ * way to look for it: that it came from the pinned host over TLS stands in for it.
+ */
+function isChain(chain: readonly X509Certificate[], nowMs: number): boolean {
+  return chain.every((certificate, index) => {
+    const issuer = chain[index + 1]
+    const isValid =
+      Date.parse(certificate.validFrom) <= nowMs && nowMs <= Date.parse(certificate.validTo)
+    const isIssued =
+      issuer === undefined ||
+      (certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey))
+    return isValid && isIssued
+  })
+}

@@ -1,0 +1,42 @@
+import { at, type Provider, parseForm, parseJson } from '../provider.js'
+import { type Incoming, isForm } from '../signature.js'
+import { hmac, type TolerantOptions } from './hmac.js'
+
+/**
+ * Slack: events, and the forms of slash commands and interactivity. Basic Information → App
+ * Credentials → Signing Secret. Window: 5 minutes. Commands and interactions have no id: Slack
+ * sends them once.
+ */
+export function slack({ secret, tolerance }: TolerantOptions): Provider {
+  return {
+    ...hmac({
+      name: 'slack',
+      secret,
+      header: 'x-slack-signature',
+      prefix: 'v0=',
+      timestampHeader: 'x-slack-request-timestamp',
+      signed: ({ timestamp, body }) => ['v0:', timestamp, ':', body],
+      ...(tolerance !== undefined && { tolerance }),
+      eventId: (payload) => at(payload, 'event_id'),
+      type: (payload) => at(payload, 'event.type') ?? at(payload, 'type') ?? at(payload, 'command'),
+      object: (payload) => at(payload, 'event.channel') ?? at(payload, 'channel_id'),
+      keptHeaders: ['content-type', 'x-slack-retry-num', 'x-slack-retry-reason'],
+      // It will not be processed, however often it comes.
+      answers: { dead: { status: 200, headers: { 'x-slack-no-retry': '1' } } },
+    }),
+    parse,
+    handshake: (payload) => {
+      if (at(payload, 'ssl_check') === '1') return { status: 200 }
+      const challenge = at(payload, 'challenge')
+      const isAsked = at(payload, 'type') === 'url_verification' && typeof challenge === 'string'
+      return isAsked ? { status: 200, body: { challenge } } : undefined
+    },
+  }
+}
+
+function parse(incoming: Incoming): unknown {
+  if (!isForm(incoming)) return parseJson(incoming.body)
+  const form = parseForm(incoming.body)
+  // Interactivity is a form with one field, which is JSON.
+  return typeof form.payload === 'string' ? JSON.parse(form.payload) : form
+}

@@ -1,0 +1,90 @@
+import { at, defineProvider, type HeaderReader, type Provider } from '../provider.js'
+import { fromBase64, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
+import { type TolerantOptions, toleranceMs } from './hmac.js'
+
+export interface StandardWebhooksOptions extends TolerantOptions {
+  /** Names the provider in the inbox. Default `'standard-webhooks'`. */
+  name?: string
+}
+
+/**
+ * Everybody who signs by standardwebhooks.com, with `webhook-*` or `svix-*` headers. The secret is
+ * the text `whsec_…`. Window: 5 minutes. Only `v1` counts, and a time of digits only.
+ */
+export function standardWebhooks(options: StandardWebhooksOptions): Provider {
+  return signedBy(options.name ?? 'standard-webhooks', options, keyOf)
+}
+
+/** Svix. The secret `whsec_…` is that of the endpoint. Window: 5 minutes. */
+export const svix = (options: TolerantOptions): Provider => signedBy('svix', options, keyOf)
+
+/** Clerk. Dashboard → Webhooks → the endpoint's signing secret, `whsec_…`. Window: 5 minutes. */
+export const clerk = (options: TolerantOptions): Provider => signedBy('clerk', options, keyOf)
+
+/** Resend. Webhooks → the webhook's signing secret, `whsec_…`. Window: 5 minutes. */
+export const resend = (options: TolerantOptions): Provider => signedBy('resend', options, keyOf)
+
+/** OpenAI. Project settings → Webhooks, `whsec_…`, shown once. Window: 5 minutes. */
+export const openai = (options: TolerantOptions): Provider => signedBy('openai', options, keyOf)
+
+/** Supabase's auth hooks. The secret is shown as `v1,whsec_…`. Window: 5 minutes. */
+export const supabase = (options: TolerantOptions): Provider =>
+  signedBy('supabase', options, (secret) => keyOf(secret.replace(/^v1,/, '')))
+
+/** Polar. Unlike with everybody else, the secret is the key as it is written. Window: 5 minutes. */
+export const polar = (options: TolerantOptions): Provider => signedBy('polar', options, Buffer.from)
+
+export const STANDARD_SECRET = "'whsec_' and base64, as the provider shows it"
+
+/** @throws for what is no base64. */
+export function keyOf(secret: string): Uint8Array {
+  const key = fromBase64(secret.replace(/^whsec_/, ''))
+  if (key === undefined) throw new TypeError(STANDARD_SECRET)
+  return key
+}
+
+function signedBy(
+  name: string,
+  { secret, tolerance = '5m' }: TolerantOptions,
+  toKey: (secret: string) => Uint8Array,
+): Provider {
+  return defineProvider({
+    name,
+    secret,
+    scheme: {
+      algorithm: { kind: 'hmac', hash: 'sha256' },
+      toKey,
+      secretForm: STANDARD_SECRET,
+      toleranceMs: toleranceMs(tolerance, name),
+      read: readStandard,
+    },
+    keptHeaders: STANDARD_HEADERS,
+    eventId: (_payload, header) => header(`${prefixOf(header)}-id`),
+    type: (payload) => at(payload, 'type'),
+    object: (payload) => at(payload, 'data.id'),
+  })
+}
+
+export const STANDARD_HEADERS = ['webhook', 'svix'].flatMap((prefix) =>
+  ['id', 'timestamp', 'signature'].map((name) => `${prefix}-${name}`),
+)
+
+/** Decided by the signature, so that an id under the other name is never taken for a signed one. */
+function prefixOf(header: HeaderReader): 'webhook' | 'svix' {
+  return header('webhook-signature') === undefined ? 'svix' : 'webhook'
+}
+
+export function readStandard(incoming: Incoming): Read {
+  const prefix = prefixOf((name) => headerOf(incoming, name))
+  const id = headerOf(incoming, `${prefix}-id`)
+  const timestamp = headerOf(incoming, `${prefix}-timestamp`)
+  const given = headerOf(incoming, `${prefix}-signature`)
+  if (id === undefined || timestamp === undefined || given === undefined) return 'missing_header'
+  const seconds = wholeNumber(timestamp)
+  const signatures = given
+    .split(' ')
+    .flatMap((part) => (part.startsWith('v1,') ? (fromBase64(part.slice(3)) ?? []) : []))
+  if (seconds === undefined || signatures.length === 0) return 'malformed'
+  const content = [id, '.', timestamp, '.', incoming.body]
+  return { content, signatures, signedAtMs: seconds * 1_000 }
+}

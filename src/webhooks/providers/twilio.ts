@@ -1,0 +1,78 @@
+import { createHash } from 'node:crypto'
+import {
+  at,
+  defineProvider,
+  type Provider,
+  parseForm,
+  parseJson,
+  type Secrets,
+} from '../provider.js'
+import {
+  fromBase64,
+  fromHex,
+  headerOf,
+  type Incoming,
+  isEqual,
+  isForm,
+  type Read,
+} from '../signature.js'
+import { checkPublicUrl, queryOf } from './public-url.js'
+
+export interface TwilioOptions {
+  /** The account's auth token, from the console's start page. */
+  authToken: Secrets
+  /** The address as it is written in the console, without a query. */
+  url: string
+}
+
+/**
+ * Twilio signs the address, and the fields of a form; the address of a request with another body
+ * carries that body's hash. No time is signed. `redelivers` is `false`: by default Twilio repeats
+ * a request that it could not send, and none that was answered.
+ */
+export function twilio({ authToken, url }: TwilioOptions): Provider {
+  const address = checkPublicUrl('twilio', url, { query: false })
+  return defineProvider({
+    name: 'twilio',
+    secret: authToken,
+    secretOption: 'authToken',
+    scheme: {
+      algorithm: { kind: 'hmac', hash: 'sha1' },
+      read: (incoming) => read(incoming, address + queryOf(incoming)),
+    },
+    keptHeaders: ['content-type', 'x-twilio-signature', 'i-twilio-idempotency-token'],
+    parse: (incoming) => (isForm(incoming) ? parseForm(incoming.body) : parseJson(incoming.body)),
+    eventId: (_payload, header) => header('i-twilio-idempotency-token'),
+    // What a request is about is said by the address that it was sent to.
+    type: () => undefined,
+    object: (payload) => at(payload, 'MessageSid') ?? at(payload, 'CallSid'),
+    redelivers: false,
+  })
+}
+
+function read(incoming: Incoming, url: string): Read {
+  const header = headerOf(incoming, 'x-twilio-signature')
+  if (header === undefined) return 'missing_header'
+  const signature = fromBase64(header)
+  if (signature === undefined) return 'malformed'
+  const hashes = new URLSearchParams(queryOf(incoming)).getAll('bodySHA256')
+  if (hashes.length > 0) {
+    const actual = createHash('sha256').update(incoming.body).digest()
+    const isWhole = hashes.every((hash) => isEqual(fromHex(hash) ?? Buffer.alloc(0), actual))
+    return isWhole ? { content: [url], signatures: [signature] } : 'no_match'
+  }
+  // Without its hash in the address, a body that is no form is not signed at all.
+  if (!isForm(incoming) && incoming.body.length > 0) return 'malformed'
+  try {
+    return { content: [url, ...fieldsOf(incoming.body)], signatures: [signature] }
+  } catch {
+    return 'malformed'
+  }
+}
+
+/** Names and values, sorted by name; of a name that comes twice, each value once and sorted. */
+function fieldsOf(body: Buffer): string[] {
+  return Object.entries(parseForm(body))
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .flatMap(([name, value]) => [...new Set([value].flat())].sort().map((one) => name + one))
+}

@@ -1,0 +1,35 @@
+import { createHash, createHmac } from 'node:crypto'
+import { at, nameOf, type Provider } from '../provider.js'
+import { hmac, type TolerantOptions } from './hmac.js'
+
+/**
+ * Zoom. The app's Features → Access → Secret Token. Window: 5 minutes. Events have no id; what Zoom
+ * repeats is the same to the byte and carries the time of the event in milliseconds, so its hash is
+ * one.
+ */
+export function zoom({ secret, tolerance }: TolerantOptions): Provider {
+  return {
+    ...hmac({
+      name: 'zoom',
+      secret,
+      header: 'x-zm-signature',
+      prefix: 'v0=',
+      timestampHeader: 'x-zm-request-timestamp',
+      signed: ({ timestamp, body }) => ['v0:', timestamp, ':', body],
+      ...(tolerance !== undefined && { tolerance }),
+      eventId: (payload) =>
+        nameOf(at(payload, 'event_ts')) === null
+          ? null
+          : createHash('sha256').update(JSON.stringify(payload)).digest('base64url'),
+      type: (payload) => at(payload, 'event'),
+      object: (payload) => at(payload, 'payload.object.id'),
+    }),
+    handshake: (payload, _incoming, [key]) => {
+      const plainToken = at(payload, 'payload.plainToken')
+      const isAsked = at(payload, 'event') === 'endpoint.url_validation'
+      if (!isAsked || typeof plainToken !== 'string' || key === undefined) return undefined
+      const encryptedToken = createHmac('sha256', key).update(plainToken).digest('hex')
+      return { status: 200, body: { plainToken, encryptedToken } }
+    },
+  }
+}
