@@ -16,7 +16,10 @@ export function keyCollationSql(models: string): string {
   const statements = reading.blocks.map(readModel).flatMap(({ table, fields }) => {
     const columns = fields
       .filter(({ name }) => CHOSEN_BY_OTHERS.has(name))
-      .map(({ column }) => `  MODIFY \`${column}\` VARCHAR(255) COLLATE utf8mb4_0900_bin NOT NULL`)
+      .map(({ column, type }) => {
+        const nullability = type.endsWith('?') ? 'NULL' : 'NOT NULL'
+        return `  MODIFY \`${column}\` VARCHAR(255) COLLATE utf8mb4_0900_bin ${nullability}`
+      })
     return columns.length === 0 ? [] : [`ALTER TABLE \`${table}\`\n${columns.join(',\n')};`]
   })
   return statements.length === 0 ? '' : [ON_MARIADB, ...statements].join('\n')

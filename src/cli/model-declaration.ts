@@ -68,8 +68,12 @@ export function shortcomings(
     }
   }
   for (const [fields, line] of needed.uniques) {
-    if (present.uniques.has(fields)) continue
-    found.push({ what: `unique constraint of ${needed.name} on (${fields})`, needs: line })
+    if (present.uniques.has(fields) || found.some(({ needs }) => needs === line)) continue
+    const what = `unique constraint of ${needed.name} on (${fields})`
+    // Declared in the line of its field, which may be there without it.
+    const isInField = needed.fields.some((field) => field.line === line)
+    const has = isInField ? present.fields.find(({ name }) => name === fields)?.line : undefined
+    found.push({ what, ...(has === undefined ? {} : { has }), needs: line })
   }
   if (namesMatter && present.table !== needed.table) {
     found.push({ what: `table name of ${needed.name}`, needs: `@@map("${needed.table}")` })

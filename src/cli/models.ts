@@ -3,11 +3,17 @@ import type { Provider } from '../store/client.js'
 export type { Provider }
 
 /**
- * Fields that carry a key somebody else chose. Prisma's default on MySQL, VARCHAR(191), is shorter
- * than the 255 characters that a key may have; 255 of utf8mb4, three times in one index, still fit
- * InnoDB's limit of 3072 bytes.
+ * Fields that carry a name somebody else chose, by which a row is found. Prisma's default on MySQL,
+ * VARCHAR(191), is shorter than the 255 characters that such a name may have; 255 of utf8mb4, three
+ * times in one index, still fit InnoDB's limit of 3072 bytes.
  */
-export const CHOSEN_BY_OTHERS: ReadonlySet<string> = new Set(['tenantId', 'key'])
+export const CHOSEN_BY_OTHERS: ReadonlySet<string> = new Set([
+  'tenantId',
+  'key',
+  'eventId',
+  'lane',
+  'runningLane',
+])
 
 /**
  * Rewrites Prisma schema text, written for PostgreSQL, for another provider: the provider of a

@@ -16,6 +16,8 @@ export interface ModelDelegate {
 /** The part of a generated PrismaClient that the library calls. */
 export interface PrismaClientLike {
   readonly idempotencyRecord: ModelDelegate
+  /** An application that only uses Idempotency-Keys may lack it. */
+  readonly webhookEvent?: ModelDelegate
   $queryRawUnsafe<T = unknown>(query: string, ...values: unknown[]): PromiseLike<T>
   // biome-ignore lint/suspicious/noExplicitAny: the application's own transaction client and options
   $transaction(fn: (tx: any) => Promise<any>, options?: any): PromiseLike<any>
@@ -42,12 +44,46 @@ const MODELS = {
     'body',
     'createdAt',
   ],
+  webhookEvent: [
+    'id',
+    'tenantId',
+    'provider',
+    'eventId',
+    'endpoint',
+    'type',
+    'status',
+    'fence',
+    'attempts',
+    'deferrals',
+    'dueAt',
+    'deliveries',
+    'deliveredAt',
+    'payload',
+    'headers',
+    'bodyHash',
+    'sameBodyAs',
+    'lane',
+    'runningLane',
+    'steps',
+    'errors',
+    'receivedAt',
+  ],
 } as const
 
-/** Names what the library needs and the client lacks: models, or `model.field`. Empty when complete. */
-export function missingFromClient(client: object): string[] {
+export type ModelName = keyof typeof MODELS
+
+const EVERY_MODEL = Object.keys(MODELS) as readonly ModelName[]
+
+/**
+ * Names what the library needs of these models and the client lacks: models, or `model.field`.
+ * Empty when complete.
+ */
+export function missingFromClient(
+  client: object,
+  models: readonly ModelName[] = EVERY_MODEL,
+): string[] {
   const missing: string[] = []
-  for (const [model, fields] of Object.entries(MODELS)) {
+  for (const model of models) {
     const name = model[0]?.toUpperCase() + model.slice(1)
     const delegate: unknown = Reflect.get(client, model)
     if (typeof delegate !== 'object' || delegate === null) {
@@ -57,7 +93,7 @@ export function missingFromClient(client: object): string[] {
     const known: unknown = Reflect.get(delegate, 'fields')
     // A wrapper around a client may hide `fields`; then the first query tells.
     if (typeof known !== 'object' || known === null) continue
-    for (const field of fields) if (!(field in known)) missing.push(`field ${name}.${field}`)
+    for (const field of MODELS[model]) if (!(field in known)) missing.push(`field ${name}.${field}`)
   }
   return missing
 }

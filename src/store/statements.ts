@@ -1,7 +1,6 @@
 // What the statements of the PostgreSQL stores have in common: who runs them, the clock they read,
 // and how a list of items travels in one of them.
-import { backoff } from '../core/backoff.js'
-import { errorCode } from './client.js'
+import { sayAgain } from './say-again.js'
 
 /** Runs one statement. `name` lets a connection keep the statement prepared. */
 export type RunStatement = (
@@ -64,26 +63,9 @@ export function asked(...columns: readonly `${string}::${string}`[]): string {
   return `(SELECT * FROM ${table} WHERE i = i + (SELECT 0)) AS a`
 }
 
-// Serialization failure and deadlock: the server has rolled the statement back, and every statement
-// is guarded, so it can be said again. The first comes with a stricter isolation level than usual.
-const ROLLED_BACK = ['40001', '40P01']
-const SAY_AGAIN = { firstMs: 5, mostMs: 100 }
-const TRIES = 10
-
-/** Statements that a rollback does not stop: each must be guarded, so that it can be said again. */
+/** Statements that are said again when the server rolled them back: each must be guarded. */
 export function sayingAgain(runOnce: RunStatement): RunStatement {
-  return async (name, text, values) => {
-    for (let attempt = 1; ; attempt += 1) {
-      try {
-        return await runOnce(name, text, values)
-      } catch (error) {
-        const isWorthTrying = ROLLED_BACK.includes(errorCode(error) ?? '') && attempt < TRIES
-        if (!isWorthTrying) throw error
-        const pauseMs = backoff(SAY_AGAIN, attempt, Math.random())
-        await new Promise((resolve) => setTimeout(resolve, pauseMs))
-      }
-    }
-  }
+  return (name, text, values) => sayAgain(() => runOnce(name, text, values))
 }
 
 /**

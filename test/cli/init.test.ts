@@ -39,7 +39,10 @@ test('as a process', async (t) => {
     const folder = t.testdir({ prisma: { 'schema.prisma': schema } })
     const first = await runCommand(folder, 'init')
     t.match(first, { stderr: '', exitCode: 0 })
-    t.match(first.stdout, 'Added model IdempotencyRecord at the end of prisma/schema.prisma.')
+    t.match(
+      first.stdout,
+      'Added models IdempotencyRecord, WebhookEvent at the end of prisma/schema.prisma.',
+    )
     t.match(first.stdout, '  npx prisma migrate dev --name idempotency\n  npx prisma generate\n')
     t.match(first.stdout, 'await app.register(idempotency, { prisma, tenant:')
 
@@ -47,7 +50,7 @@ test('as a process', async (t) => {
     t.same(Object.keys(written), ['prisma/schema.prisma'])
     t.ok(written['prisma/schema.prisma']?.startsWith(schema))
     t.same(await runCommand(folder, 'init'), {
-      stdout: 'prisma/schema.prisma has model IdempotencyRecord; nothing to add.\n',
+      stdout: 'prisma/schema.prisma has models IdempotencyRecord, WebhookEvent; nothing to add.\n',
       stderr: '',
       exitCode: 0,
     })
@@ -58,7 +61,11 @@ test('as a process', async (t) => {
     const folder = t.testdir({ prisma: { 'schema.prisma': schema } })
     const before = await contents(folder)
     const check = await runCommand(folder, 'init', '--check')
-    t.match(check, { stdout: /lacks model IdempotencyRecord/, stderr: '', exitCode: 1 })
+    t.match(check, {
+      stdout: /lacks models IdempotencyRecord, WebhookEvent/,
+      stderr: '',
+      exitCode: 1,
+    })
     const dryRun = await runCommand(folder, 'init', '--dry-run')
     t.match(dryRun, { stdout: /Would add to the end of/, stderr: '', exitCode: 0 })
     t.match(dryRun.stdout, '\nmodel IdempotencyRecord {\n')
@@ -138,7 +145,10 @@ test('finds the schema where Prisma would', async (t) => {
     t.test(title, async (t) => {
       const report = await initIn(t.testdir(files), path)
       t.match(report, { stderr: '', exitCode: 0 })
-      t.ok(report.stdout.startsWith(`Added model IdempotencyRecord ${where}`), report.stdout)
+      t.ok(
+        report.stdout.startsWith(`Added models IdempotencyRecord, WebhookEvent ${where}`),
+        report.stdout,
+      )
     })
   }
 })
@@ -202,7 +212,7 @@ model Note {
 }
 `
   const folder = t.testdir({ 'schema.prisma': misleading })
-  t.match(await initIn(folder), { stdout: /^Added model IdempotencyRecord/ })
+  t.match(await initIn(folder), { stdout: /^Added models IdempotencyRecord, WebhookEvent / })
   t.match(await initIn(folder), { stdout: /nothing to add/ })
 })
 
@@ -219,6 +229,9 @@ test('tells users of MySQL how keys that differ in case stay two keys', async (t
   const { stdout } = await initIn(folder)
   t.match(stdout, 'npx prisma migrate dev --name idempotency --create-only\n')
   t.match(stdout, 'MODIFY `key` VARCHAR(255) COLLATE utf8mb4_0900_bin NOT NULL')
+  // A nullable column stays one: events without a name are never merged.
+  t.match(stdout, 'MODIFY `event_id` VARCHAR(255) COLLATE utf8mb4_0900_bin NULL')
+  t.match(stdout, 'MODIFY `running_lane` VARCHAR(255) COLLATE utf8mb4_0900_bin NULL')
 })
 
 test('refuses what it cannot do, and changes nothing', async (t) => {

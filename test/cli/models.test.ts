@@ -6,6 +6,7 @@ const models = `
 model Thing {
   tenantId  String   @map("tenant_id")
   key       String
+  eventId   String?  @map("event_id")
   note      String?  @db.Text
   seenAt    DateTime @default(now()) @map("seen_at") @db.Timestamptz(3)
 
@@ -23,6 +24,7 @@ test('gives MySQL key columns room for 255 characters, laid out as prisma format
   const adapted = adaptModels(models, 'mysql')
   t.match(adapted, '  tenantId  String   @map("tenant_id") @db.VarChar(255)\n')
   t.match(adapted, '  key       String   @db.VarChar(255)\n')
+  t.match(adapted, '  eventId   String?  @map("event_id") @db.VarChar(255)\n')
   t.match(adapted, '/// Says key String, and is left alone.')
 })
 

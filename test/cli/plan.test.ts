@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises'
 import fc from 'fast-check'
 import { test } from 'tap'
 import { applyChange, type Plan, plan, type Schema } from '../../src/cli/plan.js'
+import { readBlocks } from '../../src/cli/schema-text.js'
 
 const models = await readFile(new URL('../../prisma/idempotency.prisma', import.meta.url), 'utf8')
 const datasource = 'datasource db {\n  provider = "postgresql"\n}\n'
@@ -48,7 +49,7 @@ test('writes a file of its own into a folder', async (t) => {
 
 test('finds the models in whichever file of a folder has them', async (t) => {
   const schema = folder({ 'a/schema.prisma': datasource, 'b/ours.prisma': models })
-  t.match(plan(schema, models), { kind: 'complete', models: ['IdempotencyRecord'] })
+  t.match(plan(schema, models), { kind: 'complete', models: ['IdempotencyRecord', 'WebhookEvent'] })
 })
 
 test('adds only the models that are missing, to a file that is there already', async (t) => {
@@ -136,7 +137,10 @@ test('keeps a model of the team that has what is needed', async (t) => {
 })
 
 test('names the fields that a model of the team lacks, and the lines to add', async (t) => {
-  const own = models.replace(/^ {2}(fence|body) .*\n/gm, '// $1 Int\n')
+  // Of the first model alone.
+  const own = models
+    .replace(/^ {2}fence .*\n/m, '// fence Int\n')
+    .replace(/^ {2}body .*\n/m, '// body Int\n')
   t.same(plan(oneFile(datasource + own), models), {
     kind: 'incomplete',
     models: [
@@ -203,17 +207,47 @@ test('any text: what is added is found by the next run, and nothing that was the
   t.ok(additions > 200, 'and enough of the texts take an addition')
 })
 
-test('any subset of the lines of a model: the lines that are named make it complete', async (t) => {
-  const lines = models.split('\n').filter((line) => /^ {2}[^/]/.test(line))
-  const property = fc.property(fc.shuffledSubarray(lines), (kept) => {
-    const own = `model IdempotencyRecord {\n${kept.join('\n')}\n`
-    const first = plan(oneFile(`${datasource}${own}}\n`), models)
-    if (first.kind === 'complete') return
-    if (first.kind !== 'incomplete') throw new Error(first.kind)
-    const named = first.models[0]?.shortcomings.map(({ needs }) => needs) ?? []
-    const mended = plan(oneFile(`${datasource}${own}${named.join('\n')}\n}\n`), models)
-    if (mended.kind !== 'complete') throw new Error(JSON.stringify(mended))
+test('tells the line of a field that is there and not unique, once', async (t) => {
+  const line = /^ {2}(runningLane .*)\n/m.exec(models)?.[1] as string
+  const has = line.replace('@unique ', '')
+  t.same(plan(oneFile(datasource + models.replace(line, has)), models), {
+    kind: 'incomplete',
+    models: [
+      {
+        name: 'WebhookEvent',
+        path: 'schema.prisma',
+        shortcomings: [
+          { what: 'unique constraint of WebhookEvent on (runningLane)', has, needs: line },
+        ],
+      },
+    ],
   })
-  fc.assert(property, { numRuns: 300 })
+  const without = models.replace(`  ${line}\n`, '')
+  t.match(plan(oneFile(datasource + without), models), {
+    models: [{ shortcomings: { length: 1, 0: { needs: line } } }],
+  })
+})
+
+test('any subset of the lines of a model: the lines that are named make it complete', async (t) => {
+  const shipped = readBlocks(models)
+  if (shipped.kind !== 'read') throw new Error('prisma/idempotency.prisma is cut off')
+  for (const { name, start, end } of shipped.blocks) {
+    const others = models.slice(0, start) + models.slice(end)
+    const lines = models
+      .slice(start, end)
+      .split('\n')
+      .filter((line) => /^ {2}[^/]/.test(line))
+    const property = fc.property(fc.shuffledSubarray(lines), (kept) => {
+      const own = `${others}\nmodel ${name} {\n${kept.join('\n')}\n`
+      const first = plan(oneFile(`${datasource}${own}}\n`), models)
+      if (first.kind === 'complete') return
+      if (first.kind !== 'incomplete') throw new Error(first.kind)
+      const named = first.models[0]?.shortcomings.map(({ needs }) => needs) ?? []
+      if (new Set(named).size < named.length) throw new Error('a line is named twice')
+      const mended = plan(oneFile(`${datasource}${own}${named.join('\n')}\n}\n`), models)
+      if (mended.kind !== 'complete') throw new Error(JSON.stringify(mended))
+    })
+    fc.assert(property, { numRuns: 300 })
+  }
   t.pass()
 })

@@ -27,3 +27,9 @@ test('a client is asked for exactly the models and fields that init adds', async
       .sort(),
   )
 })
+
+test('a client is asked for the models that are used, and no others', async (t) => {
+  t.same(missingFromClient({}, ['idempotencyRecord']), ['model IdempotencyRecord'])
+  t.same(missingFromClient({ webhookEvent: {} }, ['webhookEvent']), [])
+  t.same(missingFromClient({}, []), [])
+})

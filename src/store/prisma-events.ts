@@ -1,0 +1,436 @@
+import { backoff } from '../core/backoff.js'
+import {
+  type EventStatus,
+  KEPT_DELIVERIES,
+  type RunError,
+  type StepResults,
+} from '../core/event.js'
+import { isUniqueViolation, type ModelDelegate, type PrismaClientLike } from './client.js'
+import type { DatabaseClock } from './clock.js'
+import type {
+  Arrival,
+  Endpoints,
+  EventStore,
+  Recorded,
+  RunEnd,
+  RunHold,
+  StoredEvent,
+} from './event-store.js'
+import { sayAgain } from './say-again.js'
+
+interface RecordedRow {
+  id: string
+  tenantId: string
+  provider: string
+  eventId: string | null
+  status: EventStatus
+  fence: number
+  attempts: number
+  deliveries: number
+  deliveredAt: string[]
+  dueAt: Date | null
+  receivedAt: Date
+}
+
+interface Row extends RecordedRow {
+  endpoint: string
+  type: string | null
+  deferrals: number
+  payload: Uint8Array
+  headers: Record<string, string>
+  bodyHash: string
+  sameBodyAs: string | null
+  lane: string | null
+  steps: StepResults
+  errors: RunError[]
+}
+
+interface Candidate {
+  id: string
+  fence: number
+  endpoint: string
+  lane: string | null
+  runningLane: string | null
+  dueAt: Date
+}
+
+const RECORDED = select<RecordedRow>(
+  ...(['id', 'tenantId', 'provider', 'eventId', 'status', 'fence', 'attempts'] as const),
+  ...(['deliveries', 'deliveredAt', 'dueAt', 'receivedAt'] as const),
+)
+const CANDIDATE = select<Candidate>('id', 'fence', 'endpoint', 'lane', 'runningLane', 'dueAt')
+
+const WAITING = ['received', 'retrying']
+const OVER = ['processed', 'ignored']
+
+// So many rows are looked at, or named in a condition, at a time: on SQLite Prisma takes 999
+// parameters, and on MariaDB the time of a delete grows with the square of its keys.
+const AT_A_TIME = 200
+
+// A row can be pruned between the constraint's answer and the look at it, and the next one too.
+const LOOKS = 10
+
+// Those who count a delivery at the same time take turns: of each round at least one is done. So
+// many deliveries of one event at once as there are tries come from no provider.
+const TURNS = 200
+const NEXT_TURN = { firstMs: 2, mostMs: 50 }
+
+/**
+ * The portable inbox: nothing but Prisma's own calls, for every database that Prisma reaches. The
+ * unique constraints decide which delivery was first and which event has a lane; every later write
+ * is guarded in its `where`.
+ */
+export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock): EventStore {
+  const { webhookEvent } = client
+  if (webhookEvent === undefined) throw new TypeError('the client lacks model WebhookEvent')
+  const events: ModelDelegate = webhookEvent
+
+  // On MySQL, statements that touch several rows may meet in a deadlock.
+  const updateMany = async (args: object): Promise<number> =>
+    (await sayAgain<{ count: number }>(() => events.updateMany(args))).count
+
+  async function record(arrival: Arrival): Promise<Recorded> {
+    const { tenantId, provider, eventId, bodyHash, lane } = arrival
+    const { dueInMs, payload, ...stored } = arrival
+    let mayStart = arrival.status === 'processing'
+    for (let look = 1; ; look += 1) {
+      // One look for two answers: a redelivery mostly has the same bytes, too, and then it need not
+      // run into the constraint, which is dear (PostgreSQL's pool closes the connection).
+      const alike: RecordedRow[] = await events.findMany({
+        where: { tenantId, provider, bodyHash },
+        select: RECORDED,
+        take: 2,
+      })
+      if (alike.some((row) => isNamed(row, arrival))) {
+        const counted = await countDelivery(arrival)
+        if (counted) return counted
+      }
+      const twin = alike.find(
+        (row) => row.tenantId === tenantId && row.provider === provider && !isNamed(row, arrival),
+      )
+      const isFree = mayStart && (lane === null || (await holderOf(lane)) === undefined)
+      const run = isFree ? 1 : 0
+      const status = arrival.status === 'processing' && !isFree ? 'received' : arrival.status
+      const now = await clock.estimate()
+      const row = {
+        ...stored,
+        ...{ status, fence: run, attempts: run, deferrals: 0, deliveries: 1 },
+        ...{ dueAt: later(now, dueInMs), deliveredAt: [now.toISOString()], receivedAt: now },
+        ...{ sameBodyAs: twin?.id ?? null, runningLane: isFree ? lane : null },
+        ...{ steps: {}, errors: [] },
+      }
+      try {
+        await sayAgain(() => events.create({ data: { ...row, payload }, select: { id: true } }))
+        return { ...recorded(row, now), isNew: true, sameBodyAs: row.sameBodyAs }
+      } catch (error) {
+        if (!isUniqueViolation(error)) throw error
+        // Which constraint it was is not said reliably. The row under this name tells: none there
+        // means that the lane was taken, that another constraint was hit, or that the row has just
+        // been pruned.
+        const counted = await countDelivery(arrival)
+        if (counted) return counted
+        if (isFree && lane !== null) mayStart = false
+        else if (eventId === null || look >= LOOKS) throw error
+      }
+    }
+  }
+
+  /** Counts one more delivery of an event that is there: never two on top of each other. */
+  async function countDelivery(arrival: Arrival): Promise<Recorded | undefined> {
+    const { tenantId, provider, eventId } = arrival
+    if (eventId === null) return undefined
+    for (let turn = 1; turn <= TURNS; turn += 1) {
+      const row: RecordedRow | null = await events.findUnique({
+        where: { tenantId_provider_eventId: { tenantId, provider, eventId } },
+        select: RECORDED,
+      })
+      if (row === null) return undefined
+      refuseOtherName(row, arrival)
+      const now = await clock.estimate()
+      const deliveries = row.deliveries + 1
+      const deliveredAt = [...row.deliveredAt, now.toISOString()].slice(-KEPT_DELIVERIES)
+      const count = await updateMany({
+        where: { id: row.id, deliveries: row.deliveries },
+        data: { deliveries, deliveredAt },
+      })
+      if (count === 1) return recorded({ ...row, deliveries }, now)
+      const pauseMs = backoff(NEXT_TURN, turn, Math.random())
+      await new Promise((resolve) => setTimeout(resolve, pauseMs))
+    }
+    throw new Error('a delivery could not be counted: too many of the same event at once')
+  }
+
+  async function holderOf(lane: string): Promise<{ id: string } | undefined> {
+    const [holder] = await events.findMany({
+      where: { runningLane: lane },
+      select: { id: true },
+      take: 1,
+    })
+    return holder
+  }
+
+  /**
+   * What is due, in its order: of each lane the first, or its crashed run, and none of a lane that
+   * runs. Lanes that were passed are left out of what is read next, so that many events of one at
+   * the head are not read to the end.
+   */
+  async function* dueNow({ names }: Endpoints, now: Date): AsyncGenerator<Candidate> {
+    const passed = new Set<string>()
+    let last: Candidate | undefined
+    for (;;) {
+      const page: Candidate[] = await events.findMany({
+        where: {
+          status: { in: [...WAITING, 'processing'] },
+          endpoint: { in: names },
+          dueAt: { lte: now },
+          AND: [
+            {
+              OR: [
+                { lane: null },
+                { lane: { notIn: [...passed].slice(-AT_A_TIME) } },
+                { runningLane: { not: null } },
+              ],
+            },
+            ...(last === undefined
+              ? []
+              : [
+                  {
+                    OR: [{ dueAt: { gt: last.dueAt } }, { dueAt: last.dueAt, id: { gt: last.id } }],
+                  },
+                ]),
+          ],
+        },
+        orderBy: [{ dueAt: 'asc' }, { id: 'asc' }],
+        take: AT_A_TIME,
+        select: CANDIDATE,
+      })
+      const lanes = [...new Set(page.flatMap(({ lane }) => lane ?? []))]
+      const holders: { runningLane: string }[] =
+        lanes.length === 0
+          ? []
+          : await events.findMany({
+              where: { runningLane: { in: lanes } },
+              select: { runningLane: true },
+            })
+      const running = new Set(holders.map(({ runningLane }) => runningLane))
+      for (const candidate of page) {
+        const { lane, runningLane } = candidate
+        const isPassed = lane !== null && (passed.has(lane) || running.has(lane))
+        if (lane !== null) passed.add(lane)
+        if (!isPassed || runningLane !== null) yield candidate
+      }
+      last = page.at(-1)
+      if (page.length < AT_A_TIME) return
+    }
+  }
+
+  /** Starts the next run of an event as it was seen, if it still is as the guard says. */
+  async function start(seen: Candidate, leaseMs: number, guard: object) {
+    const { id, fence, lane } = seen
+    try {
+      const count = await updateMany({
+        where: { id, fence, ...guard },
+        data: {
+          status: 'processing',
+          fence: fence + 1,
+          attempts: { increment: 1 },
+          dueAt: later(await clock.estimate(), leaseMs),
+          runningLane: lane,
+        },
+      })
+      if (count === 0) return undefined
+    } catch (error) {
+      if (lane === null || !isUniqueViolation(error)) throw error
+      return undefined
+    }
+    // Read after the claim: the run before may have written a step until then.
+    const row: Row | null = await events.findUnique({ where: { id } })
+    return row?.fence === fence + 1 ? storedEvent(row) : undefined
+  }
+
+  async function end(run: RunEnd): Promise<boolean> {
+    const { id, fence, status, attempts, deferrals, errors, wakes } = run
+    const now = await clock.ask()
+    const count = await updateMany({
+      where: { id, fence, status: { in: ['processing', status] } },
+      data: {
+        ...{ status, attempts, deferrals, errors, runningLane: null },
+        dueAt: later(now, run.dueInMs),
+      },
+    })
+    // After the end, for which they wait. A crash in between leaves them to their own time.
+    if (count === 1 && wakes !== null) {
+      await updateMany({
+        where: {
+          ...{ lane: wakes, status: 'retrying', deferrals: { gt: 0 }, dueAt: { gt: now } },
+          id: { not: id },
+        },
+        data: { dueAt: now },
+      })
+    }
+    return count === 1
+  }
+
+  async function extend({ id, fence, leaseMs }: RunHold & { leaseMs: number }): Promise<boolean> {
+    const dueAt = later(await clock.ask(), leaseMs)
+    const where = { id, fence, status: 'processing' }
+    return (await updateMany({ where, data: { dueAt } })) === 1
+  }
+
+  return {
+    combinesLists: false,
+    record: each(record),
+    end: each(end),
+    extend: each(extend),
+
+    async claimDue(limit, endpoints) {
+      const claimed: StoredEvent[] = []
+      if (limit === 0) return claimed
+      const now = await clock.ask()
+      for await (const candidate of dueNow(endpoints, now)) {
+        const leaseMs = endpoints.leasesMs[endpoints.names.indexOf(candidate.endpoint)]
+        // Of another case, on MySQL: nobody here serves it.
+        if (leaseMs === undefined) continue
+        const event = await start(candidate, leaseMs, {
+          status: { in: [...WAITING, 'processing'] },
+          dueAt: { lte: now },
+        })
+        if (event !== undefined && claimed.push(event) === limit) break
+      }
+      return claimed
+    },
+
+    async claim(id, leaseMs) {
+      const seen: Candidate | null = await events.findUnique({ where: { id }, select: CANDIDATE })
+      if (seen === null) return undefined
+      // The constraint decides; this saves running into it.
+      const holder = seen.lane === null ? undefined : await holderOf(seen.lane)
+      if (holder !== undefined && holder.id !== seen.id) return undefined
+      return start(seen, leaseMs, {
+        OR: [
+          { status: { in: WAITING } },
+          { status: 'processing', dueAt: { lte: await clock.ask() } },
+        ],
+      })
+    },
+
+    async listDue(limit, endpoints) {
+      const listed: RunHold[] = []
+      if (limit === 0) return listed
+      for await (const { id, fence } of dueNow(endpoints, await clock.ask())) {
+        if (listed.push({ id, fence }) === limit) break
+      }
+      return listed
+    },
+
+    async find(name) {
+      const where = typeof name === 'string' ? { id: name } : { tenantId_provider_eventId: name }
+      const row: Row | null = await events.findUnique({ where })
+      if (row === null) return undefined
+      if (typeof name !== 'string') refuseOtherName(row, name)
+      return storedEvent(row)
+    },
+
+    async reopen(id, force) {
+      const now = await clock.ask()
+      const again = { status: 'received', attempts: 0, deferrals: 0, dueAt: now, runningLane: null }
+      const count = await updateMany({
+        where: {
+          id,
+          OR: [
+            { status: { in: [...WAITING, 'dead', 'ignored'] } },
+            { status: 'processing', dueAt: { lte: now } },
+          ],
+        },
+        data: again,
+      })
+      if (count === 1 || !force) return count === 1
+      const forced = await updateMany({
+        where: { id, status: 'processed' },
+        data: { ...again, steps: {} },
+      })
+      return forced === 1
+    },
+
+    async prune(limit) {
+      const isDoomed = { status: { in: OVER }, dueAt: { lte: await clock.ask() } }
+      const found: { id: string }[] = await events.findMany({
+        where: isDoomed,
+        select: { id: true },
+        orderBy: { dueAt: 'asc' },
+        take: limit,
+      })
+      let deleted = 0
+      for (let at = 0; at < found.length; at += AT_A_TIME) {
+        const ids = found.slice(at, at + AT_A_TIME).map(({ id }) => id)
+        // Asked again in the delete: one that was reopened in between stays.
+        const where = { id: { in: ids }, ...isDoomed }
+        const { count } = await sayAgain<{ count: number }>(() => events.deleteMany({ where }))
+        deleted += count
+      }
+      return deleted
+    },
+  }
+}
+
+function each<I, O>(one: (item: I) => Promise<O>): (items: readonly I[]) => Promise<O[]> {
+  return (items) => Promise.all(items.map(one))
+}
+
+function select<R>(...fields: readonly (keyof R & string)[]): Record<string, true> {
+  return Object.fromEntries(fields.map((field) => [field, true]))
+}
+
+function later(time: Date, ms: number): Date
+function later(time: Date, ms: number | null): Date | null
+function later(time: Date, ms: number | null): Date | null {
+  return ms === null ? null : new Date(time.getTime() + ms)
+}
+
+type Name = Pick<RecordedRow, 'tenantId' | 'provider' | 'eventId'>
+
+function isNamed(row: Name, { tenantId, provider, eventId }: Name): boolean {
+  if (eventId === null) return false
+  return row.tenantId === tenantId && row.provider === provider && row.eventId === eventId
+}
+
+// MySQL's usual collations find 'ABC' under 'abc'. Two events, or two tenants, must never share a
+// row, so this is an answer that cannot be given.
+function refuseOtherName(row: Name, name: Name): void {
+  if (isNamed(row, name)) return
+  throw new Error(
+    'webhook_event compares names without regard to case: give tenant_id, provider and event_id a binary collation',
+  )
+}
+
+function recorded(row: Omit<RecordedRow, 'deliveredAt'>, now: Date): Recorded {
+  const { id, status, fence, attempts, deliveries, dueAt, receivedAt } = row
+  const dueInMs = dueAt === null ? null : dueAt.getTime() - now.getTime()
+  const seen = { id, status, fence, attempts, deliveries, dueInMs, receivedAt }
+  return { ...seen, isNew: false, sameBodyAs: null }
+}
+
+function storedEvent(row: Row): StoredEvent {
+  return {
+    id: row.id,
+    tenantId: row.tenantId,
+    provider: row.provider,
+    eventId: row.eventId,
+    endpoint: row.endpoint,
+    type: row.type,
+    status: row.status,
+    fence: row.fence,
+    attempts: row.attempts,
+    deferrals: row.deferrals,
+    deliveries: row.deliveries,
+    deliveredAt: row.deliveredAt,
+    payload: row.payload,
+    headers: row.headers,
+    bodyHash: row.bodyHash,
+    sameBodyAs: row.sameBodyAs,
+    lane: row.lane,
+    steps: row.steps,
+    errors: row.errors,
+    receivedAt: row.receivedAt,
+  }
+}

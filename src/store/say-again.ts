@@ -1,0 +1,22 @@
+import { backoff } from '../core/backoff.js'
+import { errorCode } from './client.js'
+
+// Serialization failure and deadlock: the server has rolled the statement back, and every statement
+// is guarded, so it can be said again. The first comes with a stricter isolation level than usual.
+const ROLLED_BACK = ['40001', '40P01']
+const SAY_AGAIN = { firstMs: 5, mostMs: 100 }
+const TRIES = 10
+
+/** Says one guarded statement, again when the server rolled it back. */
+export async function sayAgain<T>(statement: () => PromiseLike<T>): Promise<T> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await statement()
+    } catch (error) {
+      const isWorthTrying = ROLLED_BACK.includes(errorCode(error) ?? '') && attempt < TRIES
+      if (!isWorthTrying) throw error
+      const pauseMs = backoff(SAY_AGAIN, attempt, Math.random())
+      await new Promise((resolve) => setTimeout(resolve, pauseMs))
+    }
+  }
+}
