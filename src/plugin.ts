@@ -52,7 +52,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
 
 /** Picks the store that fits the database. */
 function storeFor({ prisma, pool }: PluginOptions): Store {
-  const missing = missingFromClient(prisma)
+  const missing = missingFromClient(prisma, ['idempotencyRecord'])
   if (missing.length > 0) throw new ModelsMissing(missing.join(', '))
   const provider = providerOf(prisma)
   if (pool !== undefined) {
