@@ -1,4 +1,17 @@
-import { type Duration, parseDuration } from './core/duration.js'
+import {
+  type Check,
+  check,
+  defined,
+  isBoolean,
+  isDuration,
+  isFunction,
+  isHeaderList,
+  isInteger,
+  isOneOf,
+  isRateLimit,
+  LONGEST_RETENTION_MS,
+  toMs,
+} from './checks.js'
 import { OptionInvalid } from './errors.js'
 import {
   DEFAULTS,
@@ -9,49 +22,6 @@ import {
 } from './options.js'
 
 const KEPT_HEADERS = ['content-type', 'location', 'link', 'retry-after']
-
-const DAY_MS = 86_400_000
-// A timer of Node's holds 24.8 days, and some durations are stretched by a quarter to spread them.
-const LONGEST_TIMER_MS = 19 * DAY_MS
-const LONGEST_RETENTION_MS = 3_650 * DAY_MS
-
-/** Says what is wrong with a value, if anything is. */
-type Check = (value: unknown) => string | undefined
-
-const isBoolean: Check = (value) =>
-  typeof value === 'boolean' ? undefined : 'must be true or false'
-const isFunction: Check = (value) =>
-  typeof value === 'function' ? undefined : 'must be a function'
-const isDuration =
-  (least: number, example: Duration, most = LONGEST_TIMER_MS): Check =>
-  (value) => {
-    const ms = parseDuration(value)
-    return ms !== undefined && ms >= least && ms <= most
-      ? undefined
-      : `must be a duration of at least ${least} ms, and at most ${most / DAY_MS} days: a number of milliseconds, or a string such as '${example}'`
-  }
-const isOneOf =
-  (...allowed: readonly string[]): Check =>
-  (value) =>
-    allowed.includes(value as string)
-      ? undefined
-      : `must be ${allowed.map((a) => `'${a}'`).join(' or ')}`
-const isInteger =
-  (least: number, most = Number.MAX_SAFE_INTEGER): Check =>
-  (value) =>
-    Number.isSafeInteger(value) && (value as number) >= least && (value as number) <= most
-      ? undefined
-      : `must be a whole number from ${least} to ${most}`
-const isHeaderName = (name: unknown) =>
-  typeof name === 'string' && /^[\w!#$%&'*+.^`|~-]+$/.test(name)
-const isHeaderList: Check = (value) => {
-  if (!Array.isArray(value) || !value.every(isHeaderName)) {
-    return "must be a list of header names, such as ['x-request-cost']"
-  }
-  return value.some((name) => name.toLowerCase() === 'set-cookie')
-    ? "must not contain 'set-cookie': a cookie would be replayed to whoever retries"
-    : undefined
-}
 
 const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
   required: isBoolean,
@@ -85,15 +55,16 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
       ? undefined
       : "must be a function such as (request) => request.user.orgId, or false in an application with one tenant. It keeps one client's keys from another's",
   global: isBoolean,
-  rateLimit: (value) => {
-    if (value === false) return undefined
-    const { max, timeWindow, ...others } = Object(value)
-    return isInteger(1)(max) === undefined &&
-      isDuration(1, '1m')(timeWindow) === undefined &&
-      Object.keys(others).length === 0
+  rateLimit: isRateLimit,
+  failedSignatures: isRateLimit,
+  dispatch: (value) =>
+    ['start', 'enqueue', 'lookAgain', 'stop'].every(
+      (name) => typeof Object(value)[name] === 'function',
+    )
       ? undefined
-      : "must be { max, timeWindow } such as { max: 100, timeWindow: '1m' }, or false"
-  },
+      : 'must be inProcess({ … }), bullmq({ … }), or another object with start, enqueue, lookAgain and stop',
+  worker: isBoolean,
+  drain: isDuration(0, '10s'),
   storeTimeout: isDuration(1, '5s'),
   pruneEvery: (value) => (value === false ? undefined : isDuration(1_000, '10m')(value)),
   docs: (value) =>
@@ -104,7 +75,7 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
 
 /** Checks everything that was given to `register`, and completes it. @throws OptionInvalid */
 export function readPluginOptions(options: PluginOptions): PluginSettings {
-  check('', PLUGIN_CHECKS, options)
+  check('', PLUGIN_CHECKS, options, ['prisma', 'tenant'])
   const given = { ...DEFAULTS, ...defined(options) }
   return {
     tenant: given.tenant,
@@ -112,6 +83,14 @@ export function readPluginOptions(options: PluginOptions): PluginSettings {
     rateLimit: given.rateLimit
       ? { max: given.rateLimit.max, timeWindowMs: toMs(given.rateLimit.timeWindow) }
       : undefined,
+    failedSignatures: given.failedSignatures
+      ? {
+          max: given.failedSignatures.max,
+          timeWindowMs: toMs(given.failedSignatures.timeWindow),
+        }
+      : undefined,
+    hasWorker: given.worker,
+    drainMs: toMs(given.drain),
     storeTimeoutMs: toMs(given.storeTimeout),
     pruneEveryMs: given.pruneEvery === false ? undefined : toMs(given.pruneEvery),
     docs: given.docs,
@@ -166,31 +145,4 @@ function strict(keepStatus: (statusCode: number) => unknown): (statusCode: numbe
     if (typeof isKept === 'boolean') return isKept
     throw new TypeError('keepStatus must return true or false')
   }
-}
-
-const REQUIRED = ['prisma', 'tenant']
-
-function check(where: string, checks: Record<string, Check>, options: object): void {
-  if (typeof options !== 'object' || options === null) {
-    throw new OptionInvalid(`the options${where} must be an object`)
-  }
-  for (const name of Object.keys(options)) {
-    if (Object.hasOwn(checks, name)) continue
-    const known = Object.keys(checks).join(', ')
-    throw new OptionInvalid(`option "${name}"${where} is not known; the options are ${known}`)
-  }
-  for (const [name, problemWith] of Object.entries(checks)) {
-    const value: unknown = Reflect.get(options, name)
-    if (value === undefined && !REQUIRED.includes(name)) continue
-    const problem = problemWith(value)
-    if (problem !== undefined) throw new OptionInvalid(`option "${name}"${where} ${problem}`)
-  }
-}
-
-function defined<T extends object>(options: T): T {
-  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
-}
-
-function toMs(duration: Duration): number {
-  return parseDuration(duration) as number
 }

@@ -27,7 +27,7 @@ export const BodyUnusable = createError(
 /** `tenant` returned nothing for this request. */
 export const TenantUnknown = createError(
   'IDEMPOTENCY_TENANT_UNKNOWN',
-  'An Idempotency-Key can only be used by a known tenant, and this request belongs to none',
+  'An Idempotency-Key or a webhook needs a known tenant, and this request belongs to none',
   403,
 )
 /** The same operation is running now. */

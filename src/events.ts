@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { channel } from 'node:diagnostics_channel'
 import type { FastifyBaseLogger } from 'fastify'
+import type { EventStatus } from './core/event.js'
 import type { RecordKey } from './core/record.js'
 import { errorCode } from './store/client.js'
 
@@ -16,6 +17,66 @@ export interface Failure {
 
 /** Why an operation is recorded without its response. */
 export type OmittedReason = 'too large' | 'written past the hooks' | 'timed out'
+
+/** Which webhook event something happened to. */
+export interface WebhookSubject {
+  readonly provider: string
+  /** What the provider calls it. */
+  readonly eventId: string | null
+  /** What the inbox calls it. */
+  readonly event: string
+}
+
+/** What happens to an event of the inbox. */
+export type WebhookHappening = WebhookSubject &
+  (
+    | { readonly kind: 'webhook_recorded'; readonly type: string | null }
+    | {
+        readonly kind: 'webhook_duplicate'
+        readonly deliveries: number
+        readonly status: EventStatus
+      }
+    | { readonly kind: 'webhook_same_body'; readonly sameBodyAs: string }
+    | { readonly kind: 'webhook_processed'; readonly attempt: number; readonly tookMs: number }
+    | { readonly kind: 'webhook_ignored' }
+    | {
+        readonly kind: 'webhook_postponed'
+        readonly attempt: number
+        readonly deferrals: number
+        readonly retryInMs: number
+      }
+    | {
+        readonly kind: 'webhook_failed'
+        readonly attempt: number
+        readonly retryInMs: number | null
+        readonly failure: Failure
+      }
+    | {
+        readonly kind: 'webhook_dead'
+        readonly attempt: number
+        readonly why: string
+        readonly failure: Failure | undefined
+      }
+    | { readonly kind: 'webhook_handed_back'; readonly attempt: number }
+    | {
+        readonly kind: 'webhook_end_not_stored'
+        readonly attempt: number
+        readonly failure: Failure
+      }
+  )
+
+/** What happens at the inbox's doors, and to the events in it. */
+export type InboxHappening =
+  | WebhookHappening
+  | { readonly kind: 'webhook_refused'; readonly provider: string; readonly reason: string }
+  | { readonly kind: 'webhook_handshake'; readonly provider: string }
+  | {
+      readonly kind: 'webhook_not_verified'
+      readonly provider: string
+      readonly failure: Failure
+    }
+  | { readonly kind: 'inbox_unavailable'; readonly failure: Failure }
+  | { readonly kind: 'dispatch_failed'; readonly failure: Failure }
 
 /** Everything that happens, each with the facts that a log line or a metric needs. */
 export type Happening =
@@ -51,6 +112,7 @@ export type Happening =
   | { readonly kind: 'key_rejected'; readonly reason: string }
   | { readonly kind: 'pruned'; readonly count: number; readonly tookMs: number }
   | { readonly kind: 'prune_failed'; readonly failure: Failure }
+  | InboxHappening
 
 /** What it happened to. A key is a secret of its client: it is told apart by `keyId` alone. */
 export interface EventSubject {
@@ -87,13 +149,31 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   abandoned: ['warn', 'Attempt given up; its lease will run out'],
   store_unavailable: ['error', 'Idempotency store does not answer'],
   too_many_keys: ['warn', 'Too many new idempotency keys'],
-  limiter_failed: ['warn', 'New keys could not be counted; the key was let in'],
+  limiter_failed: ['warn', 'A limit could not be counted; nobody was held up'],
   body_not_compared: [
     'warn',
     'Bodies of this route are not parsed and so not compared: set config.idempotency.fingerprint',
   ],
   key_rejected: ['info', 'Idempotency key rejected'],
   pruned: ['debug', 'Expired idempotency records deleted'],
+  webhook_recorded: ['debug', 'Webhook event recorded'],
+  webhook_duplicate: ['info', 'Duplicate webhook event detected'],
+  webhook_same_body: ['warn', 'Webhook event has the body of another one'],
+  webhook_processed: ['debug', 'Webhook event processed'],
+  webhook_ignored: ['debug', 'Webhook event ignored'],
+  webhook_postponed: ['info', 'Webhook event put back until later'],
+  webhook_failed: ['warn', 'Webhook event failed'],
+  webhook_dead: ['error', 'Webhook event is dead; it needs a person'],
+  webhook_handed_back: ['info', 'Webhook event handed back: the server closes'],
+  webhook_end_not_stored: [
+    'error',
+    'How a webhook event ended could not be stored; storing it goes on',
+  ],
+  webhook_refused: ['warn', 'Webhook refused: its signature was not accepted'],
+  webhook_handshake: ['info', 'Webhook handshake answered'],
+  webhook_not_verified: ['error', 'Webhook could not be verified; it was not acknowledged'],
+  inbox_unavailable: ['error', 'Inbox does not answer; the webhook was not acknowledged'],
+  dispatch_failed: ['warn', 'Due webhook events could not be looked up; trying again later'],
   prune_failed: ['warn', 'Expired idempotency records could not be deleted; trying again later'],
 }
 

@@ -1,11 +1,15 @@
 import type { RequestIdempotency } from './http/request.js'
 import type { RouteOptions as IdempotencyOptions } from './options.js'
+import type { WebhookHandler } from './webhooks/endpoint.js'
+import type { WebhookOptions } from './webhooks/options.js'
+import type { RequestEvents } from './webhooks/record-event.js'
+import type { WebhookEvents } from './webhooks/webhooks.js'
 
 /** Idempotency outside a request: `app.idempotency`. */
-export interface Idempotency {
+export interface Idempotency extends WebhookEvents {
   /**
-   * Deletes expired records, 1,000 at a time, until none is left; several processes may do it at
-   * once. An expired key is free whether its record is deleted or not. Returns how many were
+   * Deletes expired records and events, 1,000 at a time, until none is left; several processes may
+   * do it at once. An expired key is free whether its record is deleted or not. Returns how many were
    * deleted. Rejects when the database does; what was deleted by then stays deleted.
    */
   prune(): Promise<number>
@@ -15,11 +19,19 @@ declare module 'fastify' {
   interface FastifyInstance {
     /** Idempotency outside a request. */
     idempotency: Idempotency
+
+    /**
+     * Adds a route for a provider's webhooks: verified, recorded once, processed once. It keeps
+     * every event that it acknowledges.
+     *
+     * @throws IDEMPOTENCY_OPTION_INVALID for options that cannot be.
+     */
+    webhook(url: string, options: WebhookOptions, handler: WebhookHandler): void
   }
 
   interface FastifyRequest {
     /** Idempotency of this request. */
-    idempotency: RequestIdempotency
+    idempotency: RequestIdempotency & RequestEvents
   }
 
   interface FastifyContextConfig {

@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import type { OnLeaseExpired } from './core/decide.js'
 import type { Duration } from './core/duration.js'
+import type { Dispatch } from './dispatch/dispatch.js'
 import type { PrismaClientLike } from './store/client.js'
 import type { PoolLike } from './store/statements.js'
 
@@ -83,6 +84,23 @@ export interface PluginOptions extends RouteOptions {
   global?: boolean
   /** How many new keys a tenant may use in a time; retries do not count. Default: no limit. */
   rateLimit?: { max: number; timeWindow: Duration } | false
+  /**
+   * How many webhooks with a wrong signature one address may send before it gets 429 in place of
+   * 401. Those with a right one are never held up. Default 60 in `'1m'`.
+   */
+  failedSignatures?: { max: number; timeWindow: Duration } | false
+  /**
+   * How webhook events that are durable get run: `inProcess()` by default, in the processes that
+   * receive them; or `bullmq()`, on the workers of a queue.
+   */
+  dispatch?: Dispatch
+  /** Whether this process runs webhook events that wait. Default `true`. */
+  worker?: boolean
+  /**
+   * How long a closing server waits for the webhook events that it is running before it hands them
+   * back to others. Default `'10s'`.
+   */
+  drain?: Duration
   /** How long the store may take to answer. Default `'5s'`. */
   storeTimeout?: Duration
   /** How often a listening process deletes expired records; `false` leaves it to you. Default `'10m'`. */
@@ -111,6 +129,9 @@ export interface PluginSettings {
   readonly tenant: Exclude<PluginOptions['tenant'], false> | false
   readonly isGlobal: boolean
   readonly rateLimit: { readonly max: number; readonly timeWindowMs: number } | undefined
+  readonly failedSignatures: { readonly max: number; readonly timeWindowMs: number } | undefined
+  readonly hasWorker: boolean
+  readonly drainMs: number
   readonly storeTimeoutMs: number
   readonly pruneEveryMs: number | undefined
   readonly docs: string
@@ -131,6 +152,10 @@ export const DEFAULTS = {
   onLeaseExpired: 'rerun',
   onStoreError: 'fail',
   global: true,
+  // A secret that is being changed makes some of the provider's own fail for a while.
+  failedSignatures: { max: 60, timeWindow: '1m' },
+  worker: true,
+  drain: '10s',
   storeTimeout: '5s',
   pruneEvery: '10m',
   docs: 'https://github.com/fastify-idempotency/fastify-idempotency/blob/main/docs/errors.md',

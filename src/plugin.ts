@@ -2,72 +2,129 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { readPluginOptions } from './check-options.js'
 import { Claims } from './claims/claims.js'
+import { inProcess } from './dispatch/in-process.js'
 import { ModelsMissing, OptionInvalid } from './errors.js'
 import { reporter } from './events.js'
 import type { Idempotency } from './fastify.js'
 import { bindHooks, exchangeOf } from './http/hooks.js'
 import { createLimiter } from './http/limiter.js'
 import { requestIdempotency } from './http/request.js'
-import type { PluginOptions } from './options.js'
+import type { PluginOptions, PluginSettings } from './options.js'
 import { pruneAll, pruneRegularly } from './retention.js'
-import { missingFromClient, providerOf } from './store/client.js'
-import { databaseClock } from './store/clock.js'
+import { type ModelName, missingFromClient, providerOf } from './store/client.js'
+import { type DatabaseClock, databaseClock } from './store/clock.js'
+import type { EventStore } from './store/event-store.js'
 import { postgresStore } from './store/postgres.js'
+import { postgresEventStore } from './store/postgres-events.js'
 import { prismaStore } from './store/prisma.js'
-import { onPool, onPrisma } from './store/statements.js'
-import type { Store } from './store/store.js'
+import { prismaEventStore } from './store/prisma-events.js'
+import { onPool, onPrisma, type RunStatement } from './store/statements.js'
+import { Inbox } from './webhooks/inbox.js'
+import { bindWebhooks } from './webhooks/webhooks.js'
 
 async function idempotency(app: FastifyInstance, options: PluginOptions): Promise<void> {
   const settings = readPluginOptions(options)
-  const store = storeFor(options)
+  const database = databaseOf(options)
+  const { run, clock } = database
+  const store = run ? postgresStore(run) : prismaStore(options.prisma, clock)
   const claims = new Claims(store, settings)
   const limiter =
     settings.rateLimit &&
     (await createLimiter(app, {
       ...settings.rateLimit,
       redis: options.redis,
-      tenantOf: (request) => exchangeOf(request)?.tenantId ?? '',
+      keyOf: (request) => exchangeOf(request)?.tenantId ?? '',
     }))
-
   bindHooks(app, options, { settings, claims, limiter })
+
+  let opened: { inbox: Inbox; events: EventStore } | undefined
+  const inbox = () => {
+    opened ??= openInbox(app, options, settings, database)
+    return opened.inbox
+  }
+  const { recordEvent, ...webhooks } = bindWebhooks(app, {
+    settings,
+    redis: options.redis,
+    inbox,
+  })
   app.decorateRequest('idempotency', {
     getter() {
-      return requestIdempotency(this)
+      const events = { recordEvent: recordEvent.bind(undefined, this) }
+      return Object.assign(requestIdempotency(this), events)
     },
   })
 
   const report = reporter(app.log, undefined, undefined)
-  const api: Idempotency = { prune: () => pruneAll(store, report) }
+  const prunes = () => [store.prune, ...(opened ? [opened.events.prune] : [])]
+  const api: Idempotency = { ...webhooks, prune: () => pruneAll(prunes(), report) }
   app.decorate('idempotency', api)
   if (settings.pruneEveryMs !== undefined) {
-    pruneRegularly(app, store, report, {
+    pruneRegularly(app, prunes, report, {
       everyMs: settings.pruneEveryMs,
       patienceMs: settings.storeTimeoutMs,
     })
   }
+  app.addHook('onListen', async () => {
+    if (settings.hasWorker) opened?.inbox.work()
+  })
   // Fastify lets requests finish before `onClose`; those that only wait are let go before that.
-  app.addHook('preClose', async () => claims.stopWaiting())
-  app.addHook('onClose', () => claims.close())
+  app.addHook('preClose', async () => {
+    claims.stopWaiting()
+    await opened?.inbox.stop()
+  })
+  app.addHook('onClose', async () => {
+    await Promise.all([claims.close(), opened?.inbox.close()])
+  })
 }
 
-/** Picks the store that fits the database. */
-function storeFor({ prisma, pool }: PluginOptions): Store {
-  const missing = missingFromClient(prisma, ['idempotencyRecord'])
-  if (missing.length > 0) throw new ModelsMissing(missing.join(', '))
-  const provider = providerOf(prisma)
-  if (pool !== undefined) {
-    if (provider === undefined || provider === 'postgresql') return postgresStore(onPool(pool))
-    throw new OptionInvalid(
-      `option "pool" is for PostgreSQL, and the database of option "prisma" is ${provider}; leave it out`,
-    )
-  }
-  if (provider === 'postgresql') return postgresStore(onPrisma(prisma))
+/** How the library reaches the database. */
+interface Reach {
+  /** Statements of its own, on PostgreSQL. */
+  readonly run: RunStatement | undefined
+  readonly clock: DatabaseClock
+}
+
+/** Picks what fits the database. */
+function databaseOf({ prisma, pool }: PluginOptions): Reach {
+  demand(prisma, 'idempotencyRecord')
+  const provider = providerOf(prisma) ?? (pool && 'postgresql')
   if (provider === undefined) {
     throw new OptionInvalid(
       'the database of option "prisma" is none of PostgreSQL, MySQL, MariaDB and SQLite; give the PrismaClient itself, not a wrapper around it',
     )
   }
-  return prismaStore(prisma, databaseClock(prisma, provider))
+  const clock = databaseClock(prisma, provider)
+  if (provider === 'postgresql') return { run: pool ? onPool(pool) : onPrisma(prisma), clock }
+  if (pool === undefined) return { run: undefined, clock }
+  throw new OptionInvalid(
+    `option "pool" is for PostgreSQL, and the database of option "prisma" is ${provider}; leave it out`,
+  )
+}
+
+/** @throws ModelsMissing */
+function demand(prisma: object, model: ModelName): void {
+  const missing = missingFromClient(prisma, [model])
+  if (missing.length > 0) throw new ModelsMissing(missing.join(', '))
+}
+
+function openInbox(
+  app: FastifyInstance,
+  { prisma, dispatch = inProcess() }: PluginOptions,
+  { storeTimeoutMs, drainMs }: PluginSettings,
+  { run, clock }: Reach,
+): { inbox: Inbox; events: EventStore } {
+  demand(prisma, 'webhookEvent')
+  const events = run ? postgresEventStore(run) : prismaEventStore(prisma, clock)
+  const inbox = new Inbox({
+    store: events,
+    prisma,
+    clock,
+    dispatch,
+    storeTimeoutMs,
+    drainMs,
+    log: app.log,
+  })
+  return { inbox, events }
 }
 
 export default fp(idempotency, { name: 'fastify-idempotency', fastify: '5.x' })

@@ -1,24 +1,28 @@
 import type { FastifyInstance } from 'fastify'
 import { within } from './claims/within.js'
 import { failureOf, type Report } from './events.js'
-import type { Store } from './store/store.js'
 
 /** Small enough to hold few locks and little log at a time, large enough to be few statements. */
 const BATCH = 1_000
 
+/** Deletes at most `limit` rows that are kept for nobody any more; returns how many. */
+type Prune = (limit: number) => Promise<number>
+
 /** Deletes what has expired, batch by batch, until none is left; returns how many. */
 export async function pruneAll(
-  store: Store,
+  prunes: readonly Prune[],
   report: Report,
   isWanted: () => boolean = () => true,
 ): Promise<number> {
   const startedAt = performance.now()
   let count = 0
-  for (;;) {
-    const deleted = await store.prune(BATCH)
-    count += deleted
-    // Fewer than asked for: the end, or another process is at the rest.
-    if (deleted < BATCH || !isWanted()) break
+  for (const prune of prunes) {
+    let deleted: number
+    do {
+      deleted = await prune(BATCH)
+      count += deleted
+      // Fewer than asked for: the end, or another process is at the rest.
+    } while (deleted === BATCH && isWanted())
   }
   report({ kind: 'pruned', count, tookMs: Math.round(performance.now() - startedAt) })
   return count
@@ -27,7 +31,7 @@ export async function pruneAll(
 /** Prunes from when the application listens (a test that only injects gets no timer) to its end. */
 export function pruneRegularly(
   app: FastifyInstance,
-  store: Store,
+  prunes: () => readonly Prune[],
   report: Report,
   { everyMs, patienceMs }: { everyMs: number; patienceMs: number },
 ): void {
@@ -42,7 +46,7 @@ export function pruneRegularly(
   }
 
   function run(): void {
-    pruning = pruneAll(store, report, () => isOpen)
+    pruning = pruneAll(prunes(), report, () => isOpen)
       .catch((error) => report({ kind: 'prune_failed', failure: failureOf(error) }))
       .finally(schedule)
   }

@@ -2,7 +2,7 @@ import { backoff } from '../core/backoff.js'
 import { decide, type OnLeaseExpired } from '../core/decide.js'
 import type { RecordKey, StoredResponse } from '../core/record.js'
 import type { Report } from '../events.js'
-import { combine } from '../store/combine.js'
+import { oneOf } from '../store/combine.js'
 import type { Store } from '../store/store.js'
 import { Claim, type ClaimTerms } from './claim.js'
 import { WaitingRoom } from './waiting.js'
@@ -37,8 +37,6 @@ export interface ClaimsOptions {
   readonly storeTimeoutMs: number
 }
 
-// Measured with 4 and 32 connections; see docs/decisions.
-const COMBINE = { free: 4, most: 64, mostWeight: 1024 * 1024 }
 /** How often another process's attempt is looked at. In the same process, its end wakes us. */
 const LOOK_AGAIN = { firstMs: 25, mostMs: 1_000 }
 
@@ -59,18 +57,16 @@ export class Claims {
 
   constructor(store: Store, { storeTimeoutMs }: ClaimsOptions) {
     this.#storeTimeoutMs = storeTimeoutMs
-    const together = <I, O>(
-      verb: (items: readonly I[]) => Promise<O[]>,
-      weigh?: (item: I) => number,
-    ): ((item: I) => Promise<O>) =>
-      store.combinesLists
-        ? combine(verb, { ...COMBINE, patienceMs: storeTimeoutMs, ...(weigh && { weigh }) })
-        : async (item) => (await verb([item]))[0] as O
-    this.#insert = together(store.insert)
-    this.#takeOver = together(store.takeOver)
-    this.#finish = together(store.finish, ({ response }) => response?.body?.byteLength ?? 0)
-    this.#extend = together(store.extend)
-    this.#forget = together(store.forget)
+    this.#insert = oneOf(store, store.insert, storeTimeoutMs)
+    this.#takeOver = oneOf(store, store.takeOver, storeTimeoutMs)
+    this.#finish = oneOf(
+      store,
+      store.finish,
+      storeTimeoutMs,
+      ({ response }) => response?.body?.byteLength ?? 0,
+    )
+    this.#extend = oneOf(store, store.extend, storeTimeoutMs)
+    this.#forget = oneOf(store, store.forget, storeTimeoutMs)
   }
 
   /**

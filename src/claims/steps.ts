@@ -23,11 +23,13 @@ export interface TransactionOptions {
 }
 
 /** Stores results under the attempt's guard; `false` when another attempt has taken over. */
-export type KeepSteps = (
-  client: TransactionClient,
-  steps: StepResults,
-  isFinal: boolean,
-) => Promise<boolean>
+export type KeepSteps = (client: TransactionClient, steps: StepResults) => Promise<boolean>
+
+/**
+ * Finds out what keeping will need, such as the time. Before a transaction, because it may need a
+ * connection of its own, and the pool may have but one.
+ */
+export type PrepareToKeep = (isFinal: boolean) => Promise<KeepSteps>
 
 // Serialization failure and deadlock: the server has undone everything, so it can be said again.
 const ROLLED_BACK = ['40001', '40P01']
@@ -38,7 +40,7 @@ const SAY_AGAIN = { firstMs: 10, mostMs: 200 }
 export class Steps {
   readonly #prisma: PrismaClientLike
   readonly #operation: string
-  readonly #keep: KeepSteps
+  readonly #prepare: PrepareToKeep
   readonly #used = new Set<string>()
   #results: StepResults
   #isOpen = false
@@ -47,11 +49,16 @@ export class Steps {
   #writing: Promise<unknown> = Promise.resolve()
 
   /** `operation` names what is being done, the same in every attempt at it. */
-  constructor(prisma: PrismaClientLike, operation: string, earlier: StepResults, keep: KeepSteps) {
+  constructor(
+    prisma: PrismaClientLike,
+    operation: string,
+    earlier: StepResults,
+    prepare: PrepareToKeep,
+  ) {
     this.#prisma = prisma
     this.#operation = operation
     this.#results = earlier
-    this.#keep = keep
+    this.#prepare = prepare
   }
 
   /** Whether a transaction has said that nothing comes after it. */
@@ -68,9 +75,10 @@ export class Steps {
     if (Object.hasOwn(this.#results, name)) return this.#earlier<T>(name)
     const value = await fn()
     const text = encode(name, value)
+    const keep = await this.#prepare(false)
     await this.#alone(async () => {
       const results = { ...this.#results, [name]: text }
-      if (!(await this.#keep(this.#prisma, results, false))) throw new LeaseLost()
+      if (!(await keep(this.#prisma, results))) throw new LeaseLost()
       this.#results = results
     })
     return value
@@ -107,12 +115,13 @@ export class Steps {
     // No step is being written while this one's result is on its way into the database, or its
     // write would wait for this commit and then leave this result out.
     return this.#alone(async () => {
+      const keep = await this.#prepare(isFinal)
       let results = this.#results
       const value: T = await this.#prisma.$transaction(async (tx: TransactionClient) => {
         const value = await fn(tx)
         results = { ...this.#results, [name]: encode(name, value) }
         // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.
-        if (!(await this.#keep(tx, results, isFinal))) throw new LeaseLost()
+        if (!(await keep(tx, results))) throw new LeaseLost()
         return value
       }, options)
       this.#results = results

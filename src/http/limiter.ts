@@ -10,24 +10,25 @@ export interface LimiterOptions {
   readonly max: number
   readonly timeWindowMs: number
   readonly redis: object | undefined
-  readonly tenantOf: (request: FastifyRequest) => string
+  /** Whose count a request goes to. */
+  readonly keyOf: (request: FastifyRequest) => string
 }
 
 type Count = ReturnType<FastifyInstance['createRateLimit']>
 
-/** Counts a new key; tells after how many seconds to come back when it was one too many. */
+/** Counts one more; tells after how many seconds to come back when it was one too many. */
 export type Limiter = (request: FastifyRequest, report: Report) => Promise<number | undefined>
 
 /**
- * Counts new keys by tenant. It protects the table from being filled, not the operation, so a
- * counter that does not answer lets the key in.
+ * Counts new keys by tenant, or failed signatures by address. It saves space and noise and protects
+ * no operation, so a counter that does not answer holds nobody up.
  *
  * An application that has registered @fastify/rate-limit itself has chosen where to count; that
  * choice is used here, too.
  */
 export async function createLimiter(
   app: FastifyInstance,
-  { max, timeWindowMs, redis, tenantOf }: LimiterOptions,
+  { max, timeWindowMs, redis, keyOf }: LimiterOptions,
 ): Promise<Limiter> {
   let count: Count | undefined
   const isInMemory = !redis && !app.hasDecorator('createRateLimit')
@@ -37,7 +38,7 @@ export async function createLimiter(
     const limit = inner.createRateLimit({
       max,
       timeWindow: timeWindowMs,
-      keyGenerator: (request) => `idempotency:${tenantOf(request)}`,
+      keyGenerator: (request) => `idempotency:${keyOf(request)}`,
     })
     count = isInMemory ? oneAtATime(limit) : limit
   })

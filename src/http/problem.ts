@@ -13,6 +13,7 @@ export function problem(
   docs: string,
   error: FastifyError,
   retryAfterS?: number,
+  more?: Readonly<Record<string, string>>,
 ): Buffer {
   const status = error.statusCode ?? 500
   reply.code(status).header('content-type', 'application/problem+json')
@@ -25,6 +26,7 @@ export function problem(
       status,
       detail: error.message,
       code: error.code,
+      ...more,
     }),
   )
 }

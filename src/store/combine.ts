@@ -79,3 +79,19 @@ export function combine<I, O>(
       sendWhatMay()
     })
 }
+
+// Measured with 4 and 32 connections; see docs/decisions.
+const FREE = 4
+const MOST = 64
+const MOST_WEIGHT = 1024 * 1024
+
+/** A verb over lists as a function of one item, combined where the store's lists are one statement. */
+export function oneOf<I, O>(
+  { combinesLists }: { readonly combinesLists: boolean },
+  verb: (items: readonly I[]) => Promise<readonly O[]>,
+  patienceMs: number,
+  weigh: (item: I) => number = () => 0,
+): (item: I) => Promise<O> {
+  if (!combinesLists) return async (item) => (await verb([item]))[0] as O
+  return combine(verb, { free: FREE, most: MOST, mostWeight: MOST_WEIGHT, patienceMs, weigh })
+}

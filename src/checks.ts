@@ -1,0 +1,87 @@
+import { type Duration, parseDuration } from './core/duration.js'
+import { OptionInvalid } from './errors.js'
+
+// What options are checked with: each check says what is wrong with a value, if anything is.
+
+const DAY_MS = 86_400_000
+// A timer of Node's holds 24.8 days, and some durations are stretched by a quarter to spread them.
+const LONGEST_TIMER_MS = 19 * DAY_MS
+export const LONGEST_RETENTION_MS = 3_650 * DAY_MS
+
+/** Says what is wrong with a value, if anything is. */
+export type Check = (value: unknown) => string | undefined
+
+export const isBoolean: Check = (value) =>
+  typeof value === 'boolean' ? undefined : 'must be true or false'
+export const isFunction: Check = (value) =>
+  typeof value === 'function' ? undefined : 'must be a function'
+export const isDuration =
+  (least: number, example: Duration, most = LONGEST_TIMER_MS): Check =>
+  (value) => {
+    const ms = parseDuration(value)
+    return ms !== undefined && ms >= least && ms <= most
+      ? undefined
+      : `must be a duration of at least ${least} ms, and at most ${most / DAY_MS} days: a number of milliseconds, or a string such as '${example}'`
+  }
+export const isOneOf =
+  (...allowed: readonly string[]): Check =>
+  (value) =>
+    allowed.includes(value as string)
+      ? undefined
+      : `must be ${allowed.map((a) => `'${a}'`).join(' or ')}`
+export const isInteger =
+  (least: number, most = Number.MAX_SAFE_INTEGER): Check =>
+  (value) =>
+    Number.isSafeInteger(value) && (value as number) >= least && (value as number) <= most
+      ? undefined
+      : `must be a whole number from ${least} to ${most}`
+export const isRateLimit: Check = (value) => {
+  if (value === false) return undefined
+  const { max, timeWindow, ...others } = Object(value)
+  return isInteger(1)(max) === undefined &&
+    isDuration(1, '1m')(timeWindow) === undefined &&
+    Object.keys(others).length === 0
+    ? undefined
+    : "must be { max, timeWindow } such as { max: 100, timeWindow: '1m' }, or false"
+}
+const isHeaderName = (name: unknown) =>
+  typeof name === 'string' && /^[\w!#$%&'*+.^`|~-]+$/.test(name)
+export const isHeaderList: Check = (value) => {
+  if (!Array.isArray(value) || !value.every(isHeaderName)) {
+    return "must be a list of header names, such as ['x-request-cost']"
+  }
+  return value.some((name) => name.toLowerCase() === 'set-cookie')
+    ? "must not contain 'set-cookie': a cookie would be replayed to whoever retries"
+    : undefined
+}
+
+/** Checks an object of options, with all that may be in it. @throws OptionInvalid */
+export function check(
+  where: string,
+  checks: Record<string, Check>,
+  options: object,
+  required: readonly string[] = [],
+): void {
+  if (typeof options !== 'object' || options === null) {
+    throw new OptionInvalid(`the options${where} must be an object`)
+  }
+  for (const name of Object.keys(options)) {
+    if (Object.hasOwn(checks, name)) continue
+    const known = Object.keys(checks).join(', ')
+    throw new OptionInvalid(`option "${name}"${where} is not known; the options are ${known}`)
+  }
+  for (const [name, problemWith] of Object.entries(checks)) {
+    const value: unknown = Reflect.get(options, name)
+    if (value === undefined && !required.includes(name)) continue
+    const problem = problemWith(value)
+    if (problem !== undefined) throw new OptionInvalid(`option "${name}"${where} ${problem}`)
+  }
+}
+
+export function defined<T extends object>(options: T): T {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
+}
+
+export function toMs(duration: Duration): number {
+  return parseDuration(duration) as number
+}

@@ -1,0 +1,118 @@
+import {
+  type Check,
+  check,
+  defined,
+  isDuration,
+  isFunction,
+  isHeaderList,
+  isInteger,
+  isOneOf,
+  LONGEST_RETENTION_MS,
+  toMs,
+} from '../checks.js'
+import { OptionInvalid } from '../errors.js'
+import { type EndpointSettings, WEBHOOK_DEFAULTS, type WebhookOptions } from './options.js'
+import type { Answer } from './provider.js'
+
+const OUTCOMES = [
+  'processed',
+  'duplicate',
+  'accepted',
+  'ignored',
+  'running',
+  'postponed',
+  'failed',
+  'dead',
+]
+
+const isText = (value: unknown): value is string => typeof value === 'string' && value !== ''
+
+const isRetry: Check = (value) => {
+  const { attempts, first, most, ...others } = Object(value)
+  const isValid =
+    typeof value === 'object' &&
+    Object.keys(others).length === 0 &&
+    (attempts === undefined || isInteger(1, 1_000)(attempts) === undefined) &&
+    (first === undefined || isDuration(1, '1s')(first) === undefined) &&
+    (most === undefined || isDuration(1, '12h')(most) === undefined)
+  return isValid
+    ? undefined
+    : "must be { attempts, first, most } such as { attempts: 20, first: '1s', most: '12h' }"
+}
+
+const isAnswers: Check = (value) => {
+  const isAnswer = (answer: Answer) => isInteger(200, 599)(answer?.status) === undefined
+  const isValid = Object.entries(Object(value)).every(
+    ([outcome, answer]) => OUTCOMES.includes(outcome) && isAnswer(answer as Answer),
+  )
+  return isValid && typeof value === 'object'
+    ? undefined
+    : `must give { status, headers, body } by outcome, such as { dead: { status: 406 } }; the outcomes are ${OUTCOMES.join(', ')}`
+}
+
+const CHECKS: Record<keyof WebhookOptions, Check> = {
+  provider: (value) =>
+    typeof Object(value).scheme === 'object' && typeof Object(value).eventId === 'function'
+      ? undefined
+      : "must be a provider such as stripe({ secret }) or hmac({ … }) of 'fastify-idempotency/webhooks'",
+  tenant: (value) =>
+    isText(value) || typeof value === 'function'
+      ? undefined
+      : 'must be a name, or a function such as (request) => request.params.tenant',
+  name: (value) =>
+    isText(value) && value.length <= 191 ? undefined : 'must be 1 to 191 characters',
+  mode: isOneOf('inline', 'deferred'),
+  types: (value) =>
+    Array.isArray(value) && value.every(isText)
+      ? undefined
+      : "must be a list of event types, such as ['payment_intent.succeeded']",
+  serialize: (value) => (value === true ? undefined : isFunction(value)),
+  lease: isDuration(1_000, '30s'),
+  maxRun: isDuration(1_000, '15m'),
+  retry: isRetry,
+  deferrals: isInteger(0, 1_000_000),
+  retention: isDuration(1_000, '30d', LONGEST_RETENTION_MS),
+  headers: isHeaderList,
+  bodyLimit: isInteger(1, 64 * 1024 * 1024),
+  answers: isAnswers,
+  clock: isFunction,
+}
+
+/** Checks the options of an endpoint and completes them. @throws OptionInvalid */
+export function readWebhookOptions(url: string, options: WebhookOptions): EndpointSettings {
+  const where = ` of webhook ${url}`
+  check(where, CHECKS, options, ['provider'])
+  const given = { ...WEBHOOK_DEFAULTS, ...defined(options) }
+  const retry = { ...WEBHOOK_DEFAULTS.retry, ...defined(given.retry) }
+  const { provider, serialize } = given
+  const settings: EndpointSettings = {
+    mode: given.mode,
+    types: given.types && new Set(given.types),
+    serialize: serialize === true ? (event) => event.object : (serialize ?? (() => undefined)),
+    isSerialized: serialize !== undefined,
+    leaseMs: toMs(given.lease),
+    maxRunMs: toMs(given.maxRun),
+    retry: { attempts: retry.attempts, firstMs: toMs(retry.first), mostMs: toMs(retry.most) },
+    deferrals: given.deferrals,
+    retentionMs: toMs(given.retention),
+    keptHeaders: [
+      ...new Set(
+        ['content-type', 'user-agent', ...provider.keptHeaders, ...given.headers].map((name) =>
+          name.toLowerCase(),
+        ),
+      ),
+    ],
+    bodyLimit: given.bodyLimit,
+    answers: given.answers,
+    clock: given.clock,
+  }
+  if (settings.maxRunMs < settings.leaseMs) {
+    throw new OptionInvalid(`option "maxRun"${where} must not be shorter than "lease"`)
+  }
+  if (serialize === true && provider.object === undefined) {
+    throw new OptionInvalid(
+      `option "serialize"${where} must be a function: ${provider.name} does not say what an event is about`,
+    )
+  }
+  return settings
+}

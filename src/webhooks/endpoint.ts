@@ -1,0 +1,87 @@
+import { createHash } from 'node:crypto'
+import type { FastifyRequest } from 'fastify'
+import type { TenantId } from '../options.js'
+import type { Arrival } from '../store/event-store.js'
+import type { WebhookEvent } from './event.js'
+import type { EndpointSettings } from './options.js'
+import { type Provider, parseJson, type VerifiedEvent } from './provider.js'
+import { headerOf, type Incoming } from './signature.js'
+
+/** What an application does with an event. What it returns does not matter; that it returns, does. */
+export type WebhookHandler = (event: WebhookEvent) => unknown
+
+/** Where a provider posts to, and what happens then; resolved once when it was added. */
+export interface Endpoint {
+  readonly name: string
+  readonly provider: Provider
+  readonly handler: WebhookHandler
+  readonly tenant: ((request: FastifyRequest) => TenantId | Promise<TenantId>) | false
+  readonly settings: EndpointSettings
+}
+
+/** Names as long as their column on every database, and of characters that all of them store. */
+const LONGEST_NAME = 191
+
+/** A name from a payload as a column can hold it: an unusual one is told apart by its hash. */
+export function storableName(name: string): string {
+  const isPlain =
+    name.length <= LONGEST_NAME && !name.includes('\0') && Buffer.from(name).toString() === name
+  return isPlain ? name : `sha256:${sha256(name)}`
+}
+
+/** Everything of a new event but its row's name and how it starts. */
+export function arrivalOf(
+  { name, provider, settings }: Endpoint,
+  tenantId: string,
+  event: VerifiedEvent,
+  headers: Readonly<Record<string, string>>,
+): Omit<Arrival, 'id' | 'status' | 'dueInMs'> {
+  const { eventId, type, object, payload, rawBody } = event
+  const facts = { provider: provider.name, eventId, type, object, payload }
+  const lane = settings.serialize(facts)
+  const isLane = (typeof lane === 'string' && lane !== '') || typeof lane === 'number'
+  return {
+    tenantId,
+    provider: provider.name,
+    eventId: eventId === null ? null : storableName(eventId),
+    endpoint: name,
+    type: type === null ? null : storableName(type),
+    payload: rawBody,
+    headers,
+    bodyHash: sha256(rawBody),
+    lane: isLane ? sha256(JSON.stringify([tenantId, provider.name, String(lane)])) : null,
+  }
+}
+
+/** Decodes the bytes of a stored event as they were decoded when they came. @throws like `parse`. */
+export function payloadOf(
+  { provider }: Endpoint,
+  body: Buffer,
+  headers: Readonly<Record<string, string>>,
+): unknown {
+  const isJson = provider.parse === undefined || provider.items !== undefined
+  return isJson ? parseJson(body) : provider.parse({ method: 'POST', url: '/', headers, body })
+}
+
+/** What was sent of the headers that are kept. */
+export function keptOf({ settings }: Endpoint, incoming: Incoming): Record<string, string> {
+  return Object.fromEntries(
+    settings.keptHeaders.flatMap((name) => {
+      const value = headerOf(incoming, name)
+      return value === undefined ? [] : [[name, value]]
+    }),
+  )
+}
+
+/** Bytes and text as they are, and anything else as JSON. */
+export function bytesOf(payload: unknown): Buffer {
+  if (payload === undefined) return Buffer.alloc(0)
+  if (payload instanceof Uint8Array) {
+    return Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength)
+  }
+  return Buffer.from(typeof payload === 'string' ? payload : JSON.stringify(payload))
+}
+
+function sha256(value: string | Uint8Array): string {
+  return createHash('sha256').update(value).digest('base64url')
+}

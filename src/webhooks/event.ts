@@ -1,0 +1,140 @@
+import type { FastifyBaseLogger } from 'fastify'
+import type { Steps, TransactionOptions } from '../claims/steps.js'
+import type { Duration } from '../core/duration.js'
+import { parseDuration } from '../core/duration.js'
+import { OptionInvalid } from '../errors.js'
+import type { ApplicationTransaction } from '../register.js'
+import type { StoredEvent } from '../store/event-store.js'
+
+/** What a handler decided about its event, where it is not simply done. */
+export type Verdict =
+  | { kind: 'postpone'; afterMs: number | undefined }
+  | { kind: 'ignore' }
+  | { kind: 'reject'; reason: string }
+
+/** What a handler is given: one event, however often it was delivered. */
+// biome-ignore lint/suspicious/noExplicitAny: what a provider sends has no type here
+export class WebhookEvent<Payload = any> {
+  /** What the inbox calls the event: the same in every attempt, different for every event. */
+  readonly id: string
+  readonly tenantId: string
+  readonly provider: string
+  /** What the provider calls it, if it does. */
+  readonly eventId: string | null
+  readonly type: string | null
+  /** The decoded body. */
+  readonly payload: Payload
+  /** The body as it came; for an item of a batch, the item as JSON. */
+  readonly rawBody: Buffer
+  /** Those that are kept: by lower-case name. */
+  readonly headers: Readonly<Record<string, string>>
+  /** Which run of the event this is, from 1. */
+  readonly attempt: number
+  /** When its first delivery was recorded, by the database's clock. */
+  readonly receivedAt: Date
+  /** An earlier event with the same bytes under another name, if there is one. */
+  readonly sameBodyAs: string | null
+  /** Names the event in each line. */
+  readonly log: FastifyBaseLogger
+
+  readonly #steps: Steps
+  readonly #signal: () => AbortSignal
+  #verdict: Verdict | undefined
+
+  constructor(
+    stored: StoredEvent,
+    payload: Payload,
+    context: { log: FastifyBaseLogger; steps: Steps; signal: () => AbortSignal },
+  ) {
+    this.id = stored.id
+    this.tenantId = stored.tenantId
+    this.provider = stored.provider
+    this.eventId = stored.eventId
+    this.type = stored.type
+    this.payload = payload
+    const { buffer, byteOffset, byteLength } = stored.payload
+    this.rawBody = Buffer.from(buffer, byteOffset, byteLength)
+    this.headers = stored.headers
+    this.attempt = stored.fence
+    this.receivedAt = stored.receivedAt
+    this.sameBodyAs = stored.sameBodyAs
+    this.log = context.log
+    this.#steps = context.steps
+    this.#signal = context.signal
+  }
+
+  /**
+   * Aborted when another attempt may start, because the lease could not be kept, the handler ran
+   * longer than `maxRun`, or the server closes. What has not been done by then should not be done.
+   */
+  get signal(): AbortSignal {
+    return this.#signal()
+  }
+
+  /**
+   * Runs `fn` in one transaction of the application's client together with the note that it was
+   * run: both commit, or neither. A later attempt gets its result without running it. With
+   * `{ final: true }` the event is `processed` by the same commit.
+   *
+   * The result must be plain data. What `fn` does outside of `tx` is not undone when it fails. `fn`
+   * is run again, up to five times, when the database rolls back for a conflict.
+   *
+   * A crash before the commit leaves nothing behind; after it, the effect is there once and the
+   * next attempt goes on behind the transaction.
+   *
+   * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over: nothing of this one is kept.
+   */
+  transaction<T>(
+    fn: (tx: ApplicationTransaction) => Promise<T>,
+    options?: TransactionOptions,
+  ): Promise<T> {
+    return this.#steps.transaction(fn as (tx: unknown) => Promise<T>, options)
+  }
+
+  /**
+   * Runs `fn` once over all attempts and stores its result, which must be plain data. For work
+   * outside the database: a crash between `fn` and the storing runs it again, so give the other
+   * side `keyFor(name)` to recognize that by.
+   *
+   * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over before the result was stored.
+   */
+  step<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
+    return this.#steps.step(name, fn)
+  }
+
+  /** A key for a call to somebody else: the same in every attempt, different for every event and name. */
+  keyFor(name: string): string {
+    return this.#steps.keyFor(name)
+  }
+
+  /**
+   * Puts the event back when the handler returns: what it depends on has not arrived yet. It is run
+   * again after `after` (default: a pause that grows), or as soon as another event of the same
+   * `serialize` object was processed. After too many times the event is `dead`.
+   */
+  defer({ after }: { after?: Duration } = {}): void {
+    const afterMs = after === undefined ? undefined : parseDuration(after)
+    if (after !== undefined && afterMs === undefined) {
+      throw new OptionInvalid(`option "after" of defer() must be a duration such as '30s'`)
+    }
+    this.#verdict = { kind: 'postpone', afterMs }
+  }
+
+  /** Nothing has to be done for this event: it is `ignored` when the handler returns. */
+  ignore(): void {
+    this.#verdict = { kind: 'ignore' }
+  }
+
+  /**
+   * This event can never be processed, however often it is tried: it is `dead` when the handler
+   * returns, until a person looks at it. The reason is kept with it.
+   */
+  reject(reason: string): void {
+    this.#verdict = { kind: 'reject', reason: String(reason) }
+  }
+
+  /** @internal What the handler decided. */
+  static verdictOf(event: WebhookEvent): Verdict | undefined {
+    return event.#verdict
+  }
+}

@@ -1,0 +1,184 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { InboxUnavailable, OptionInvalid } from '../errors.js'
+import { failureOf, reporter } from '../events.js'
+import { readWebhookOptions } from './check-options.js'
+import { bytesOf, type Endpoint } from './endpoint.js'
+import type { WebhookEvent } from './event.js'
+import type { Inbox } from './inbox.js'
+import { type Provider, parseJson } from './provider.js'
+
+/** An event that came to a route of the application's own. */
+export interface EventToRecord {
+  /** Who sent it: part of the unique key. */
+  provider: string
+  /** What the sender calls it; `null` when it has no name, and then it is never a duplicate. */
+  eventId: string | null
+  type?: string
+  /** Kept with the event: bytes, text, or what becomes JSON. */
+  payload?: unknown
+}
+
+/** What `recordEvent` found. */
+export type RecordedEvent =
+  /** It is this request's to process. How the request is answered says how that went. */
+  | { readonly duplicate: false; readonly event: WebhookEvent }
+  | { readonly duplicate: true; readonly event: KnownEvent }
+
+/** What a request can do with webhook events: part of `request.idempotency`. */
+export interface RequestEvents {
+  /**
+   * Records a webhook event that a route of your own has received, and tells whether it is a
+   * duplicate: one atomic write decides. The route's answer is left as it is, and says how the
+   * event ended: below 400 it is processed, otherwise the next delivery is no duplicate. After a
+   * crash it is none either, once the lease (30 s) has run out.
+   *
+   * @throws IDEMPOTENCY_INBOX_UNAVAILABLE (503) when the store does not answer, and what `tenant`
+   * throws.
+   */
+  recordEvent(event: EventToRecord): Promise<RecordedEvent>
+}
+
+/** An event that another request has processed, or is processing now. */
+export interface KnownEvent {
+  readonly id: string
+  readonly provider: string
+  readonly eventId: string | null
+  readonly deliveries: number
+  readonly isProcessed: boolean
+}
+
+const RECORDED = Symbol('fastify-idempotency.recorded')
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    [RECORDED]: Ending[] | null
+  }
+}
+
+/** Says how the request that recorded an event has ended. */
+type Ending = (isProcessed: boolean) => Promise<unknown>
+
+/** The route answered with a status that says it failed. */
+class RequestFailed extends Error {
+  override readonly name = 'RequestFailed'
+}
+
+/** Lets every route record events; how a route answers says how its events ended. */
+export function bindRecordedEvents(app: FastifyInstance): void {
+  app.decorateRequest(RECORDED, null)
+
+  async function end(request: FastifyRequest, isProcessed: boolean): Promise<void> {
+    const endings = request[RECORDED] ?? []
+    request[RECORDED] = null
+    await Promise.all(endings.map((ending) => ending(isProcessed)))
+  }
+
+  // Before the answer leaves: what is acknowledged is durable as processed. What goes out is not
+  // touched, and a store that does not answer keeps it back no longer than it may.
+  app.addHook('onSend', (request, reply, payload, done) => {
+    if (request[RECORDED] === null) return done(null, payload)
+    end(request, reply.statusCode < 400).then(
+      () => done(null, payload),
+      () => done(null, payload),
+    )
+  })
+  // What was written past the hooks, or never.
+  app.addHook('onResponse', (request, { raw }, done) => {
+    if (request[RECORDED] === null) return done()
+    end(request, raw.writableFinished && raw.statusCode < 400).then(
+      () => done(),
+      () => done(),
+    )
+  })
+}
+
+/** Records an event as a delivery whose handler is the rest of the request. */
+export async function recordEvent(
+  inbox: Inbox,
+  request: FastifyRequest,
+  tenantId: string,
+  given: EventToRecord,
+): Promise<RecordedEvent> {
+  const { provider, eventId, type = null } = checked(given)
+  let open: (event: WebhookEvent) => void = () => {}
+  let end: (isProcessed: boolean) => void = () => {}
+  const opened = new Promise<WebhookEvent>((resolve) => {
+    open = resolve
+  })
+  const ended = new Promise<boolean>((resolve) => {
+    end = resolve
+  })
+  const endpoint = endpointOf(request, provider, async (event) => {
+    open(event)
+    if (!(await ended)) throw new RequestFailed('the route did not answer with success')
+  })
+  const rawBody = bytesOf(given.payload)
+  const event = { eventId, type, object: null, payload: given.payload, rawBody }
+  const delivering = inbox.deliver(endpoint, tenantId, event, {}, request.log)
+  try {
+    const first = await Promise.race([opened, delivering])
+    if ('outcome' in first) {
+      const { id, deliveries, outcome } = first
+      const isProcessed = outcome === 'duplicate'
+      return { duplicate: true, event: { id, provider, eventId, deliveries, isProcessed } }
+    }
+    const ending: Ending = (isProcessed) => {
+      end(isProcessed)
+      return delivering
+    }
+    request[RECORDED] = [...(request[RECORDED] ?? []), ending]
+    return { duplicate: false, event: first }
+  } catch (error) {
+    const failure = failureOf(error)
+    reporter(request.log, nameOf(request), undefined)({ kind: 'inbox_unavailable', failure })
+    throw new InboxUnavailable({ cause: error })
+  }
+}
+
+/** An endpoint that no worker serves: its handler is a request, and cannot be run again by others. */
+function endpointOf(request: FastifyRequest, name: string, handler: Endpoint['handler']): Endpoint {
+  const provider: Provider = {
+    name,
+    secret: [],
+    scheme: { algorithm: { kind: 'equality' }, read: () => 'missing_header' },
+    keptHeaders: [],
+    parse: ({ body }) => parseOrKeep(body),
+    eventId: () => null,
+    type: () => null,
+  }
+  const settings = readWebhookOptions(nameOf(request), { provider })
+  return {
+    name: nameOf(request),
+    provider,
+    handler,
+    tenant: false,
+    // Whoever delivers it again may try again.
+    settings: { ...settings, retry: { ...settings.retry, attempts: Number.MAX_SAFE_INTEGER } },
+  }
+}
+
+function nameOf({ method, routeOptions }: FastifyRequest): string {
+  return `${method} ${routeOptions.url ?? ''}`
+}
+
+function checked(given: EventToRecord): EventToRecord {
+  const { provider, eventId } = Object(given) as Record<string, unknown>
+  if (typeof provider !== 'string' || provider === '') {
+    throw new OptionInvalid('recordEvent needs a "provider", such as \'stripe\'')
+  }
+  if (eventId !== null && (typeof eventId !== 'string' || eventId === '')) {
+    throw new OptionInvalid(
+      'recordEvent needs an "eventId": what the sender calls the event, or null when it has no name',
+    )
+  }
+  return given
+}
+
+/** A later delivery brings its own payload; the stored one is for people. */
+function parseOrKeep(body: Buffer): unknown {
+  try {
+    return parseJson(body)
+  } catch {
+    return body
+  }
+}

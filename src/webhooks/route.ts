@@ -1,0 +1,166 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { InboxUnavailable, SignatureRefused, TenantUnknown, TooManyRefusals } from '../errors.js'
+import { failureOf, type Report, reporter } from '../events.js'
+import { createLimiter, type Limiter } from '../http/limiter.js'
+import { problem } from '../http/problem.js'
+import { NoTenant, tenantOf } from '../http/tenant.js'
+import { answerOutcome, send, worstOf } from './answer.js'
+import { type Endpoint, keptOf } from './endpoint.js'
+import type { Inbox } from './inbox.js'
+import { type DeliveryOutcome, keysOf, type Verification, verifyIncoming } from './provider.js'
+import type { Incoming, Refusal } from './signature.js'
+
+export interface RouteContext {
+  readonly inbox: Inbox
+  readonly docs: string
+  /** Failed signatures of one address; `undefined` for no limit. */
+  readonly failedSignatures: { readonly max: number; readonly timeWindowMs: number } | undefined
+  readonly redis: object | undefined
+}
+
+/** When to come back while the inbox does not answer, in seconds. */
+const STORE_RETRY_S = 5
+/** So many events of one batch run side by side. */
+const SIDE_BY_SIDE = 10
+
+const TENANT = Symbol('fastify-idempotency.webhookTenant')
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    [TENANT]?: string
+  }
+}
+
+/** Adds the route of an endpoint, in a context of its own: the application keeps its parsers. */
+export function addWebhookRoute(
+  app: FastifyInstance,
+  url: string,
+  endpoint: Endpoint,
+  { inbox, docs, failedSignatures, redis }: RouteContext,
+): void {
+  const { provider, settings } = endpoint
+  app.register(async (scope) => {
+    scope.decorateRequest(TENANT)
+    scope.removeAllContentTypeParsers()
+    scope.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => {
+      done(null, body)
+    })
+    const limiter =
+      failedSignatures &&
+      (await createLimiter(scope, {
+        ...failedSignatures,
+        redis,
+        keyOf: (request) => `signature:${endpoint.name}:${request.ip}`,
+      }))
+
+    scope.route({
+      method: 'POST',
+      url,
+      bodyLimit: settings.bodyLimit,
+      config: { idempotency: false },
+      onRequest: findTenant,
+      handler: (request, reply) => receive(request, reply, limiter),
+    })
+    const { greeting } = provider
+    if (greeting === undefined) return
+    scope.get(url, {
+      config: { idempotency: false },
+      onRequest: findTenant,
+      handler: async (request, reply) => {
+        const query = new URL(request.originalUrl, 'http://localhost').searchParams
+        const answer = await greeting(query, request[TENANT] ?? '')
+        return answer === undefined
+          ? reply.send(problem(reply, docs, new SignatureRefused()))
+          : send(reply, answer)
+      },
+    })
+  })
+
+  // Before there is a body, which therefore cannot say whose event it is.
+  async function findTenant(
+    request: FastifyRequest,
+    reply: FastifyReply,
+  ): Promise<FastifyReply | undefined> {
+    try {
+      request[TENANT] = await tenantOf(request, endpoint.tenant)
+    } catch (error) {
+      if (!(error instanceof NoTenant)) throw error
+      return reply.send(problem(reply, docs, new TenantUnknown()))
+    }
+    return undefined
+  }
+
+  async function receive(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    limiter: Limiter | undefined,
+  ): Promise<FastifyReply> {
+    const tenantId = request[TENANT] ?? ''
+    const report = reporter(request.log, endpoint.name, undefined)
+    const body = Buffer.isBuffer(request.body) ? request.body : Buffer.alloc(0)
+    const { method, originalUrl, headers } = request
+    const incoming: Incoming = { method, url: originalUrl, headers, body }
+    let verification: Verification
+    try {
+      const keys = await keysOf(provider, tenantId)
+      verification = await verifyIncoming(provider, keys, incoming, settings.clock())
+    } catch (error) {
+      // Ours to mend, and not the provider's fault: it should deliver again.
+      report({ kind: 'webhook_not_verified', provider: provider.name, failure: failureOf(error) })
+      return reply.send(problem(reply, docs, new InboxUnavailable(), STORE_RETRY_S))
+    }
+    if (verification.kind === 'refused') {
+      return refuse(request, reply, verification.reason, limiter, report)
+    }
+    if (verification.kind === 'handshake') {
+      report({ kind: 'webhook_handshake', provider: provider.name })
+      return send(reply, verification.answer)
+    }
+    try {
+      const outcomes = await deliverAll(verification, tenantId, keptOf(endpoint, incoming), request)
+      return answerOutcome(reply, endpoint, worstOf(outcomes))
+    } catch (error) {
+      report({ kind: 'inbox_unavailable', failure: failureOf(error) })
+      return reply.send(problem(reply, docs, new InboxUnavailable(), STORE_RETRY_S))
+    }
+  }
+
+  async function refuse(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    reason: Refusal,
+    limiter: Limiter | undefined,
+    report: Report,
+  ): Promise<FastifyReply> {
+    report({ kind: 'webhook_refused', provider: provider.name, reason })
+    const retryAfterS = await limiter?.(request, report)
+    if (retryAfterS !== undefined) {
+      return reply.send(problem(reply, docs, new TooManyRefusals(), retryAfterS))
+    }
+    return reply.send(problem(reply, docs, new SignatureRefused(), undefined, { reason }))
+  }
+
+  async function deliverAll(
+    verification: Extract<Verification, { kind: 'verified' | 'unreadable' }>,
+    tenantId: string,
+    headers: Record<string, string>,
+    { log }: FastifyRequest,
+  ): Promise<DeliveryOutcome[]> {
+    if (verification.kind === 'unreadable') {
+      const { rawBody } = verification
+      return [(await inbox.keepUnreadable(endpoint, tenantId, rawBody, headers, log)).outcome]
+    }
+    const { events } = verification
+    const outcomes: DeliveryOutcome[] = []
+    // Those of one lane would find it taken.
+    const sideBySide = settings.isSerialized ? 1 : SIDE_BY_SIDE
+    for (let start = 0; start < events.length; start += sideBySide) {
+      const some = events.slice(start, start + sideBySide)
+      const delivered = await Promise.all(
+        some.map((event) => inbox.deliver(endpoint, tenantId, event, headers, log)),
+      )
+      outcomes.push(...delivered.map(({ outcome }) => outcome))
+    }
+    return outcomes
+  }
+}

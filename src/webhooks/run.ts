@@ -1,0 +1,257 @@
+import type { FastifyBaseLogger } from 'fastify'
+import { Lease } from '../claims/lease.js'
+import { type KeepSteps, Steps } from '../claims/steps.js'
+import { fullJitter } from '../core/backoff.js'
+import { KEPT_ERRORS, type RunError } from '../core/event.js'
+import { failureOf, type Report, type WebhookSubject } from '../events.js'
+import type { PrismaClientLike } from '../store/client.js'
+import type { DatabaseClock } from '../store/clock.js'
+import type { RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
+import type { Endpoint } from './endpoint.js'
+import { WebhookEvent } from './event.js'
+
+/** What a run needs of its surroundings. */
+export interface RunContext {
+  readonly prisma: PrismaClientLike
+  readonly clock: DatabaseClock
+  readonly end: (end: RunEnd) => Promise<boolean>
+  readonly extend: (hold: RunHold & { leaseMs: number }) => Promise<boolean>
+  readonly storeTimeoutMs: number
+  readonly log: FastifyBaseLogger
+  readonly report: Report
+  /** Called once, when the run has ended in this process, however it ended. */
+  readonly onEnd: (run: Run) => void
+}
+
+/** What became of a run. `lost`: another one took over, and its result counts. */
+export type RunOutcome = 'processed' | 'ignored' | 'postponed' | 'failed' | 'dead' | 'lost'
+
+/** How long `defer()` puts an event back when it does not say. */
+const POSTPONE = { firstMs: 1_000, mostMs: 300_000 }
+
+/** Enough of a message for a person to know it, not enough to fill a table with. */
+const LONGEST_MESSAGE = 1_000
+
+/** One attempt at an event: its handler, under a lease, and how that ended. */
+export class Run {
+  readonly #endpoint: Endpoint
+  readonly #stored: StoredEvent
+  readonly #context: RunContext
+  readonly #lease: Lease<RunEnd>
+  readonly #subject: WebhookSubject
+  #wasHandedBack = false
+
+  /** `askedAt`: when the store was asked for this claim, by `performance.now()`. */
+  constructor(endpoint: Endpoint, stored: StoredEvent, askedAt: number, context: RunContext) {
+    const { id, fence, provider, eventId } = stored
+    const { leaseMs, maxRunMs } = endpoint.settings
+    this.#endpoint = endpoint
+    this.#stored = stored
+    this.#context = context
+    this.#subject = { provider, eventId, event: id }
+    this.#lease = new Lease<RunEnd>(
+      { fence, askedAt, leaseMs, maxRunMs },
+      {
+        end: context.end,
+        extend: () => context.extend({ id, fence, leaseMs }),
+        report: context.report,
+        onEnd: () => context.onEnd(this),
+      },
+    )
+  }
+
+  /** Runs the handler and stores how it ended. Never rejects. */
+  async execute(readPayload: () => unknown): Promise<RunOutcome> {
+    const { settings, handler } = this.#endpoint
+    // Reached only by attempts that ended without saying so: the event kills its process.
+    if (this.#stored.attempts > settings.retry.attempts) {
+      return this.#die('its attempts are used up, and the last of them did not end', undefined)
+    }
+    let payload: unknown
+    try {
+      payload = readPayload()
+    } catch {
+      return this.#die('its body cannot be read', undefined)
+    }
+    const steps = this.#steps()
+    const log = this.#context.log.child({
+      webhook: { ...this.#subject, attempt: this.#lease.fence },
+    })
+    const event = new WebhookEvent(this.#stored, payload, {
+      log,
+      steps,
+      signal: () => this.#lease.signal,
+    })
+    try {
+      await handler(event)
+    } catch (error) {
+      return steps.isFinal ? this.#failedAfterEnd(error) : this.#failed(error)
+    }
+    if (steps.isFinal) return this.#processed(true)
+    const verdict = WebhookEvent.verdictOf(event)
+    switch (verdict?.kind) {
+      case undefined:
+        return this.#processed(false)
+      case 'ignore':
+        this.#report({ kind: 'webhook_ignored' })
+        return this.#end('ignored', { status: 'ignored', dueInMs: settings.retentionMs })
+      case 'reject':
+        return this.#die('its handler rejected it', new Rejected(verdict.reason))
+      case 'postpone':
+        return this.#postpone(verdict.afterMs)
+    }
+  }
+
+  /** Lets another process go on at once: this one closes. What the handler still does is not kept. */
+  async handBack(): Promise<void> {
+    if (this.#lease.isSettled) return
+    this.#wasHandedBack = true
+    const { attempts } = this.#stored
+    this.#lease.lose('the server closes')
+    await this.#end('failed', { status: 'retrying', dueInMs: 0, attempts: attempts - 1 })
+    this.#report({ kind: 'webhook_handed_back', attempt: this.#lease.fence })
+  }
+
+  /** Stops without a word, as a crash would. */
+  abandon(why: string): void {
+    this.#lease.abandon(why)
+  }
+
+  #steps(): Steps {
+    const { id, fence, steps } = this.#stored
+    const { prisma, clock } = this.#context
+    const { retentionMs } = this.#endpoint.settings
+    return new Steps(prisma, id, steps, async (isFinal): Promise<KeepSteps> => {
+      const now = isFinal ? (await clock.estimate()).getTime() : 0
+      const done = isFinal && {
+        status: 'processed',
+        runningLane: null,
+        dueAt: new Date(now + retentionMs),
+      }
+      return async (client, results) => {
+        const written = await client.webhookEvent?.updateMany({
+          where: { id, fence, status: 'processing' },
+          data: { steps: results, ...done },
+        })
+        return written?.count === 1
+      }
+    })
+  }
+
+  async #processed(isRecorded: boolean): Promise<RunOutcome> {
+    const { retentionMs } = this.#endpoint.settings
+    const tookMs = Math.round(performance.now() - this.#lease.startedAt)
+    const { lane } = this.#stored
+    // Committed with the effects already; those that wait in its lane are still to be woken.
+    const isOver = isRecorded && lane === null
+    if (isOver) this.#lease.close()
+    const outcome = isOver
+      ? 'processed'
+      : await this.#end('processed', { status: 'processed', dueInMs: retentionMs, wakes: lane })
+    if (outcome === 'processed') {
+      this.#report({ kind: 'webhook_processed', attempt: this.#lease.fence, tookMs })
+    }
+    return isRecorded ? 'processed' : outcome
+  }
+
+  async #failed(error: unknown): Promise<RunOutcome> {
+    const { retry } = this.#endpoint.settings
+    const { attempts } = this.#stored
+    const failure = failureOf(error)
+    if (attempts >= retry.attempts) return this.#die('its attempts are used up', error)
+    const retryInMs = Math.round(fullJitter(retry, attempts - 1, Math.random()))
+    this.#report({ kind: 'webhook_failed', attempt: this.#lease.fence, retryInMs, failure })
+    return this.#end('failed', { status: 'retrying', dueInMs: retryInMs, error })
+  }
+
+  /** Its effects are committed, and so is that it is processed: a failure after that is only told. */
+  #failedAfterEnd(error: unknown): Promise<RunOutcome> {
+    const failure = failureOf(error)
+    this.#report({ kind: 'webhook_failed', attempt: this.#lease.fence, retryInMs: null, failure })
+    return this.#processed(true)
+  }
+
+  #postpone(afterMs: number | undefined): Promise<RunOutcome> {
+    const { attempts, deferrals } = this.#stored
+    if (deferrals >= this.#endpoint.settings.deferrals) {
+      return this.#die('it was put back too often', undefined)
+    }
+    const retryInMs = Math.round(afterMs ?? fullJitter(POSTPONE, deferrals, Math.random()))
+    this.#report({
+      kind: 'webhook_postponed',
+      attempt: this.#lease.fence,
+      deferrals: deferrals + 1,
+      retryInMs,
+    })
+    return this.#end('postponed', {
+      status: 'retrying',
+      dueInMs: retryInMs,
+      attempts: attempts - 1,
+      deferrals: deferrals + 1,
+    })
+  }
+
+  #die(why: string, error: unknown): Promise<RunOutcome> {
+    const failure = error === undefined ? undefined : failureOf(error)
+    this.#report({ kind: 'webhook_dead', attempt: this.#lease.fence, why, failure })
+    return this.#end('dead', { status: 'dead', dueInMs: null, error: error ?? new Error(why) })
+  }
+
+  async #end(
+    outcome: RunOutcome,
+    {
+      error,
+      ...ending
+    }: Pick<RunEnd, 'status' | 'dueInMs'> & Partial<RunEnd> & { error?: unknown },
+  ): Promise<RunOutcome> {
+    const { id, attempts, deferrals, errors } = this.#stored
+    const end: RunEnd = {
+      id,
+      fence: this.#lease.fence,
+      attempts,
+      deferrals,
+      wakes: null,
+      errors: error === undefined ? errors : [...errors, this.#errorOf(error)].slice(-KEPT_ERRORS),
+      ...ending,
+    }
+    if (this.#lease.isSettled) return this.#wasHandedBack ? 'failed' : 'lost'
+    const { storeTimeoutMs } = this.#context
+    const settled = await this.#lease.settle(end, storeTimeoutMs)
+    if (settled.kind === 'stored') return outcome
+    if (settled.kind === 'lost') return 'lost'
+    this.#report({
+      kind: 'webhook_end_not_stored',
+      attempt: this.#lease.fence,
+      failure: failureOf(settled.error),
+    })
+    void this.#lease.keepSettling(end, storeTimeoutMs)
+    return 'failed'
+  }
+
+  #errorOf(error: unknown): RunError {
+    const text = error instanceof Error ? `${error.name}: ${error.message}` : typeof error
+    return {
+      attempt: this.#lease.fence,
+      at: new Date().toISOString(),
+      message: storableText(text.slice(0, LONGEST_MESSAGE)),
+    }
+  }
+
+  #report(happening: RunHappening): void {
+    this.#context.report({ ...this.#subject, ...happening } as Parameters<Report>[0])
+  }
+}
+
+/** What a handler says of an event that it cannot ever process. */
+class Rejected extends Error {
+  override readonly name = 'Rejected'
+}
+
+/** PostgreSQL stores no NUL, and a cut may have left half a character. */
+function storableText(text: string): string {
+  return Buffer.from(text.replaceAll('\0', '')).toString()
+}
+
+type Happening = Parameters<Report>[0]
+type WithoutSubject<H> = H extends WebhookSubject ? Omit<H, keyof WebhookSubject> : never
+type RunHappening = WithoutSubject<Happening>

@@ -1,0 +1,121 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { EventMissing, OptionInvalid } from '../errors.js'
+import { tenantOf } from '../http/tenant.js'
+import type { PluginSettings } from '../options.js'
+import { readWebhookOptions } from './check-options.js'
+import type { Endpoint, WebhookHandler } from './endpoint.js'
+import type { Delivered, Inbox, Replayed } from './inbox.js'
+import type { WebhookOptions } from './options.js'
+import { bindRecordedEvents, type EventToRecord, recordEvent } from './record-event.js'
+import { addWebhookRoute } from './route.js'
+
+/** An event that did not come over HTTP: fetched from a provider's API by a reconciler, say. */
+export interface EventToIngest {
+  /** The endpoint whose handler runs it: its `name`, or its URL where it has none. */
+  endpoint: string
+  /** Whose event it is. Default: `''`, the one tenant of an application with `tenant: false`. */
+  tenantId?: string
+  /** The event as the provider would have sent it: bytes, text, or what becomes JSON. */
+  payload: unknown
+  /** What the provider would have sent with it, where it names the event in a header. */
+  headers?: Readonly<Record<string, string>>
+}
+
+/** Webhooks outside a request: part of `app.idempotency`. */
+export interface WebhookEvents {
+  /**
+   * Feeds an event through the inbox as if it had been delivered, without a signature: what was
+   * there already is a duplicate, and what is new is run as the endpoint runs its events.
+   *
+   * @throws IDEMPOTENCY_EVENT_MISSING when there is no such endpoint; what the store throws: then
+   * it is to be ingested again.
+   */
+  ingest(event: EventToIngest): Promise<Delivered>
+  /**
+   * Runs a stored event again, now, with all its attempts before it: one that is dead, ignored, or
+   * waits for its next attempt; one that was processed only with `force`, and then its steps are
+   * run again, too. Named by the inbox's id, or by the provider's.
+   */
+  replay(
+    event: string | { tenantId?: string; provider: string; eventId: string },
+    options?: { force?: boolean },
+  ): Promise<Replayed>
+  /** Begins to run events that wait, in a process that does not listen. A listening one does. */
+  work(): void
+}
+
+/** What the parts of the inbox need of the plugin. */
+export interface WebhooksContext {
+  readonly settings: PluginSettings
+  readonly redis: object | undefined
+  /** Made when it is needed: an application without webhooks may lack their table. */
+  readonly inbox: () => Inbox
+}
+
+/** Binds the inbox to an application; returns what the plugin offers of it. */
+export function bindWebhooks(
+  app: FastifyInstance,
+  { settings, redis, inbox }: WebhooksContext,
+): WebhookEvents & { recordEvent: typeof record } {
+  const { docs, failedSignatures } = settings
+
+  app.decorate(
+    'webhook',
+    function (
+      this: FastifyInstance,
+      url: string,
+      options: WebhookOptions,
+      handler: WebhookHandler,
+    ): void {
+      if (typeof url !== 'string' || !url.startsWith('/')) {
+        throw new OptionInvalid("app.webhook needs a URL first, such as '/webhooks/stripe'")
+      }
+      const endpointSettings = readWebhookOptions(url, options)
+      if (typeof handler !== 'function') {
+        throw new OptionInvalid(
+          `webhook ${url} needs a handler as its third argument: async (event) => { … }`,
+        )
+      }
+      const { tenant = settings.tenant === false ? false : undefined } = options
+      if (tenant === undefined) {
+        throw new OptionInvalid(
+          `option "tenant" of webhook ${url} is needed: a provider does not log in. Say whose events arrive there, such as tenant: (request) => request.params.tenant`,
+        )
+      }
+      const name = options.name ?? `${this.prefix}${url}`
+      if (inbox().has(name)) {
+        throw new OptionInvalid(
+          `two webhooks are called ${name}: give one of them another option "name"`,
+        )
+      }
+      const endpoint: Endpoint = {
+        name,
+        provider: options.provider,
+        handler,
+        tenant: typeof tenant === 'string' ? () => tenant : tenant,
+        settings: endpointSettings,
+      }
+      inbox().add(endpoint)
+      addWebhookRoute(this, url, endpoint, { inbox: inbox(), docs, failedSignatures, redis })
+    },
+  )
+  bindRecordedEvents(app)
+
+  async function record(request: FastifyRequest, event: EventToRecord) {
+    return recordEvent(inbox(), request, await tenantOf(request, settings.tenant), event)
+  }
+
+  return {
+    recordEvent: record,
+    async ingest({ endpoint: name, tenantId = '', payload, headers = {} }) {
+      const endpoint = inbox().endpoint(name)
+      if (endpoint === undefined) throw new EventMissing(`webhook endpoint ${name}`)
+      return inbox().ingest(endpoint, tenantId, payload, headers, app.log)
+    },
+    replay(event, { force = false } = {}) {
+      const name = typeof event === 'string' ? event : { tenantId: '', ...event }
+      return inbox().replay(name, force)
+    },
+    work: () => inbox().work(),
+  }
+}
