@@ -1,8 +1,10 @@
 // What protection costs: one server process, one load process (this one), a real PostgreSQL.
 // Rounds are interleaved, so that what slows the machine for a while slows all of them alike.
 import { fork } from 'node:child_process'
+import { createHmac } from 'node:crypto'
 import { once } from 'node:events'
 import { readdir, readFile } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import autocannon from 'autocannon'
@@ -14,6 +16,7 @@ const { values } = parseArgs({
     rounds: { type: 'string', default: '7' },
     seconds: { type: 'string', default: '3' },
     statements: { type: 'string', default: 'pool' },
+    what: { type: 'string', default: 'keys,webhooks' },
     json: { type: 'boolean', default: false },
   },
 })
@@ -21,13 +24,61 @@ const connections = Number(values.connections)
 const rounds = Number(values.rounds)
 const seconds = Number(values.seconds)
 
-const KINDS = ['bare', 'fresh', 'replay'] as const
-type Kind = (typeof KINDS)[number]
+/** One kind of request: what is measured side by side. The first of a group is what it costs bare. */
+interface Kind {
+  readonly name: string
+  readonly path: string
+  /** The request's own headers and body; `n` counts up over all requests of this kind. */
+  readonly request: (n: number) => { headers?: Record<string, string>; body: string }
+  /** Waits, between rounds, until what was left to do in the background is done. */
+  readonly isDrained?: boolean
+}
+
+/** So many are known before: as many as there are connections would be too kind to caches. */
+const KNOWN = 1_000
+
+const NOTE = 'x'.repeat(300)
+const BODY = JSON.stringify({ amount: 4200, currency: 'EUR', note: NOTE })
+
+const keyed = (key: string) => ({ headers: { 'idempotency-key': key }, body: BODY })
+const signed = (id: string) => {
+  const body = JSON.stringify({ id, type: 'paid', amount: 4200, currency: 'EUR', note: NOTE })
+  const signature = createHmac('sha256', 'bench').update(body).digest('hex')
+  return { headers: { 'x-signature': signature }, body }
+}
+
+const GROUPS: Record<string, readonly Kind[]> = {
+  keys: [
+    { name: 'bare route', path: '/bare', request: () => ({ body: BODY }) },
+    { name: 'fresh key', path: '/protected', request: (n) => keyed(`fresh-${n}`) },
+    { name: 'replay', path: '/protected', request: (n) => keyed(`known-${n % KNOWN}`) },
+  ],
+  webhooks: [
+    { name: 'bare route', path: '/bare', request: () => ({ body: BODY }) },
+    { name: 'inline, fresh', path: '/inline', request: (n) => signed(`fresh-${n}`) },
+    { name: 'inline, one commit', path: '/inline-final', request: (n) => signed(`fresh-${n}`) },
+    { name: 'inline, duplicate', path: '/inline', request: (n) => signed(`known-${n % KNOWN}`) },
+    {
+      name: 'deferred, fresh',
+      path: '/deferred',
+      request: (n) => signed(`fresh-${n}`),
+      isDrained: true,
+    },
+    {
+      name: 'deferred, duplicate',
+      path: '/deferred',
+      request: (n) => signed(`known-${n % KNOWN}`),
+    },
+  ],
+}
+
 interface Round {
   perSecond: number
   p50: number
   p99: number
   roundTrips: number
+  /** How much longer the background had to work, in seconds, for each second of load. */
+  behind: number
 }
 
 const admin = process.env.DATABASE_URL ?? 'postgres://postgres@127.0.0.1:5432/postgres'
@@ -45,97 +96,122 @@ async function run(): Promise<void> {
   })
   const [{ port }] = (await once(server, 'message')) as [{ port: number }]
   const url = `http://127.0.0.1:${port}`
-  const results: Record<Kind, Round[]> = { bare: [], fresh: [], replay: [] }
+  const report: Record<string, Record<string, Round[]>> = {}
   try {
-    // Keys that have a response: as many as there are connections would be too kind to caches.
-    const known = Array.from({ length: 1_000 }, (_, n) => `known-${n}`)
-    for (const key of known) await post(`${url}/protected`, key)
-    for (let round = 0; round <= rounds; round += 1) {
-      for (const kind of KINDS) {
-        progress(round === 0 ? 'warming up' : `round ${round} of ${rounds}: ${kind}`)
-        const measured = await load(url, kind, known, round === 0 ? 1 : seconds)
-        if (round > 0) results[kind].push(measured)
+    for (const name of values.what.split(',')) {
+      const kinds = GROUPS[name]
+      if (kinds === undefined) {
+        throw new Error(`--what must be of ${Object.keys(GROUPS).join(', ')}, and not "${name}"`)
       }
+      report[name] = await measure(url, name, kinds)
+      progress('')
+      print(kinds, report[name])
     }
   } finally {
     server.disconnect()
     await once(server, 'exit')
   }
-  progress('')
-  print(results)
+  if (values.json) console.log(JSON.stringify({ connections, rounds, seconds, report }))
 }
 
-let fresh = 0
-const BODY = JSON.stringify({ amount: 4200, currency: 'EUR', note: 'x'.repeat(300) })
+async function measure(
+  url: string,
+  group: string,
+  kinds: readonly Kind[],
+): Promise<Record<string, Round[]>> {
+  const results = Object.fromEntries(kinds.map(({ name }) => [name, [] as Round[]]))
+  progress(`${group}: preparing`)
+  for (const { path, request } of kinds) {
+    // Those that ask for what is known need it to be there.
+    if (!isKnown(request)) continue
+    for (let n = 0; n < KNOWN; n += 1) await post(`${url}${path}`, request(n))
+  }
+  const counts = new Map(kinds.map((kind) => [kind, 0]))
+  for (let round = 0; round <= rounds; round += 1) {
+    for (const kind of kinds) {
+      progress(
+        `${group}: ${round === 0 ? 'warming up' : `round ${round} of ${rounds}`}: ${kind.name}`,
+      )
+      const measured = await load(url, kind, counts, round === 0 ? 1 : seconds)
+      if (round > 0) results[kind.name]?.push(measured)
+    }
+  }
+  return results
+}
 
-async function load(url: string, kind: Kind, known: string[], duration: number): Promise<Round> {
-  const before = await roundTrips(url)
-  let next = 0
+const isKnown = (request: Kind['request']) =>
+  JSON.stringify(request(0)) === JSON.stringify(request(KNOWN)) && request(0).headers !== undefined
+
+async function load(
+  url: string,
+  kind: Kind,
+  counts: Map<Kind, number>,
+  duration: number,
+): Promise<Round> {
+  const before = await ask(url, 'round-trips')
   const result = await autocannon({
-    url: `${url}/${kind === 'bare' ? 'bare' : 'protected'}`,
+    url: `${url}${kind.path}`,
     method: 'POST',
     connections,
     duration,
-    headers: { 'content-type': 'application/json' },
-    body: BODY,
     requests: [
       {
         method: 'POST',
         setupRequest(request) {
-          if (kind === 'bare') return request
-          const key = kind === 'fresh' ? `fresh-${fresh++}` : known[next++ % known.length]
-          return { ...request, headers: { ...request.headers, 'idempotency-key': key } }
+          const n = counts.get(kind) ?? 0
+          counts.set(kind, n + 1)
+          const { headers, body } = kind.request(n)
+          return { ...request, headers: { 'content-type': 'application/json', ...headers }, body }
         },
       },
     ],
   })
   if (result.non2xx > 0 || result.errors > 0) {
-    throw new Error(`${kind}: ${result.non2xx} answers that are not 2xx, ${result.errors} errors`)
+    throw new Error(`${kind.name}: ${result.non2xx} answers not 2xx, ${result.errors} errors`)
   }
-  const done = result.requests.total
+  const endedAt = performance.now()
+  while (kind.isDrained && (await ask(url, 'waiting')) > 0) await sleep(20)
+  const behindS = kind.isDrained ? (performance.now() - endedAt) / 1_000 : 0
   return {
     perSecond: result.requests.average,
     p50: result.latency.p50,
     p99: result.latency.p99,
-    roundTrips: ((await roundTrips(url)) - before) / done,
+    roundTrips: ((await ask(url, 'round-trips')) - before) / result.requests.total,
+    behind: behindS / duration,
   }
 }
 
-function print(results: Record<Kind, Round[]>): void {
-  const bare = median(results.bare.map(({ perSecond }) => perSecond))
-  const rows = KINDS.map((kind) => {
-    const of = (name: keyof Round) => median(results[kind].map((round) => round[name]))
+function print(kinds: readonly Kind[], results: Record<string, Round[]>): void {
+  const [base] = kinds as readonly [Kind]
+  const roundsOf = (name: string) => results[name] as Round[]
+  const bare = median(roundsOf(base.name).map(({ perSecond }) => perSecond))
+  const width = Math.max(...kinds.map(({ name }) => name.length))
+  console.log(
+    `\n${connections} connections, ${rounds} rounds of ${seconds} s, statements on ${values.statements}, Node ${process.version}; medians`,
+  )
+  console.log(`${''.padEnd(width)}  requests/s  ratio   p50 ms  p99 ms  round trips`)
+  for (const { name } of kinds) {
+    const of = (field: keyof Round) => median(roundsOf(name).map((round) => round[field]))
     // Round by round against the bare route beside it, not median against median.
     const ratio = median(
-      results[kind].map(({ perSecond }, n) => perSecond / (results.bare[n] as Round).perSecond),
+      roundsOf(name).map(({ perSecond }, n) => {
+        return perSecond / (roundsOf(base.name)[n] as Round).perSecond
+      }),
     )
-    return {
-      kind,
-      perSecond: of('perSecond'),
-      ratio,
-      p50: of('p50'),
-      p99: of('p99'),
-      roundTrips: of('roundTrips'),
-    }
-  })
-  console.log(
-    `${connections} connections, ${rounds} rounds of ${seconds} s, statements on ${values.statements}, Node ${process.version}; medians`,
-  )
-  console.log('route    requests/s  ratio   p50 ms  p99 ms  round trips')
-  for (const row of rows) {
+    const behind = of('behind')
     console.log(
       [
-        row.kind.padEnd(8),
-        row.perSecond.toFixed(0).padStart(10),
-        row.ratio.toFixed(2).padStart(7),
-        row.p50.toFixed(0).padStart(8),
-        row.p99.toFixed(0).padStart(8),
-        row.roundTrips.toFixed(2).padStart(12),
-        `  ${'█'.repeat(Math.max(1, Math.round((row.perSecond / bare) * 16)))}`,
+        name.padEnd(width),
+        of('perSecond').toFixed(0).padStart(12),
+        ratio.toFixed(2).padStart(7),
+        of('p50').toFixed(0).padStart(9),
+        of('p99').toFixed(0).padStart(8),
+        of('roundTrips').toFixed(2).padStart(13),
+        `  ${'█'.repeat(Math.max(1, Math.round((of('perSecond') / bare) * 16)))}`,
+        behind > 0 ? `  (run at ${(of('perSecond') / (1 + behind)).toFixed(0)} a second)` : '',
       ].join(''),
     )
   }
-  if (values.json) console.log(JSON.stringify({ connections, rounds, seconds, results }))
 }
 
 function median(numbers: number[]): number {
@@ -146,19 +222,20 @@ function median(numbers: number[]): number {
     : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2
 }
 
-async function post(url: string, key: string): Promise<void> {
+async function post(url: string, { headers, body }: ReturnType<Kind['request']>): Promise<void> {
   const response = await fetch(url, {
     method: 'POST',
-    headers: { 'content-type': 'application/json', 'idempotency-key': key },
-    body: BODY,
+    headers: { 'content-type': 'application/json', ...headers },
+    body,
   })
   if (!response.ok) throw new Error(`could not prepare: ${response.status}`)
   await response.arrayBuffer()
 }
 
-async function roundTrips(url: string): Promise<number> {
-  const response = await fetch(`${url}/round-trips`)
-  return ((await response.json()) as { roundTrips: number }).roundTrips
+/** A number that the server knows of itself. */
+async function ask(url: string, what: 'round-trips' | 'waiting'): Promise<number> {
+  const [value] = Object.values((await (await fetch(`${url}/${what}`)).json()) as object)
+  return value
 }
 
 function progress(text: string): void {

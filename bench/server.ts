@@ -4,7 +4,8 @@ import { PrismaPg } from '@prisma/adapter-pg'
 import Fastify from 'fastify'
 import pg from 'pg'
 import { PrismaClient } from '../prisma/generated/postgresql/client.js'
-import idempotency from '../src/index.js'
+import idempotency, { type WebhookEvent } from '../src/index.js'
+import { hmac } from '../src/webhooks/index.js'
 
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 })
 const prisma = new PrismaClient({ adapter: new PrismaPg(pool) })
@@ -31,7 +32,40 @@ const createPayment = async (request: { body: unknown }, reply: { code(status: n
 }
 app.post('/bare', { config: { idempotency: false } }, createPayment)
 app.post('/protected', createPayment)
+
+// The same insert, as the effect of a webhook event.
+const provider = (name: string) =>
+  hmac({
+    name,
+    secret: 'bench',
+    header: 'x-signature',
+    eventId: (payload) => payload.id,
+  })
+const recordPayment = async ({ payload: { amount, currency } }: WebhookEvent) => {
+  await prisma.payment.create({ data: { tenantId: 'bench', amount, currency } })
+}
+const tenant = 'bench'
+app.webhook('/inline', { provider: provider('inline'), tenant }, recordPayment)
+app.webhook('/inline-final', { provider: provider('inline-final'), tenant }, (event) =>
+  event.transaction(
+    async (tx) => {
+      const { amount, currency } = event.payload
+      await tx.payment.create({ data: { tenantId: 'bench', amount, currency } })
+    },
+    { final: true },
+  ),
+)
+app.webhook(
+  '/deferred',
+  { provider: provider('deferred'), tenant, mode: 'deferred' },
+  recordPayment,
+)
+
 app.get('/round-trips', async () => ({ roundTrips }))
+/** How many events still wait to be run. */
+app.get('/waiting', async () => ({
+  waiting: await prisma.webhookEvent.count({ where: { status: { not: 'processed' } } }),
+}))
 
 await app.listen({ port: 0, host: '127.0.0.1' })
 process.send?.({ port: (app.server.address() as { port: number }).port })
