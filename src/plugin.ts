@@ -110,7 +110,7 @@ function demand(prisma: object, model: ModelName): void {
 function openInbox(
   app: FastifyInstance,
   { prisma, dispatch = inProcess() }: PluginOptions,
-  { storeTimeoutMs, drainMs }: PluginSettings,
+  { storeTimeoutMs, drainMs, hasWorker }: PluginSettings,
   { run, clock }: Reach,
 ): { inbox: Inbox; events: EventStore } {
   demand(prisma, 'webhookEvent')
@@ -122,6 +122,7 @@ function openInbox(
     dispatch,
     storeTimeoutMs,
     drainMs,
+    hasWorker,
     log: app.log,
   })
   return { inbox, events }

@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto'
 import type { FastifyBaseLogger } from 'fastify'
 import { within } from '../claims/within.js'
 import type { EventStatus } from '../core/event.js'
@@ -18,6 +17,7 @@ import type {
 } from '../store/event-store.js'
 import { arrivalOf, bytesOf, type Endpoint, keptOf, payloadOf } from './endpoint.js'
 import { type DeliveryOutcome, eventOf, parseJson, type VerifiedEvent } from './provider.js'
+import { newRowId } from './row-id.js'
 import { Run, type RunContext, type RunOutcome } from './run.js'
 import type { Incoming } from './signature.js'
 
@@ -30,6 +30,8 @@ export interface InboxOptions {
   readonly storeTimeoutMs: number
   /** How long a closing server waits for the events that it runs. */
   readonly drainMs: number
+  /** Whether this process runs events that wait without being told to. */
+  readonly hasWorker: boolean
   readonly log: FastifyBaseLogger
 }
 
@@ -106,7 +108,7 @@ export class Inbox implements Work {
     const isHandled = settings.types?.has(event.type ?? '') ?? true
     const arrival: Arrival = {
       ...arrivalOf(endpoint, tenantId, event, headers),
-      id: randomUUID(),
+      id: newRowId(),
       ...(!isHandled
         ? { status: 'ignored', dueInMs: settings.retentionMs }
         : settings.mode === 'inline'
@@ -157,7 +159,7 @@ export class Inbox implements Work {
         nameless,
         headers,
       ),
-      id: randomUUID(),
+      id: newRowId(),
       status: 'dead',
       dueInMs: null,
     }
@@ -283,7 +285,7 @@ export class Inbox implements Work {
     if (status === 'processed') return 'duplicate'
     if (status === 'ignored' || status === 'dead') return status
     if (endpoint.settings.mode === 'deferred') {
-      this.work()
+      if (this.#options.hasWorker) this.work()
       const isRunning = status === 'processing'
       if (!isRunning) this.#options.dispatch.enqueue({ id, fence, inMs: Math.max(0, dueInMs ?? 0) })
       return 'accepted'
