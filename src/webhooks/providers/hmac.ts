@@ -78,7 +78,7 @@ const READERS = {
 export function hmac(options: HmacOptions): Provider {
   const { name, secret, hash = 'sha256', encoding = 'hex', prefix = '', separator } = options
   const timestampHeader = options.timestampHeader?.toLowerCase()
-  const { timestampUnit = 's' } = options
+  const { timestampUnit = 's', tolerance = '5m' } = options
   const header = String(options.header ?? '').toLowerCase()
   checkOptions(options, header)
   const decode = encoding === 'hex' ? fromHex : fromBase64
@@ -108,8 +108,7 @@ export function hmac(options: HmacOptions): Provider {
     ...(options.secretOption && { secretOption: options.secretOption }),
     scheme: {
       algorithm: { kind: 'hmac', hash },
-      toleranceMs:
-        timestampHeader === undefined ? undefined : toleranceMs(options.tolerance ?? '5m', name),
+      toleranceMs: timestampHeader === undefined ? undefined : toleranceMs(tolerance, name),
       read,
     },
     keptHeaders: [header, timestampHeader ?? [], options.keptHeaders ?? []].flat(),

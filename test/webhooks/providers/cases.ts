@@ -1,0 +1,771 @@
+// How each provider signs, written down a second time and without the code under test.
+import {
+  createHash,
+  createHmac,
+  generateKeyPairSync,
+  type KeyObject,
+  sign as signWithKey,
+} from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { crc32 } from 'node:zlib'
+import type { Provider } from '../../../src/webhooks/provider.js'
+import * as providers from '../../../src/webhooks/providers/index.js'
+import type { Names, Party, ProviderCase, Sent } from '../../contracts/provider.js'
+
+const file = new URL('../../fixtures/webhook-certificates.json', import.meta.url)
+export const certificates = JSON.parse(readFileSync(file, 'utf8'))
+
+type Hash = 'sha1' | 'sha256' | 'sha512'
+type Encoding = 'hex' | 'base64'
+
+const mac = (hash: Hash, key: string | Buffer, text: string, encoding: Encoding) =>
+  createHmac(hash, key).update(text).digest(encoding)
+
+const FORM = { 'content-type': 'application/x-www-form-urlencoded' }
+const seconds = (ms: number) => String(Math.floor(ms / 1_000))
+
+/** Two secrets, and one way to sign with either. */
+function parties(
+  secrets: readonly [string, string],
+  headers: (secret: string, body: string, atMs: number) => Record<string, string>,
+  rest: Omit<Sent, 'headers' | 'body'> = {},
+): readonly [Party, Party] {
+  const party = (secret: string): Party => ({
+    secret,
+    sign: (body, atMs) => ({
+      ...rest,
+      headers: headers(secret, body, atMs),
+      body: Buffer.from(body),
+    }),
+  })
+  return [party(secrets[0]), party(secrets[1])]
+}
+
+const SECRETS = ['first-secret-0123456789', 'second-secret-0123456789'] as const
+const BASE64_SECRETS = [
+  'MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw',
+  'C2FVsBQIhrscChlQIMV+b5sSYspob7oD',
+] as const
+const MINUTE = 60_000
+
+/** Fields that make a body's signature depend on something visible. */
+const json = (value: object) => JSON.stringify({ ...value, note: 'SIGNED' })
+
+function standard(
+  factory: (options: providers.TolerantOptions) => Provider,
+  name: string,
+  prefix: 'webhook' | 'svix',
+  written: (base64: string) => string = (base64) => `whsec_${base64}`,
+  keyOf: (secret: string) => Buffer = (secret) => Buffer.from(secret.split('_')[1] ?? '', 'base64'),
+): ProviderCase {
+  const secrets = BASE64_SECRETS.map(written) as unknown as readonly [string, string]
+  return {
+    name,
+    make: (secret, tolerance) => factory({ secret, ...tolerant(tolerance) }),
+    parties: parties(secrets, (secret, body, at) => ({
+      [`${prefix}-id`]: 'msg_1',
+      [`${prefix}-timestamp`]: seconds(at),
+      [`${prefix}-signature`]: `v1a,AAAA v1,${mac('sha256', keyOf(secret), `msg_1.${seconds(at)}.${body}`, 'base64')}`,
+    })),
+    body: json({ type: 'user.created', data: { id: 'u_1' } }),
+    event: { eventId: 'msg_1', type: 'user.created', object: 'u_1' },
+    header: `${prefix}-signature`,
+    listsSignatures: true,
+    windowMs: 5 * MINUTE,
+    nameless: { signedHeader: `${prefix}-id` },
+  }
+}
+
+const tolerant = (tolerance: number | undefined) =>
+  tolerance === undefined ? {} : { tolerance: tolerance as number }
+
+/** Answers like the hosts that certificates are fetched from, and counts. */
+export function certificateHost(pages: Record<string, string>) {
+  const visited: string[] = []
+  const fetch: providers.Fetch = async (url) => {
+    visited.push(url)
+    const text = pages[url]
+    return {
+      ok: text !== undefined,
+      status: text === undefined ? 404 : 200,
+      text: async () => text ?? '',
+    }
+  }
+  return { fetch, visited }
+}
+
+export const PAYPAL_CERT =
+  'https://api.paypal.com/v1/notifications/certs/CERT-360caa42-fca2a594-1d93a270'
+export const SNS_CERT =
+  'https://sns.eu-central-1.amazonaws.com/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem'
+export const SUBSCRIBE =
+  'https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription&TopicArn=x&Token=y'
+
+const hosts = certificateHost({
+  [PAYPAL_CERT]: `${certificates.paypal.certificate}\n${certificates.ca}`,
+  [SNS_CERT]: certificates.sns.certificate,
+  [SUBSCRIBE]: 'confirmed',
+})
+
+export function paypalHeaders(webhookId: string, body: string, key = certificates.paypal.key) {
+  const text = `t-1|2027-01-15T12:00:00Z|${webhookId}|${crc32(body)}`
+  return {
+    'paypal-transmission-id': 't-1',
+    'paypal-transmission-time': '2027-01-15T12:00:00Z',
+    'paypal-auth-algo': 'SHA256withRSA',
+    'paypal-cert-url': PAYPAL_CERT,
+    'paypal-transmission-sig': signWithKey('sha256', Buffer.from(text), key).toString('base64'),
+  }
+}
+
+/** Signs a message of SNS: the topic is the secret, and everything else is in the body. */
+export function snsBody(topicArn: string, message: Record<string, string>, version = '2'): string {
+  const whole: Record<string, string> = {
+    TopicArn: topicArn,
+    Timestamp: '2027-01-15T12:00:00.000Z',
+    SignatureVersion: version,
+    SigningCertURL: SNS_CERT,
+    ...message,
+  }
+  const names =
+    message.Type === 'Notification'
+      ? ['Message', 'MessageId', 'Subject', 'Timestamp', 'TopicArn', 'Type']
+      : ['Message', 'MessageId', 'SubscribeURL', 'Timestamp', 'Token', 'TopicArn', 'Type']
+  const text = names
+    .flatMap((name) => (name in whole ? [`${name}\n${whole[name]}\n`] : []))
+    .join('')
+  const hash = version === '1' ? 'sha1' : 'sha256'
+  const Signature = signWithKey(hash, Buffer.from(text), certificates.sns.key).toString('base64')
+  return JSON.stringify({ ...whole, Signature })
+}
+
+const ARNS = [
+  'arn:aws:sns:eu-central-1:123456789012:invoices',
+  'arn:aws:sns:eu-central-1:123456789012:bills',
+] as const
+
+const ADYEN_KEYS = [
+  '44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056',
+  'DFB1EB5485895CFA84146406857104ABB4CBCABDC8AAF103A624C8F6A3EAAB00',
+] as const
+
+export type AdyenItem = Record<string, unknown> & { amount: { value: number; currency: string } }
+
+export function adyenItem(key: string, over: Partial<AdyenItem> = {}): AdyenItem {
+  const item: AdyenItem = {
+    pspReference: '7914073381342284',
+    merchantAccountCode: 'Shop',
+    merchantReference: 'order-SIGNED',
+    amount: { value: 1130, currency: 'EUR' },
+    eventCode: 'AUTHORISATION',
+    success: 'true',
+    ...over,
+  }
+  const { amount } = item
+  const text = [
+    item.pspReference,
+    item.originalReference,
+    item.merchantAccountCode,
+    item.merchantReference,
+    amount.value,
+    amount.currency,
+    item.eventCode,
+    item.success,
+  ].join(':')
+  const hmacSignature = mac('sha256', Buffer.from(key, 'hex'), text, 'base64')
+  return { ...item, additionalData: { hmacSignature } }
+}
+
+/** Signs each item of a body that is written without signatures. */
+function adyenParty(secret: string): Party {
+  const sign = (body: string): Sent => {
+    let text = body
+    try {
+      const { items } = JSON.parse(body) as { items: AdyenItem[] }
+      const notificationItems = items.map((item) => ({
+        NotificationRequestItem: adyenItem(secret, item),
+      }))
+      text = JSON.stringify({ live: 'false', notificationItems })
+    } catch {
+      // Junk has no items.
+    }
+    return { headers: {}, body: Buffer.from(text) }
+  }
+  return { secret, sign }
+}
+
+function mailgunParty(secret: string): Party {
+  const token = 'ab'.repeat(25)
+  const sign = (body: string, atMs: number): Sent => {
+    const timestamp = seconds(atMs)
+    const signature = mac('sha256', secret, timestamp + token, 'hex')
+    const text = body.startsWith('{"event-data"')
+      ? `${body.slice(0, -1)},"signature":${JSON.stringify({ timestamp, token, signature })}}`
+      : body
+    return { headers: { 'content-type': 'application/json' }, body: Buffer.from(text) }
+  }
+  return { secret, sign }
+}
+
+/** Bodies that carry the time of signing get it when they are signed. */
+function linearParty(secret: string): Party {
+  const sign = (body: string, atMs: number): Sent => {
+    const text = body.replace('"NOW"', String(atMs))
+    return {
+      headers: {
+        'linear-signature': mac('sha256', secret, text, 'hex'),
+        'linear-delivery': 'd-1',
+        'linear-event': 'Issue',
+      },
+      body: Buffer.from(text),
+    }
+  }
+  return { secret, sign }
+}
+
+function keyPairParty(
+  type: 'ec' | 'ed25519',
+  written: (publicKey: KeyObject) => string,
+  headers: (signature: Buffer, time: string) => Record<string, string>,
+): Party {
+  const { privateKey, publicKey } =
+    type === 'ec'
+      ? generateKeyPairSync('ec', { namedCurve: 'P-256' })
+      : generateKeyPairSync('ed25519')
+  const sign = (body: string, atMs: number): Sent => {
+    const text = Buffer.from(seconds(atMs) + body)
+    const signature = signWithKey(type === 'ec' ? 'sha256' : null, text, privateKey)
+    return { headers: headers(signature, seconds(atMs)), body: Buffer.from(body) }
+  }
+  return { secret: written(publicKey), sign }
+}
+
+const sendgridParty = () =>
+  keyPairParty(
+    'ec',
+    (key) => key.export({ format: 'der', type: 'spki' }).toString('base64'),
+    (signature, time) => ({
+      'x-twilio-email-event-webhook-signature': signature.toString('base64'),
+      'x-twilio-email-event-webhook-timestamp': time,
+    }),
+  )
+
+const discordParty = () =>
+  keyPairParty(
+    'ed25519',
+    (key) => key.export({ format: 'der', type: 'spki' }).subarray(-32).toString('hex'),
+    (signature, time) => ({
+      'x-signature-ed25519': signature.toString('hex'),
+      'x-signature-timestamp': time,
+    }),
+  )
+
+export const TWILIO_URL = 'https://example.com/webhooks/twilio'
+
+function twilioParty(secret: string): Party {
+  const sign = (body: string): Sent => {
+    const isForm = /^\w+=/.test(body)
+    const hash = createHash('sha256').update(body).digest('hex')
+    const query = isForm ? '' : `?bodySHA256=${hash}`
+    const fields = isForm ? [...new URLSearchParams(body)].sort().flat().join('') : ''
+    return {
+      headers: {
+        ...(isForm ? FORM : { 'content-type': 'application/json' }),
+        'x-twilio-signature': mac('sha1', secret, TWILIO_URL + query + fields, 'base64'),
+        'i-twilio-idempotency-token': 'token-1',
+      },
+      url: `/behind/a/proxy${query}`,
+      body: Buffer.from(body),
+    }
+  }
+  return { secret, sign }
+}
+
+const hubspotEvent = {
+  eventId: 100,
+  subscriptionId: 7,
+  portalId: 1,
+  occurredAt: 1_700_000_000_000,
+  subscriptionType: 'contact.creation',
+  attemptNumber: 0,
+  objectId: 123,
+}
+
+const withText = { headers: { 'content-type': 'text/plain' } }
+
+const simple = (
+  factory: (options: providers.TolerantOptions) => Provider,
+  name: string,
+  over: Omit<ProviderCase, 'name' | 'make' | 'header' | 'parties'> & {
+    header: string
+    headers: (secret: string, body: string, atMs: number) => Record<string, string>
+  },
+): ProviderCase => {
+  const { headers, ...rest } = over
+  return {
+    name,
+    make: (secret, tolerance) => factory({ secret, ...tolerant(tolerance) }),
+    parties: parties(SECRETS, headers),
+    ...rest,
+  }
+}
+
+const slackHeaders = (secret: string, body: string, at: number) => ({
+  ...(body.startsWith('{') ? { 'content-type': 'application/json' } : {}),
+  'x-slack-request-timestamp': seconds(at),
+  'x-slack-signature': `v0=${mac('sha256', secret, `v0:${seconds(at)}:${body}`, 'hex')}`,
+})
+
+const zoomBody = json({
+  event: 'meeting.started',
+  event_ts: 1_700_000_000_000,
+  payload: { object: { id: 'm-1' } },
+})
+const interaction = json({ id: 'i-1', type: 2 })
+const change = (id: string, value: string) => ({
+  id,
+  time: 1,
+  changes: [{ field: 'messages', value }],
+})
+
+export const cases: readonly ProviderCase[] = [
+  standard(providers.standardWebhooks, 'standardWebhooks', 'webhook'),
+  standard(providers.svix, 'svix', 'svix'),
+  standard(providers.clerk, 'clerk', 'svix'),
+  standard(providers.resend, 'resend', 'svix'),
+  standard(providers.openai, 'openai', 'webhook'),
+  standard(providers.supabase, 'supabase', 'webhook', (base64) => `v1,whsec_${base64}`),
+  standard(
+    providers.polar,
+    'polar',
+    'webhook',
+    (base64) => `polar_whs_${base64}`,
+    (secret) => Buffer.from(secret),
+  ),
+  simple(providers.stripe, 'stripe', {
+    listsSignatures: true,
+    header: 'stripe-signature',
+    headers: (secret, body, at) => ({
+      'stripe-signature': `t=${seconds(at)},v0=ab,v1=${'0'.repeat(64)},v1=${mac('sha256', secret, `${seconds(at)}.${body}`, 'hex')}`,
+    }),
+    body: json({ id: 'evt_1', type: 'invoice.paid', data: { object: { id: 'in_1' } } }),
+    event: { eventId: 'evt_1', type: 'invoice.paid', object: 'in_1' },
+    windowMs: 5 * MINUTE,
+    nameless: { body: json({ type: 'invoice.paid', data: { object: { id: 'in_1' } } }) },
+  }),
+  simple(providers.github, 'github', {
+    header: 'x-hub-signature-256',
+    headers: (secret, body) => ({
+      'x-hub-signature-256': `sha256=${mac('sha256', secret, body, 'hex')}`,
+      'x-github-delivery': 'd-1',
+      'x-github-event': 'issues',
+    }),
+    body: json({ action: 'opened', issue: { id: 1 } }),
+    event: { eventId: 'd-1', type: 'issues.opened' },
+    windowMs: null,
+    nameless: { without: ['x-github-delivery'] },
+  }),
+  simple(providers.gitlab, 'gitlab', {
+    header: 'x-gitlab-token',
+    headers: (secret) => ({
+      'x-gitlab-token': secret,
+      'idempotency-key': 'k-1',
+      'x-gitlab-event': 'Issue Hook',
+      'x-gitlab-event-uuid': 'shared-by-recursive-events',
+    }),
+    body: json({ object_kind: 'issue', object_attributes: { id: 301 } }),
+    event: { eventId: 'k-1', type: 'issue', object: '301' },
+    windowMs: null,
+    nameless: { without: ['idempotency-key'] },
+    leavesBodyUnsigned: true,
+  }),
+  {
+    ...standard(providers.standardWebhooks, 'standardWebhooks', 'webhook'),
+    name: 'gitlab with a signing token',
+    make: (signingToken, tolerance) => providers.gitlab({ signingToken, ...tolerant(tolerance) }),
+    body: json({ object_kind: 'issue', object_attributes: { id: 301 } }),
+    event: { eventId: 'msg_1', type: 'issue', object: '301' },
+  },
+  simple(providers.shopify, 'shopify', {
+    header: 'x-shopify-hmac-sha256',
+    headers: (secret, body) => ({
+      'x-shopify-hmac-sha256': mac('sha256', secret, body, 'base64'),
+      'x-shopify-webhook-id': 'w-1',
+      'x-shopify-event-id': 'shared-by-subscriptions',
+      'x-shopify-topic': 'orders/paid',
+    }),
+    body: json({ id: 450789469, admin_graphql_api_id: 'gid://shopify/Order/450789469' }),
+    event: { eventId: 'w-1', type: 'orders/paid', object: 'gid://shopify/Order/450789469' },
+    windowMs: null,
+    nameless: { without: ['x-shopify-webhook-id'] },
+  }),
+  simple(providers.slack, 'slack', {
+    header: 'x-slack-signature',
+    headers: slackHeaders,
+    body: json({
+      type: 'event_callback',
+      event_id: 'Ev1',
+      event: { type: 'message', channel: 'C1' },
+    }),
+    event: { eventId: 'Ev1', type: 'message', object: 'C1' },
+    windowMs: 5 * MINUTE,
+    nameless: { body: json({ type: 'app_rate_limited' }) },
+    handshakes: [
+      {
+        body: json({ type: 'url_verification', challenge: 'c-1', token: 'x' }),
+        answer: () => ({ status: 200, body: { challenge: 'c-1' } }),
+      },
+    ],
+  }),
+  {
+    name: 'twilio',
+    make: (authToken) => providers.twilio({ authToken, url: TWILIO_URL }),
+    parties: [twilioParty(SECRETS[0]), twilioParty(SECRETS[1])],
+    body: 'MessageSid=SM1&Body=SIGNED+%26+more&From=%2B14158675310',
+    event: { eventId: 'token-1', type: null, object: 'SM1' },
+    header: 'x-twilio-signature',
+    windowMs: null,
+    nameless: { without: ['i-twilio-idempotency-token'] },
+  },
+  {
+    name: 'twilio with JSON',
+    make: (authToken) => providers.twilio({ authToken, url: TWILIO_URL }),
+    parties: [twilioParty(SECRETS[0]), twilioParty(SECRETS[1])],
+    body: json({ MessageSid: 'SM1' }),
+    event: { eventId: 'token-1', type: null, object: 'SM1' },
+    header: 'x-twilio-signature',
+    windowMs: null,
+    nameless: { without: ['i-twilio-idempotency-token'] },
+  },
+  {
+    name: 'square',
+    make: (signatureKey) =>
+      providers.square({ signatureKey, url: 'https://example.com/webhooks/square?a=1' }),
+    parties: parties(SECRETS, (secret, body) => ({
+      'x-square-hmacsha256-signature': mac(
+        'sha256',
+        secret,
+        `https://example.com/webhooks/square?a=1${body}`,
+        'base64',
+      ),
+    })),
+    body: json({ event_id: 'e-1', type: 'payment.updated', data: { id: 'p-1' } }),
+    event: { eventId: 'e-1', type: 'payment.updated', object: 'p-1' },
+    header: 'x-square-hmacsha256-signature',
+    windowMs: null,
+    nameless: { body: json({ type: 'payment.updated', data: { id: 'p-1' } }) },
+  },
+  {
+    name: 'adyen',
+    make: (hmacKey) => providers.adyen({ hmacKey }),
+    parties: [adyenParty(ADYEN_KEYS[0]), adyenParty(ADYEN_KEYS[1])],
+    body: JSON.stringify({ items: [{}] }),
+    event: {
+      eventId: 'AUTHORISATION:7914073381342284:true',
+      type: 'AUTHORISATION',
+      object: 'order-SIGNED',
+    },
+    header: null,
+    windowMs: null,
+    nameless: { body: JSON.stringify({ items: [{ pspReference: '' }] }) },
+    readsBody: true,
+    batch: {
+      body: JSON.stringify({ items: [{}, { eventCode: 'CAPTURE', success: 'false' }] }),
+      events: [
+        { eventId: 'AUTHORISATION:7914073381342284:true', type: 'AUTHORISATION' },
+        { eventId: 'CAPTURE:7914073381342284:false', type: 'CAPTURE' },
+      ],
+    },
+  },
+  {
+    name: 'paypal',
+    make: (webhookId) => providers.paypal({ webhookId, fetch: hosts.fetch }),
+    parties: parties(['0EH40505U7160970P', '7XH40505U7160970P'], (id, body) =>
+      paypalHeaders(id, body),
+    ),
+    body: json({ id: 'WH-1', event_type: 'PAYMENT.SALE.COMPLETED', resource: { id: 'S-1' } }),
+    event: { eventId: 'WH-1', type: 'PAYMENT.SALE.COMPLETED', object: 'S-1' },
+    header: 'paypal-transmission-sig',
+    windowMs: null,
+    nameless: { body: json({ event_type: 'PAYMENT.SALE.COMPLETED', resource: { id: 'S-1' } }) },
+  },
+  simple(providers.paystack, 'paystack', {
+    header: 'x-paystack-signature',
+    headers: (secret, body) => ({ 'x-paystack-signature': mac('sha512', secret, body, 'hex') }),
+    body: json({ event: 'charge.success', data: { id: 302961 } }),
+    event: { eventId: 'charge.success:302961', type: 'charge.success', object: '302961' },
+    windowMs: null,
+    nameless: { body: json({ event: 'charge.success', data: {} }) },
+  }),
+  simple(providers.flutterwave, 'flutterwave', {
+    header: 'flutterwave-signature',
+    headers: (secret, body) => ({ 'flutterwave-signature': mac('sha256', secret, body, 'base64') }),
+    body: json({ type: 'charge.completed', data: { id: 'chg_1', status: 'succeeded' } }),
+    event: {
+      eventId: 'charge.completed:chg_1:succeeded',
+      type: 'charge.completed',
+      object: 'chg_1',
+    },
+    windowMs: null,
+    nameless: { body: json({ type: 'charge.completed', data: { status: 'succeeded' } }) },
+  }),
+  {
+    ...simple(providers.flutterwave, 'flutterwave', {
+      header: 'verif-hash',
+      headers: (secret) => ({ 'verif-hash': secret }),
+      body: json({ event: 'charge.completed', data: { id: 285959875, status: 'successful' } }),
+      event: { eventId: 'charge.completed:285959875:successful', type: 'charge.completed' },
+      windowMs: null,
+      nameless: { body: json({ event: 'charge.completed', data: {} }) },
+      leavesBodyUnsigned: true,
+    }),
+    name: 'flutterwave, version 3',
+  },
+  {
+    name: 'sendgrid',
+    make: (publicKey) => providers.sendgrid({ publicKey }),
+    parties: [sendgridParty(), sendgridParty()],
+    body: JSON.stringify([{ sg_event_id: 'e-SIGNED', sg_message_id: 'm-1', event: 'open' }]),
+    event: { eventId: 'e-SIGNED', type: 'open', object: 'm-1' },
+    header: 'x-twilio-email-event-webhook-signature',
+    windowMs: null,
+    nameless: { body: JSON.stringify([{ event: 'open', sg_message_id: 'm-1' }]) },
+    batch: {
+      body: JSON.stringify([{ sg_event_id: 'e-1', event: 'open' }, { event: 'click' }]),
+      events: [
+        { eventId: 'e-1', type: 'open' },
+        { eventId: null, type: 'click' },
+      ],
+    },
+  },
+  {
+    name: 'mailgun',
+    make: (signingKey, tolerance) => providers.mailgun({ signingKey, ...tolerant(tolerance) }),
+    parties: [mailgunParty(SECRETS[0]), mailgunParty(SECRETS[1])],
+    body: JSON.stringify({
+      'event-data': { id: 'e-1', event: 'opened', message: { headers: { 'message-id': 'm-1' } } },
+    }),
+    event: { eventId: 'e-1', type: 'opened', object: 'm-1' },
+    header: null,
+    windowMs: 24 * 60 * MINUTE,
+    nameless: { body: JSON.stringify({ 'event-data': { event: 'opened' } }) },
+    leavesBodyUnsigned: true,
+    readsBody: true,
+  },
+  {
+    name: 'discord',
+    make: (publicKey) => providers.discord({ publicKey }),
+    parties: [discordParty(), discordParty()],
+    body: interaction,
+    event: { eventId: 'i-1', type: '2' },
+    header: 'x-signature-ed25519',
+    windowMs: null,
+    nameless: {
+      body: json({
+        type: 1,
+        application_id: 'a-1',
+        event: { type: 'ENTITLEMENT_CREATE', data: { id: 'n-1' } },
+      }),
+    },
+    handshakes: [
+      { body: json({ type: 1, id: 'i-1' }), answer: () => ({ status: 200, body: { type: 1 } }) },
+      {
+        body: json({ type: 0 }),
+        answer: () => ({ status: 204, headers: { 'content-type': 'application/json' } }),
+      },
+    ],
+  },
+  {
+    name: 'linear',
+    make: (secret, tolerance) => providers.linear({ secret, ...tolerant(tolerance) }),
+    parties: [linearParty(SECRETS[0]), linearParty(SECRETS[1])],
+    body: json({ type: 'Issue', action: 'update', data: { id: 'i-1' }, webhookTimestamp: 'NOW' }),
+    event: { eventId: 'd-1', type: 'Issue.update', object: 'i-1' },
+    header: 'linear-signature',
+    windowMs: MINUTE,
+    nameless: { without: ['linear-delivery'] },
+  },
+  simple(providers.zoom, 'zoom', {
+    header: 'x-zm-signature',
+    headers: (secret, body, at) => ({
+      'x-zm-request-timestamp': seconds(at),
+      'x-zm-signature': `v0=${mac('sha256', secret, `v0:${seconds(at)}:${body}`, 'hex')}`,
+    }),
+    body: zoomBody,
+    event: {
+      eventId: createHash('sha256').update(zoomBody).digest('base64url'),
+      type: 'meeting.started',
+      object: 'm-1',
+    },
+    windowMs: 5 * MINUTE,
+    nameless: { body: json({ event: 'meeting.started' }) },
+    handshakes: [
+      {
+        body: json({
+          event: 'endpoint.url_validation',
+          payload: { plainToken: 'qgg8vlvZRS6UYooatFL8Aw' },
+        }),
+        answer: ({ secret }) => ({
+          status: 200,
+          body: {
+            plainToken: 'qgg8vlvZRS6UYooatFL8Aw',
+            encryptedToken: mac('sha256', secret, 'qgg8vlvZRS6UYooatFL8Aw', 'hex'),
+          },
+        }),
+      },
+    ],
+  }),
+  {
+    name: 'hubspot',
+    make: (secret, tolerance) =>
+      providers.hubspot({ secret, url: 'https://example.com/hooks', ...tolerant(tolerance) }),
+    parties: parties(
+      SECRETS,
+      (secret, body, at) => ({
+        'x-hubspot-request-timestamp': String(at),
+        'x-hubspot-signature-v3': mac(
+          'sha256',
+          secret,
+          // HubSpot signs some characters as they were before they were encoded.
+          `POSThttps://example.com/hooks?to=a/b:c%20d${body}${at}`,
+          'base64',
+        ),
+      }),
+      { url: '/prefix?to=a%2Fb%3ac%20d' },
+    ),
+    body: JSON.stringify([{ ...hubspotEvent, note: 'SIGNED' }]),
+    event: { eventId: '100:7:1700000000000:123', type: 'contact.creation', object: '123' },
+    header: 'x-hubspot-signature-v3',
+    windowMs: 5 * MINUTE,
+    nameless: { body: JSON.stringify([{ subscriptionType: 'contact.creation' }]) },
+    batch: {
+      body: JSON.stringify([hubspotEvent, { ...hubspotEvent, objectId: 124 }]),
+      events: [
+        { eventId: '100:7:1700000000000:123' },
+        { eventId: '100:7:1700000000000:124' },
+      ] as Names[],
+    },
+  },
+  simple(providers.intercom, 'intercom', {
+    header: 'x-hub-signature',
+    headers: (secret, body) => ({ 'x-hub-signature': `sha1=${mac('sha1', secret, body, 'hex')}` }),
+    body: json({ id: 'notif_1', topic: 'user.created', data: { item: { id: 'u-1' } } }),
+    event: { eventId: 'notif_1', type: 'user.created', object: 'u-1' },
+    windowMs: null,
+    nameless: { body: json({ id: null, topic: 'user.created', data: { item: { id: 'u-1' } } }) },
+    handshakes: [{ body: json({ topic: 'ping' }), answer: () => ({ status: 200 }) }],
+  }),
+  simple(providers.paddle, 'paddle', {
+    listsSignatures: true,
+    header: 'paddle-signature',
+    headers: (secret, body, at) => ({
+      'paddle-signature': `ts=${seconds(at)};h1=${'0'.repeat(64)};h1=${mac('sha256', secret, `${seconds(at)}:${body}`, 'hex')}`,
+    }),
+    body: json({
+      event_id: 'evt_1',
+      notification_id: 'ntf_1',
+      event_type: 'a.b',
+      data: { id: 't-1' },
+    }),
+    event: { eventId: 'evt_1', type: 'a.b', object: 't-1' },
+    windowMs: 5 * MINUTE,
+    nameless: { body: json({ notification_id: 'ntf_1', event_type: 'a.b', data: { id: 't-1' } }) },
+  }),
+  simple(providers.twitch, 'twitch', {
+    header: 'twitch-eventsub-message-signature',
+    headers: (secret, body, at) => {
+      const time = new Date(at).toISOString().replace('.000Z', '.000000001Z')
+      return {
+        'twitch-eventsub-message-id': 'm-1',
+        'twitch-eventsub-message-timestamp': time,
+        'twitch-eventsub-message-signature': `sha256=${mac('sha256', secret, `m-1${time}${body}`, 'hex')}`,
+      }
+    },
+    body: json({ subscription: { id: 's-1', type: 'stream.online' }, event: {} }),
+    event: { eventId: 'm-1', type: 'stream.online', object: 's-1' },
+    windowMs: 10 * MINUTE,
+    nameless: { signedHeader: 'twitch-eventsub-message-id' },
+    handshakes: [
+      {
+        body: json({ challenge: 'pogchamp', subscription: { type: 'stream.online' } }),
+        answer: () => ({ status: 200, ...withText, body: 'pogchamp' }),
+      },
+    ],
+  }),
+  simple(providers.zendesk, 'zendesk', {
+    header: 'x-zendesk-webhook-signature',
+    headers: (secret, body, at) => {
+      const time = new Date(at).toISOString().replace('.000Z', 'Z')
+      return {
+        'x-zendesk-webhook-signature-timestamp': time,
+        'x-zendesk-webhook-signature': mac('sha256', secret, time + body, 'base64'),
+      }
+    },
+    body: json({ id: 'e-1', type: 'zen:event-type:ticket.created', subject: 'zen:ticket:35436' }),
+    event: { eventId: 'e-1', type: 'zen:event-type:ticket.created', object: 'zen:ticket:35436' },
+    windowMs: 5 * MINUTE,
+    // What a trigger sends, with the id of a ticket.
+    nameless: { body: json({ id: '35436' }) },
+  }),
+  {
+    ...simple((options) => providers.meta({ ...options, verifyToken: 'meatyhamhock' }), 'meta', {
+      header: 'x-hub-signature-256',
+      headers: (secret, body) => ({
+        'x-hub-signature-256': `sha256=${mac('sha256', secret, body, 'hex')}`,
+      }),
+      body: JSON.stringify({
+        object: 'whatsapp_business_account',
+        entry: [change('a-1', 'SIGNED')],
+      }),
+      event: { eventId: null, type: 'whatsapp_business_account.messages', object: 'a-1' },
+      windowMs: null,
+      nameless: {},
+      batch: {
+        body: JSON.stringify({
+          object: 'page',
+          entry: [
+            { ...change('a-1', 'one'), messaging: [{ message: { mid: 'm-1' } }] },
+            change('a-2', 'two'),
+            { id: 'a-3', time: 2, changed_fields: ['photos'] },
+          ],
+        }),
+        events: [
+          { eventId: null, type: 'page.messages', object: 'a-1' },
+          { eventId: null, type: 'page.messaging', object: 'a-1' },
+          { eventId: null, type: 'page.messages', object: 'a-2' },
+          { eventId: null, type: 'page', object: 'a-3' },
+        ],
+      },
+    }),
+    make: (secret) => providers.meta({ secret, verifyToken: 'meatyhamhock' }),
+  },
+  {
+    name: 'awsSns',
+    make: (topicArn) => providers.awsSns({ topicArn, fetch: hosts.fetch }),
+    parties: ARNS.map((secret) => ({
+      secret,
+      sign: (body: string) => ({
+        headers: { 'x-amz-sns-topic-arn': secret },
+        body: Buffer.from(body.startsWith('{"Type"') ? snsBody(secret, JSON.parse(body)) : body),
+      }),
+    })) as unknown as readonly [Party, Party],
+    body: JSON.stringify({ Type: 'Notification', MessageId: 'm-1', Message: 'SIGNED' }),
+    event: { eventId: 'm-1', type: 'Notification', object: ARNS[0] },
+    header: null,
+    windowMs: null,
+    nameless: { body: JSON.stringify({ Type: 'Notification', MessageId: '', Message: 'hello' }) },
+    readsBody: true,
+    handshakes: [
+      {
+        body: JSON.stringify({
+          Type: 'SubscriptionConfirmation',
+          MessageId: 'm-1',
+          Message: 'You have chosen',
+          Token: 't-1',
+          SubscribeURL: SUBSCRIBE,
+        }),
+        answer: () => ({ status: 200 }),
+      },
+    ],
+  },
+]
