@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto'
 import { parse, stringify } from 'devalue'
-import { backoff } from '../core/backoff.js'
 import type { StepResults } from '../core/event.js'
 import { LeaseLost, StepNameUsed, StepNotStorable, TransactionOpen } from '../errors.js'
-import { errorCode, type PrismaClientLike, type TransactionClient } from '../store/client.js'
+import type { PrismaClientLike, TransactionClient } from '../store/client.js'
+import { sayAgain } from '../store/say-again.js'
 
 export interface TransactionOptions {
   /** Tells this transaction from others of the same handler. Default `'transaction'`. */
@@ -30,11 +30,6 @@ export type KeepSteps = (client: TransactionClient, steps: StepResults) => Promi
  * connection of its own, and the pool may have but one.
  */
 export type PrepareToKeep = (isFinal: boolean) => Promise<KeepSteps>
-
-// Serialization failure and deadlock: the server has undone everything, so it can be said again.
-const ROLLED_BACK = ['40001', '40P01']
-const TRIES = 5
-const SAY_AGAIN = { firstMs: 10, mostMs: 200 }
 
 /** The named pieces of an attempt, each done once over all attempts. */
 export class Steps {
@@ -70,40 +65,32 @@ export class Steps {
     return createHash('sha256').update(`${this.#operation}\0${name}`).digest('base64url')
   }
 
-  async step<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
-    this.#use(name)
-    if (Object.hasOwn(this.#results, name)) return this.#earlier<T>(name)
-    const value = await fn()
-    const text = encode(name, value)
-    const keep = await this.#prepare(false)
-    await this.#alone(async () => {
-      const results = { ...this.#results, [name]: text }
-      if (!(await keep(this.#prisma, results))) throw new LeaseLost()
-      this.#results = results
+  step<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
+    return this.#once(name, async () => {
+      const value = await fn()
+      const text = encode(name, value)
+      const keep = await this.#prepare(false)
+      await this.#alone(async () => {
+        const results = { ...this.#results, [name]: text }
+        if (!(await keep(this.#prisma, results))) throw new LeaseLost()
+        this.#results = results
+      })
+      return value
     })
-    return value
   }
 
-  async transaction<T>(
+  transaction<T>(
     fn: (tx: TransactionClient) => Promise<T>,
     { name = 'transaction', final = false, ...options }: TransactionOptions = {},
   ): Promise<T> {
-    this.#use(name)
-    if (Object.hasOwn(this.#results, name)) return this.#earlier<T>(name)
-    this.#isOpen = true
-    try {
-      for (let attempt = 1; ; attempt += 1) {
-        try {
-          return await this.#transact(name, fn, final, options)
-        } catch (error) {
-          if (!ROLLED_BACK.includes(errorCode(error) ?? '') || attempt === TRIES) throw error
-          const pauseMs = backoff(SAY_AGAIN, attempt, Math.random())
-          await new Promise((resolve) => setTimeout(resolve, pauseMs))
-        }
+    return this.#once(name, async () => {
+      this.#isOpen = true
+      try {
+        return await sayAgain(() => this.#transact(name, fn, final, options))
+      } finally {
+        this.#isOpen = false
       }
-    } finally {
-      this.#isOpen = false
-    }
+    })
   }
 
   #transact<T>(
@@ -130,15 +117,19 @@ export class Steps {
     })
   }
 
-  #use(name: string): void {
+  /** Runs what has this name, unless an earlier attempt has done it. What failed may be tried again. */
+  async #once<T>(name: string, run: () => Promise<T>): Promise<T> {
     if (typeof name !== 'string' || name === '') throw new StepNameUsed('without a name')
     if (this.#isOpen) throw new TransactionOpen()
     if (this.#used.has(name)) throw new StepNameUsed(`called ${JSON.stringify(name)}`)
     this.#used.add(name)
-  }
-
-  #earlier<T>(name: string): T {
-    return parse(this.#results[name] as string) as T
+    if (Object.hasOwn(this.#results, name)) return parse(this.#results[name] as string) as T
+    try {
+      return await run()
+    } catch (error) {
+      this.#used.delete(name)
+      throw error
+    }
   }
 
   #alone<T>(write: () => Promise<T>): Promise<T> {

@@ -1,13 +1,13 @@
 import { backoff } from '../core/backoff.js'
 import { errorCode } from './client.js'
 
-// Serialization failure and deadlock: the server has rolled the statement back, and every statement
-// is guarded, so it can be said again. The first comes with a stricter isolation level than usual.
+// Serialization failure and deadlock: the server has rolled all of it back, and what is said is
+// guarded, so it can be said again. The first comes with a stricter isolation level than usual.
 const ROLLED_BACK = ['40001', '40P01']
 const SAY_AGAIN = { firstMs: 5, mostMs: 100 }
 const TRIES = 10
 
-/** Says one guarded statement, again when the server rolled it back. */
+/** Says one guarded statement, or one transaction, again when the server rolled it back. */
 export async function sayAgain<T>(statement: () => PromiseLike<T>): Promise<T> {
   for (let attempt = 1; ; attempt += 1) {
     try {

@@ -77,7 +77,7 @@ export class WebhookEvent<Payload = any> {
    * `{ final: true }` the event is `processed` by the same commit.
    *
    * The result must be plain data. What `fn` does outside of `tx` is not undone when it fails. `fn`
-   * is run again, up to five times, when the database rolls back for a conflict.
+   * is run again, up to ten times, when the database rolls back for a conflict.
    *
    * A crash before the commit leaves nothing behind; after it, the effect is there once and the
    * next attempt goes on behind the transaction.
