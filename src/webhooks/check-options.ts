@@ -27,10 +27,13 @@ const OUTCOMES = [
 
 const isText = (value: unknown): value is string => typeof value === 'string' && value !== ''
 
+const isObject = (value: unknown): value is object =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
+
 const isRetry: Check = (value) => {
   const { attempts, first, most, ...others } = Object(value)
   const isValid =
-    typeof value === 'object' &&
+    isObject(value) &&
     Object.keys(others).length === 0 &&
     (attempts === undefined || isInteger(1, 1_000)(attempts) === undefined) &&
     (first === undefined || isDuration(1, '1s')(first) === undefined) &&
@@ -45,9 +48,19 @@ const isAnswers: Check = (value) => {
   const isValid = Object.entries(Object(value)).every(
     ([outcome, answer]) => OUTCOMES.includes(outcome) && isAnswer(answer as Answer),
   )
-  return isValid && typeof value === 'object'
+  return isValid && isObject(value)
     ? undefined
     : `must give { status, headers, body } by outcome, such as { dead: { status: 406 } }; the outcomes are ${OUTCOMES.join(', ')}`
+}
+
+/** What such a header carries would open doors to whoever can read the table. */
+const SECRET_HEADERS = ['authorization', 'proxy-authorization', 'cookie']
+
+const isKeptHeaders: Check = (value) => {
+  const problem = isHeaderList(value)
+  if (problem !== undefined) return problem
+  const secret = (value as string[]).find((name) => SECRET_HEADERS.includes(name.toLowerCase()))
+  return secret && `must not contain '${secret}': it would be stored with every event`
 }
 
 const CHECKS: Record<keyof WebhookOptions, Check> = {
@@ -72,7 +85,7 @@ const CHECKS: Record<keyof WebhookOptions, Check> = {
   retry: isRetry,
   deferrals: isInteger(0, 1_000_000),
   retention: isDuration(1_000, '30d', LONGEST_RETENTION_MS),
-  headers: isHeaderList,
+  headers: isKeptHeaders,
   bodyLimit: isInteger(1, 64 * 1024 * 1024),
   answers: isAnswers,
   clock: isFunction,
