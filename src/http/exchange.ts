@@ -22,7 +22,7 @@ import type { PluginSettings, RouteSettings } from '../options.js'
 import type { Limiter } from './limiter.js'
 import { BUSY_RETRY_S, problem } from './problem.js'
 import { Recording, type SendOn } from './recording.js'
-import { NoTenant, tenantOf } from './tenant.js'
+import { hasStatus, NoTenant, tenantOf } from './tenant.js'
 
 /** When to come back while the store does not answer. */
 const STORE_RETRY_S = 5
@@ -249,10 +249,4 @@ function closeSignal(reply: FastifyReply): AbortSignal {
   reply.raw.once('close', () => closed.abort())
   if (reply.raw.destroyed) closed.abort()
   return closed.signal
-}
-
-/** Whether an error says itself what to answer, as those of authentication do. */
-function hasStatus(error: unknown): boolean {
-  const status: unknown = Reflect.get(Object(error), 'statusCode')
-  return typeof status === 'number' && status >= 400
 }

@@ -30,3 +30,9 @@ export async function tenantOf(
   }
   return name
 }
+
+/** Whether an error says itself what to answer, as those of authentication do. */
+export function hasStatus(error: unknown): boolean {
+  const status: unknown = Reflect.get(Object(error), 'statusCode')
+  return typeof status === 'number' && status >= 400
+}

@@ -3,7 +3,7 @@ import { InboxUnavailable, SignatureRefused, TenantUnknown, TooManyRefusals } fr
 import { failureOf, type Report, reporter } from '../events.js'
 import { createLimiter, type Limiter } from '../http/limiter.js'
 import { problem } from '../http/problem.js'
-import { NoTenant, tenantOf } from '../http/tenant.js'
+import { hasStatus, NoTenant, tenantOf } from '../http/tenant.js'
 import { answerOutcome, send, worstOf } from './answer.js'
 import { type Endpoint, keptOf } from './endpoint.js'
 import type { Inbox } from './inbox.js'
@@ -67,11 +67,15 @@ export function addWebhookRoute(
       config: { idempotency: false },
       onRequest: findTenant,
       handler: async (request, reply) => {
-        const query = new URL(request.originalUrl, 'http://localhost').searchParams
-        const answer = await greeting(query, request[TENANT] ?? '')
-        return answer === undefined
-          ? reply.send(problem(reply, docs, new SignatureRefused()))
-          : send(reply, answer)
+        const query = new URLSearchParams(request.originalUrl.replace(/^[^?]*/, ''))
+        try {
+          const answer = await greeting(query, request[TENANT] ?? '')
+          return answer === undefined
+            ? reply.send(problem(reply, docs, new SignatureRefused()))
+            : send(reply, answer)
+        } catch (error) {
+          return notVerified(request, reply, error)
+        }
       },
     })
   })
@@ -84,10 +88,18 @@ export function addWebhookRoute(
     try {
       request[TENANT] = await tenantOf(request, endpoint.tenant)
     } catch (error) {
-      if (!(error instanceof NoTenant)) throw error
-      return reply.send(problem(reply, docs, new TenantUnknown()))
+      if (error instanceof NoTenant) return reply.send(problem(reply, docs, new TenantUnknown()))
+      if (hasStatus(error)) throw error
+      return notVerified(request, reply, error)
     }
     return undefined
+  }
+
+  // Ours to mend, and not the provider's fault: it should deliver again.
+  function notVerified(request: FastifyRequest, reply: FastifyReply, error: unknown): FastifyReply {
+    const report = reporter(request.log, endpoint.name, undefined)
+    report({ kind: 'webhook_not_verified', provider: provider.name, failure: failureOf(error) })
+    return reply.send(problem(reply, docs, new InboxUnavailable(), STORE_RETRY_S))
   }
 
   async function receive(
@@ -105,9 +117,7 @@ export function addWebhookRoute(
       const keys = await keysOf(provider, tenantId)
       verification = await verifyIncoming(provider, keys, incoming, settings.clock())
     } catch (error) {
-      // Ours to mend, and not the provider's fault: it should deliver again.
-      report({ kind: 'webhook_not_verified', provider: provider.name, failure: failureOf(error) })
-      return reply.send(problem(reply, docs, new InboxUnavailable(), STORE_RETRY_S))
+      return notVerified(request, reply, error)
     }
     if (verification.kind === 'refused') {
       return refuse(request, reply, verification.reason, limiter, report)
