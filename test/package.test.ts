@@ -36,6 +36,22 @@ t.test('it is imported and required by its name', async (t) => {
   }
 })
 
+t.test('webhooks and BullMQ are entries of their own', async (t) => {
+  const { stdout } = await run(
+    process.execPath,
+    [
+      '--input-type=module',
+      '--eval',
+      `import { hmac, stripe, verify } from 'fastify-idempotency/webhooks'
+       import { bullmq } from 'fastify-idempotency/bullmq'
+       console.log(typeof hmac, typeof stripe, typeof bullmq)
+       console.log((await verify(stripe({ secret: 'whsec' }), {}, '')).reason)`,
+    ],
+    { cwd: root },
+  )
+  t.equal(stdout, 'function function function\nmissing_header\n')
+})
+
 t.test(
   'its declarations hold in a strict application, as does its addition to Fastify',
   async (t) => {
@@ -44,7 +60,11 @@ t.test(
       import Fastify from 'fastify'
       import idempotency, { type IdempotencyEvent, CHANNEL, errors } from 'fastify-idempotency'
       import { PrismaClient } from '${root}prisma/generated/postgresql/client.js'
+      import { stripe, verify, type Verification } from 'fastify-idempotency/webhooks'
+      import { bullmq } from 'fastify-idempotency/bullmq'
+      import { Redis } from 'ioredis'
       declare const prisma: PrismaClient
+      declare const redis: Redis
       const app = Fastify()
       await app.register(idempotency, { prisma, tenant: (request) => request.ip, wait: '5s' })
       app.post('/a', { config: { idempotency: { required: true, lease: '30s' } } }, async (request) => {
@@ -53,6 +73,23 @@ t.test(
         return { key, aborted: signal.aborted, attempt: request.idempotency.attempt + 1 }
       })
       const count: number = await app.idempotency.prune()
+      app.webhook('/webhooks/stripe', { provider: stripe({ secret: 'whsec' }), tenant: 'a' }, async (event) => {
+        await event.transaction((tx) => tx.payment.create({ data: { tenantId: event.tenantId, amount: 1, currency: 'EUR' } }))
+        // @ts-expect-error the application's own models are known
+        await event.transaction((tx) => tx.paymint.count(), { name: 'count' })
+      })
+      const verification: Verification = await verify(stripe({ secret: 'whsec' }), {}, '')
+      app.post('/c', async (request) => {
+        const recorded = await request.idempotency.recordEvent({ provider: 'bank', eventId: 'e' })
+        if (!recorded.duplicate) await recorded.event.step('mail', () => 1)
+        return recorded.duplicate ? recorded.event.isProcessed : recorded.event.attempt
+      })
+      // @ts-expect-error a mode that there is not
+      app.webhook('/d', { provider: stripe({ secret: 'whsec' }), mode: 'later' }, () => {})
+      await app.register(idempotency, { prisma, tenant: false, dispatch: bullmq({ connection: redis }) })
+      declare module 'fastify-idempotency' {
+        interface Register { prisma: PrismaClient }
+      }
       // @ts-expect-error a lease that is no duration
       app.post('/b', { config: { idempotency: { lease: 'soon' } } }, async () => ({}))
       // @ts-expect-error a duration without a unit
@@ -60,7 +97,7 @@ t.test(
       // @ts-expect-error a tenant must be said
       await app.register(idempotency, { prisma })
       export type Kinds = IdempotencyEvent['kind']
-      export { count, CHANNEL, errors }
+      export { count, CHANNEL, errors, verification }
     `,
       'tsconfig.json': JSON.stringify({
         compilerOptions: {

@@ -6,7 +6,12 @@ import { readWebhookOptions } from './check-options.js'
 import type { Endpoint, WebhookHandler } from './endpoint.js'
 import type { Delivered, Inbox, Replayed } from './inbox.js'
 import type { WebhookOptions } from './options.js'
-import { bindRecordedEvents, type EventToRecord, recordEvent } from './record-event.js'
+import {
+  bindRecordedEvents,
+  type EventToRecord,
+  type RecordedEvent,
+  recordEvent,
+} from './record-event.js'
 import { addWebhookRoute } from './route.js'
 
 /** An event that did not come over HTTP: fetched from a provider's API by a reconciler, say. */
@@ -52,11 +57,14 @@ export interface WebhooksContext {
   readonly inbox: () => Inbox
 }
 
+/** `recordEvent` of a request. */
+type RecordEvent = (request: FastifyRequest, event: EventToRecord) => Promise<RecordedEvent>
+
 /** Binds the inbox to an application; returns what the plugin offers of it. */
 export function bindWebhooks(
   app: FastifyInstance,
   { settings, redis, inbox }: WebhooksContext,
-): WebhookEvents & { recordEvent: typeof record } {
+): WebhookEvents & { recordEvent: RecordEvent } {
   const { docs, failedSignatures } = settings
 
   app.decorate(
@@ -101,12 +109,10 @@ export function bindWebhooks(
   )
   bindRecordedEvents(app)
 
-  async function record(request: FastifyRequest, event: EventToRecord) {
-    return recordEvent(inbox(), request, await tenantOf(request, settings.tenant), event)
-  }
-
   return {
-    recordEvent: record,
+    async recordEvent(request, event) {
+      return recordEvent(inbox(), request, await tenantOf(request, settings.tenant), event)
+    },
     async ingest({ endpoint: name, tenantId = '', payload, headers = {} }) {
       const endpoint = inbox().endpoint(name)
       if (endpoint === undefined) throw new EventMissing(`webhook endpoint ${name}`)
