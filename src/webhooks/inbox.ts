@@ -194,9 +194,9 @@ export class Inbox implements Work {
   }
 
   async startDue(limit: number): Promise<Promise<void>[]> {
-    const { store, storeTimeoutMs, log } = this.#options
+    const { store, log } = this.#options
     const askedAt = performance.now()
-    const claimed = await within(store.claimDue(limit, this.#served()), storeTimeoutMs)
+    const claimed = await this.#claimInTime(store.claimDue(limit, this.#served()))
     return claimed.map(async (stored) => {
       const endpoint = this.#endpoints.get(stored.endpoint)
       // The store was asked for these endpoints only.
@@ -248,17 +248,38 @@ export class Inbox implements Work {
     try {
       return await within(recording, this.#options.storeTimeoutMs)
     } catch (error) {
-      // Recorded after all, and claimed by a request that is gone: free for the next one.
       recording.then(
-        ({ id, isNew, status }) => {
-          if (!isNew || status !== 'processing') return
-          const end = { status: 'retrying', dueInMs: 0, attempts: 0, deferrals: 0 } as const
-          this.#end({ id, fence: 1, ...end, errors: [], wakes: null }).catch(() => {})
+        (recorded) => {
+          if (!recorded.isNew || recorded.status !== 'processing') return
+          this.#giveBack({ ...recorded, deferrals: 0, errors: [] })
         },
         () => {},
       )
       throw error
     }
+  }
+
+  async #claimInTime(claiming: Promise<readonly StoredEvent[]>): Promise<readonly StoredEvent[]> {
+    try {
+      return await within(claiming, this.#options.storeTimeoutMs)
+    } catch (error) {
+      claiming.then(
+        (claimed) => {
+          for (const stored of claimed) this.#giveBack(stored)
+        },
+        () => {},
+      )
+      throw error
+    }
+  }
+
+  /** Claimed too late, for somebody who is gone: free for the next one, and no attempt. */
+  #giveBack(
+    claimed: Pick<StoredEvent, 'id' | 'fence' | 'attempts' | 'deferrals' | 'errors'>,
+  ): void {
+    const { id, fence, attempts, deferrals, errors } = claimed
+    const end = { status: 'retrying', dueInMs: 0, attempts: attempts - 1, wakes: null } as const
+    this.#end({ id, fence, deferrals, errors, ...end }).catch(() => {})
   }
 
   /** Tells of a delivery; returns what tells of the event from now on. */
@@ -300,10 +321,9 @@ export class Inbox implements Work {
     log: FastifyBaseLogger,
     report?: Report,
   ): Promise<RunOutcome | undefined> {
-    const { store, storeTimeoutMs } = this.#options
     const askedAt = performance.now()
-    const claiming = store.claim(id, endpoint.settings.leaseMs)
-    const stored = await within(claiming, storeTimeoutMs)
+    const claiming = this.#options.store.claim(id, endpoint.settings.leaseMs)
+    const [stored] = await this.#claimInTime(claiming.then((claimed) => (claimed ? [claimed] : [])))
     return stored && this.#runStored(endpoint, stored, askedAt, log, report)
   }
 
