@@ -1,0 +1,144 @@
+import t from 'tap'
+import { type Provider, verify } from '../../../src/webhooks/provider.js'
+import * as providers from '../../../src/webhooks/providers/index.js'
+
+const OWN: providers.HmacOptions = {
+  name: 'my-bank',
+  secret: 'secret-of-the-bank',
+  header: 'X-Signature',
+  eventId: (payload) => payload.id,
+}
+const URL_OPTIONS = { authToken: 's', signatureKey: 's', secret: 's' }
+
+/** Each wrong option, and what its error says to write instead. */
+const wrong: readonly [title: string, make: () => Provider, message: RegExp][] = [
+  ['no name', () => providers.hmac({ ...OWN, name: '' }), /"name" of a provider must be 1 to 64/],
+  ['a long name', () => providers.hmac({ ...OWN, name: 'a'.repeat(65) }), /1 to 64 letters/],
+  [
+    'no header',
+    () => providers.hmac({ ...OWN, header: '' }),
+    /"header" of my-bank must name a header/,
+  ],
+  [
+    'another hash',
+    () => providers.hmac({ ...OWN, hash: 'md5' as 'sha1' }),
+    /one of sha1, sha256, sha512/,
+  ],
+  [
+    'another encoding',
+    () => providers.hmac({ ...OWN, encoding: 'utf8' as 'hex' }),
+    /be hex or base64/,
+  ],
+  [
+    'another unit',
+    () => providers.hmac({ ...OWN, timestampHeader: 'x-time', timestampUnit: 'min' as 's' }),
+    /"timestampUnit" of my-bank must be s, ms or rfc3339/,
+  ],
+  ['an empty separator', () => providers.hmac({ ...OWN, separator: '' }), /at least one character/],
+  [
+    'no eventId',
+    () => providers.hmac({ ...OWN, eventId: 'id' as never }),
+    /such as \(payload\) =>/,
+  ],
+  ['a tolerance of no time', () => providers.hmac({ ...OWN, tolerance: '5m' }), /timestampHeader/],
+  [
+    'text that is no base64',
+    () => providers.standardWebhooks({ secret: 'whsec_%' }),
+    /'whsec_' and base64/,
+  ],
+  [
+    'an empty key',
+    () => providers.standardWebhooks({ secret: 'whsec_' }),
+    /"secret" of standard-webhooks/,
+  ],
+  [
+    'a key that is no hexadecimal',
+    () => providers.adyen({ hmacKey: 'xyz' }),
+    /"hmacKey" of adyen must be the hex/,
+  ],
+  [
+    'a short key',
+    () => providers.discord({ publicKey: 'ab' }),
+    /"publicKey" of discord must be 64 hex/,
+  ],
+  [
+    'bytes for a public key',
+    () => providers.discord({ publicKey: new Uint8Array(32) }),
+    /must be text, 64/,
+  ],
+  [
+    'no public key',
+    () => providers.sendgrid({ publicKey: 'AAAA' }),
+    /"publicKey" of sendgrid must be the ver/,
+  ],
+  [
+    'no ARN',
+    () => providers.awsSns({ topicArn: 'orders' }),
+    /"topicArn" of aws-sns must be the topic's ARN/,
+  ],
+  [
+    'no webhook id',
+    () => providers.paypal({ webhookId: '' }),
+    /"webhookId" of paypal is missing or empty/,
+  ],
+  [
+    'no auth token',
+    () => providers.twilio({ authToken: '', url: 'https://a.example' }),
+    /"authToken" of twilio/,
+  ],
+  ...(['twilio', 'square', 'hubspot'] as const).flatMap((name) =>
+    [
+      '',
+      undefined,
+      '/webhooks',
+      'example.com',
+      'ftp://example.com',
+      'https://',
+      'https://a.example/#x',
+    ].map((url): (typeof wrong)[number] => [
+      `the url ${url} of ${name}`,
+      () => factoryWithUrl(name)({ ...URL_OPTIONS, url: url as string }),
+      new RegExp(`"url" of ${name} must be the address that ${name} sends to, such as 'https://`),
+    ]),
+  ),
+  ...(['twilio', 'hubspot'] as const).map((name): (typeof wrong)[number] => [
+    `a query in the url of ${name}`,
+    () => factoryWithUrl(name)({ ...URL_OPTIONS, url: 'https://a.example/?a=1' }),
+    /must end before the "\?"/,
+  ]),
+]
+
+function factoryWithUrl(name: 'twilio' | 'square' | 'hubspot') {
+  const { twilio, square, hubspot } = providers
+  return { twilio, square, hubspot }[name]
+}
+
+for (const [title, make, message] of wrong) {
+  t.test(`${title} is refused, and the error says what to write`, async (t) => {
+    t.throws(make, { code: 'IDEMPOTENCY_OPTION_INVALID', message })
+  })
+}
+
+t.test('a public key is read as it is shown, and as PEM', async (t) => {
+  const shown =
+    'MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE83T4O/n84iotIvIW4mdBgQ/7dAfSmpqIM8kF9mN1flpVKS3GRqe62gw+2fNNRaINXvVpiglSI8eNEc6wEA3F+g=='
+  const pem = `-----BEGIN PUBLIC KEY-----\n${shown}\n-----END PUBLIC KEY-----`
+  for (const publicKey of [shown, pem, [shown, pem]]) t.ok(providers.sendgrid({ publicKey }))
+})
+
+t.test('bytes are a key as they are', async (t) => {
+  const secret = Buffer.from('MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw', 'base64')
+  const headers = {
+    'webhook-id': 'msg_p5jXN8AQM9LWM0D4loKWxJek',
+    'webhook-timestamp': '1614265330',
+    'webhook-signature': 'v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=',
+  }
+  const at = 1_614_265_330_000
+  const result = await verify(
+    providers.standardWebhooks({ secret }),
+    headers,
+    '{"test": 2432232314}',
+    { at },
+  )
+  t.equal(result.kind, 'verified')
+})

@@ -1,0 +1,320 @@
+// What single providers do that nobody else does.
+import { createHash, createHmac } from 'node:crypto'
+import t from 'tap'
+import { verify } from '../../../src/webhooks/provider.js'
+import {
+  adyen,
+  discord,
+  flutterwave,
+  github,
+  gitlab,
+  mailgun,
+  meta,
+  paystack,
+  slack,
+  standardWebhooks,
+  twilio,
+  twitch,
+  zendesk,
+  zoom,
+} from '../../../src/webhooks/providers/index.js'
+import { ask, NOW, type Sent } from '../../contracts/provider.js'
+import { adyenItem, cases, TWILIO_URL } from './cases.js'
+
+const caseOf = (name: string) => {
+  const found = cases.find((of) => of.name === name)
+  if (found === undefined) throw new Error(`no case is called ${name}`)
+  return found
+}
+
+const FORM = { 'content-type': 'application/x-www-form-urlencoded' }
+const KEY = '44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056'
+const mac = (hash: string, key: string, text: string) => createHmac(hash, key).update(text)
+
+const adyenBody = (...items: unknown[]): Sent => ({
+  headers: {},
+  body: Buffer.from(
+    JSON.stringify({ notificationItems: items.map((item) => ({ NotificationRequestItem: item })) }),
+  ),
+})
+
+t.test('one forged item makes all of an Adyen batch forged', async (t) => {
+  const provider = adyen({ hmacKey: KEY })
+  const [good, other] = [adyenItem(KEY), adyenItem(KEY, { eventCode: 'REFUND' })]
+  t.match(await ask(provider, adyenBody(good, other)), { kind: 'verified', events: { length: 2 } })
+  const forged = { ...other, amount: { value: 1, currency: 'EUR' } }
+  for (const items of [
+    [good, forged],
+    [forged, good],
+    [good, { ...other, additionalData: {} }],
+  ]) {
+    t.equal((await ask(provider, adyenBody(...items))).kind, 'refused')
+  }
+  t.match(await ask(provider, adyenBody()), { kind: 'refused', reason: 'malformed' })
+  t.match(await ask(provider, adyenBody(good, null)), { kind: 'refused', reason: 'malformed' })
+})
+
+t.test('fields of an Adyen item that are no plain values are refused', async (t) => {
+  const provider = adyen({ hmacKey: KEY })
+  // Joined, ["order-SIGNED"] is the text that was signed.
+  const item = { ...adyenItem(KEY), merchantReference: ['order-SIGNED'] }
+  t.match(await ask(provider, adyenBody(item)), { kind: 'refused', reason: 'malformed' })
+})
+
+t.test('a stored item of Adyen can be verified again', async (t) => {
+  const provider = adyen({ hmacKey: KEY })
+  const result = await ask(provider, adyenBody(adyenItem(KEY), adyenItem(KEY)))
+  if (result.kind !== 'verified') return t.fail('it is genuine')
+  for (const { rawBody, eventId } of result.events) {
+    t.match(await verify(provider, {}, rawBody), { kind: 'verified', events: [{ eventId }] })
+  }
+})
+
+t.test('Adyen reads [accepted], in whatever way its webhook was set up', async (t) => {
+  const { answers } = adyen({ hmacKey: KEY })
+  for (const outcome of ['processed', 'duplicate', 'accepted', 'ignored', 'dead'] as const) {
+    t.match(answers?.[outcome], { status: 200, body: '[accepted]' })
+  }
+  t.equal(answers?.failed, undefined)
+})
+
+t.test('a dead event is answered so that it does not come again', async (t) => {
+  t.same(slack({ secret: 's' }).answers?.dead, {
+    status: 200,
+    headers: { 'x-slack-no-retry': '1' },
+  })
+  t.same(mailgun({ signingKey: 's' }).answers?.dead, { status: 406 })
+  t.equal(discord({ publicKey: '00'.repeat(32) }).answers?.dead?.status, 204)
+})
+
+t.test('who never repeats a failed delivery is known', async (t) => {
+  const made = cases.map((of) => [of.name, of.make(of.parties[0].secret).redelivers] as const)
+  const never = made.filter(([, redelivers]) => redelivers === false).map(([name]) => name)
+  t.same(
+    new Set(never.map((name) => name.split(/[ ,]/)[0])),
+    new Set(['github', 'gitlab', 'twilio', 'flutterwave', 'zendesk']),
+  )
+})
+
+t.test('a form of Slack is a command, or JSON in a field', async (t) => {
+  const { make, parties } = caseOf('slack')
+  const provider = make(parties[0].secret)
+  const send = (form: Record<string, string>) => {
+    const sent = parties[0].sign(new URLSearchParams(form).toString(), NOW)
+    return ask(provider, { ...sent, headers: { ...sent.headers, ...FORM } })
+  }
+  t.match(await send({ command: '/deploy', text: 'a b', channel_id: 'C1', trigger_id: 'T1' }), {
+    kind: 'verified',
+    events: [{ eventId: null, type: '/deploy', object: 'C1', payload: { text: 'a b' } }],
+  })
+  const payload = JSON.stringify({ type: 'block_actions', trigger_id: 'T1' })
+  t.match(await send({ payload }), {
+    kind: 'verified',
+    events: [{ eventId: null, type: 'block_actions', payload: { trigger_id: 'T1' } }],
+  })
+  t.equal((await send({ payload: '{' })).kind, 'unreadable')
+  t.same(await send({ ssl_check: '1', token: 'x' }), { kind: 'handshake', answer: { status: 200 } })
+})
+
+t.test('a form of GitHub carries its JSON in a field', async (t) => {
+  const body = new URLSearchParams({ payload: '{"action":"opened"}' }).toString()
+  const headers = {
+    'content-type': 'application/x-www-form-urlencoded; charset=utf-8',
+    'x-github-event': 'issues',
+    'x-hub-signature-256': `sha256=${mac('sha256', 's', body).digest('hex')}`,
+  }
+  t.match(await verify(github({ secret: 's' }), headers, body), {
+    kind: 'verified',
+    events: [{ type: 'issues.opened', payload: { action: 'opened' } }],
+  })
+})
+
+const twilioSign = (text: string) => mac('sha1', 's', text).digest('base64')
+
+t.test('a body that Twilio has not signed is not taken for one that it has', async (t) => {
+  const provider = twilio({ authToken: 's', url: TWILIO_URL })
+  const send = (query: string, type: string, body: string, signed: string) =>
+    verify(provider, { 'content-type': type, 'x-twilio-signature': twilioSign(signed) }, body, {
+      url: `/x${query}`,
+    })
+  // The address alone is genuine, which is all that a GET request signs.
+  t.equal(
+    (await send('?a=1', 'application/json', '{"amount":1}', `${TWILIO_URL}?a=1`)).kind,
+    'refused',
+  )
+  t.equal((await send('?a=1', 'text/plain', 'a=b', `${TWILIO_URL}?a=1`)).kind, 'refused')
+  const hash = createHash('sha256').update('{"amount":1}').digest('hex')
+  const query = `?bodySHA256=${hash}`
+  const json = 'application/json'
+  t.equal((await send(query, json, '{"amount":1}', TWILIO_URL + query)).kind, 'verified')
+  t.equal((await send(query, json, '{"amount":2}', TWILIO_URL + query)).kind, 'refused')
+  // Of two hashes, one is somebody else's.
+  const twice = `?bodySHA256=${'0'.repeat(64)}&bodySHA256=${hash}`
+  t.equal((await send(twice, json, '{"amount":1}', TWILIO_URL + twice)).kind, 'refused')
+})
+
+t.test('the fields of a form are signed by Twilio in the order of their names', async (t) => {
+  const provider = twilio({ authToken: 's', url: TWILIO_URL })
+  const send = (body: string | Buffer, fields: string) =>
+    verify(provider, { ...FORM, 'x-twilio-signature': twilioSign(TWILIO_URL + fields) }, body, {
+      url: '/',
+    })
+  t.equal((await send('b=2&B=1&a=3', 'B1a3b2')).kind, 'verified')
+  t.equal((await send('a=2&a=1&a=2', 'a1a2')).kind, 'verified', 'each value once')
+  t.equal((await send('a=%C3%A9+%26', 'aé &')).kind, 'verified', 'decoded')
+  t.match(await send(Buffer.from('a=\xff', 'latin1'), 'a'), {
+    kind: 'refused',
+    reason: 'malformed',
+  })
+})
+
+t.test('GitLab is asked for one of its two tokens', async (t) => {
+  for (const options of [{}, { secret: 'a', signingToken: 'whsec_AAAA' }]) {
+    t.throws(() => gitlab(options), { message: /"secret" or option "signingToken", and not both/ })
+  }
+  t.throws(() => gitlab({ signingToken: 'plain text' }), {
+    message: /"signingToken" of gitlab must be 'whsec_'/,
+  })
+})
+
+t.test("an id beside the signed one is not taken for Standard Webhooks' own", async (t) => {
+  const { parties, body } = caseOf('svix')
+  const sent = parties[0].sign(body, NOW)
+  const headers = { ...sent.headers, 'webhook-id': 'chosen-by-somebody-else' }
+  t.match(await ask(standardWebhooks({ secret: parties[0].secret }), { ...sent, headers }), {
+    kind: 'verified',
+    events: [{ eventId: 'msg_1' }],
+  })
+})
+
+t.test('a signature of Flutterwave cannot be avoided with the older header', async (t) => {
+  const headers = { 'flutterwave-signature': 'AAAA', 'verif-hash': 's' }
+  t.equal((await verify(flutterwave({ secret: 's' }), headers, '{}')).kind, 'refused')
+})
+
+t.test('a subscription that Twitch ended is told from an event', async (t) => {
+  const { parties } = caseOf('twitch')
+  const body = JSON.stringify({ subscription: { type: 'stream.online', status: 'user_removed' } })
+  t.match(await ask(twitch({ secret: parties[0].secret }), parties[0].sign(body, NOW)), {
+    kind: 'verified',
+    events: [{ type: 'revocation' }],
+  })
+})
+
+t.test('a trigger of Zendesk is named by its invocation', async (t) => {
+  const { parties } = caseOf('zendesk')
+  const sent = parties[0].sign('{"id":"35436","type":"ticket"}', NOW)
+  const headers = { ...sent.headers, 'x-zendesk-webhook-invocation-id': '8350205582' }
+  t.match(await ask(zendesk({ secret: parties[0].secret }), { ...sent, headers }), {
+    kind: 'verified',
+    events: [{ eventId: '8350205582', type: null, object: null }],
+  })
+})
+
+t.test('two events of Zoom that differ in their time are two', async (t) => {
+  const { parties } = caseOf('zoom')
+  const provider = zoom({ secret: parties[0].secret })
+  const idOf = async (eventTs: number) => {
+    const body = JSON.stringify({ event: 'meeting.started', event_ts: eventTs })
+    const result = await ask(provider, parties[0].sign(body, NOW))
+    return result.kind === 'verified' ? result.events[0]?.eventId : undefined
+  }
+  t.equal(await idOf(1), await idOf(1))
+  t.not(await idOf(1), await idOf(2))
+})
+
+t.test('an object is no event: several events of it have several ids', async (t) => {
+  const idOf = async (event: string) => {
+    const body = JSON.stringify({ event, data: { id: 1 } })
+    const headers = { 'x-paystack-signature': mac('sha512', 's', body).digest('hex') }
+    const result = await verify(paystack({ secret: 's' }), headers, body)
+    return result.kind === 'verified' ? result.events[0]?.eventId : undefined
+  }
+  t.not(await idOf('transfer.failed'), await idOf('transfer.success'))
+})
+
+t.test('a form from a route of Mailgun is verified as well', async (t) => {
+  const { parties } = caseOf('mailgun')
+  const timestamp = String(NOW / 1_000)
+  const signature = mac('sha256', parties[0].secret, `${timestamp}token`).digest('hex')
+  const form = { timestamp, token: 'token', signature, subject: 'Hello' }
+  const sent = { headers: FORM, body: Buffer.from(new URLSearchParams(form).toString()) }
+  t.match(await ask(mailgun({ signingKey: parties[0].secret }), sent), {
+    kind: 'verified',
+    events: [{ eventId: null, payload: { subject: 'Hello' } }],
+  })
+})
+
+t.test("a subaccount's event is recognised by the key of Mailgun's parent account", async (t) => {
+  const sign = (key: string) => mac('sha256', key, `${NOW / 1_000}token`).digest('hex')
+  const signature = {
+    timestamp: String(NOW / 1_000),
+    token: 'token',
+    signature: sign('of the subaccount'),
+    'parent-signature': sign('of the parent'),
+  }
+  const sent = { headers: {}, body: Buffer.from(JSON.stringify({ signature })) }
+  for (const signingKey of ['of the parent', 'of the subaccount']) {
+    t.equal((await ask(mailgun({ signingKey }), sent)).kind, 'verified')
+  }
+  t.equal((await ask(mailgun({ signingKey: 'of nobody' }), sent)).kind, 'refused')
+})
+
+t.test("Meta's question is answered to who knows the token", async (t) => {
+  const query = (over: Record<string, string> = {}) =>
+    new URLSearchParams({
+      'hub.mode': 'subscribe',
+      'hub.challenge': '1158201444',
+      'hub.verify_token': 'meatyhamhock',
+      ...over,
+    })
+  const one = meta({ secret: 's', verifyToken: 'meatyhamhock' })
+  const answer = { status: 200, headers: { 'content-type': 'text/plain' }, body: '1158201444' }
+  t.same(await one.greeting?.(query(), ''), answer)
+  for (const over of [
+    { 'hub.verify_token': 'meatyhamhocl' },
+    { 'hub.verify_token': '' },
+    { 'hub.mode': 'no' },
+  ]) {
+    t.equal(await one.greeting?.(query(over), ''), undefined)
+  }
+  t.equal(await one.greeting?.(new URLSearchParams(), ''), undefined)
+  const several = meta({ secret: 's', verifyToken: ['older', 'meatyhamhock'] })
+  t.same(await several.greeting?.(query(), ''), answer)
+  const verifyToken = async (tenantId: string) => (tenantId === 'acme' ? 'meatyhamhock' : 'other')
+  const byTenant = meta({ secret: 's', verifyToken })
+  t.same(await byTenant.greeting?.(query(), 'acme'), answer)
+  t.equal(await byTenant.greeting?.(query(), 'globex'), undefined)
+  t.throws(() => meta({ secret: 's', verifyToken: '' }), {
+    message: /option "verifyToken" of meta is missing/,
+  })
+})
+
+t.test('an id that a change of Meta has can be found by whoever knows it', async (t) => {
+  const provider = meta({
+    secret: 's',
+    verifyToken: 'x',
+    eventId: (payload) => payload.entry[0].changes?.[0].value.messages?.[0].id,
+  })
+  const changes = ['wamid.1', 'wamid.2'].map((id) => ({
+    field: 'messages',
+    value: { messages: [{ id }] },
+  }))
+  const body = JSON.stringify({
+    object: 'whatsapp_business_account',
+    entry: [{ id: 'a-1', changes }],
+  })
+  const headers = { 'x-hub-signature-256': `sha256=${mac('sha256', 's', body).digest('hex')}` }
+  t.match(await verify(provider, headers, body), {
+    kind: 'verified',
+    events: [
+      {
+        eventId: 'wamid.1',
+        payload: {
+          entry: [{ id: 'a-1', changes: [{ value: { messages: [{ id: 'wamid.1' }] } }] }],
+        },
+      },
+      { eventId: 'wamid.2' },
+    ],
+  })
+})
