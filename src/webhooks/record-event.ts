@@ -1,4 +1,4 @@
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
 import { readWebhookOptions } from './check-options.js'
@@ -13,7 +13,7 @@ export interface EventToRecord {
   provider: string
   /** What the sender calls it; `null` when it has no name, and then it is never a duplicate. */
   eventId: string | null
-  type?: string
+  type?: string | null | undefined
   /** Kept with the event: bytes, text, or what becomes JSON. */
   payload?: unknown
 }
@@ -32,8 +32,8 @@ export interface RequestEvents {
    * event ended: below 400 it is processed, otherwise the next delivery is no duplicate. After a
    * crash it is none either, once the lease (30 s) has run out.
    *
-   * @throws IDEMPOTENCY_INBOX_UNAVAILABLE (503) when the store does not answer, and what `tenant`
-   * throws.
+   * @throws IDEMPOTENCY_INBOX_UNAVAILABLE (503) when the store does not answer,
+   * IDEMPOTENCY_TENANT_UNKNOWN (403) for a request of no tenant, and what `tenant` throws.
    */
   recordEvent(event: EventToRecord): Promise<RecordedEvent>
 }
@@ -48,10 +48,12 @@ export interface KnownEvent {
 }
 
 const RECORDED = Symbol('fastify-idempotency.recorded')
+const REPLY = Symbol('fastify-idempotency.reply')
 
 declare module 'fastify' {
   interface FastifyRequest {
     [RECORDED]: Ending[] | null
+    [REPLY]: FastifyReply | null
   }
 }
 
@@ -66,13 +68,12 @@ class RequestFailed extends Error {
 /** Lets every route record events; how a route answers says how its events ended. */
 export function bindRecordedEvents(app: FastifyInstance): void {
   app.decorateRequest(RECORDED, null)
+  app.decorateRequest(REPLY, null)
 
-  async function end(request: FastifyRequest, isProcessed: boolean): Promise<void> {
-    const endings = request[RECORDED] ?? []
-    request[RECORDED] = null
-    await Promise.all(endings.map((ending) => ending(isProcessed)))
-  }
-
+  app.addHook('onRequest', (request, reply, done) => {
+    request[REPLY] = reply
+    done()
+  })
   // Before the answer leaves: what is acknowledged is durable as processed. What goes out is not
   // touched, and a store that does not answer keeps it back no longer than it may.
   app.addHook('onSend', (request, reply, payload, done) => {
@@ -89,6 +90,23 @@ export function bindRecordedEvents(app: FastifyInstance): void {
       () => done(),
       () => done(),
     )
+  })
+}
+
+async function end(request: FastifyRequest, isProcessed: boolean): Promise<void> {
+  const endings = request[RECORDED] ?? []
+  request[RECORDED] = null
+  await Promise.all(endings.map((ending) => ending(isProcessed)))
+}
+
+/**
+ * A reply that was taken out of Fastify's hands (`hijack`) and whose client left goes through no
+ * hook. A handler that is not done yet goes on without its client, and what it sends says how it went.
+ */
+function endWithConnection(request: FastifyRequest): void {
+  const reply = request[REPLY]
+  reply?.raw.once('close', () => {
+    if (reply.sent && !reply.raw.writableFinished) end(request, false).catch(() => {})
   })
 }
 
@@ -126,6 +144,7 @@ export async function recordEvent(
       end(isProcessed)
       return delivering
     }
+    if (request[RECORDED] === null) endWithConnection(request)
     request[RECORDED] = [...(request[RECORDED] ?? []), ending]
     return { duplicate: false, event: first }
   } catch (error) {
@@ -162,9 +181,14 @@ function nameOf({ method, routeOptions }: FastifyRequest): string {
 }
 
 function checked(given: EventToRecord): EventToRecord {
-  const { provider, eventId } = Object(given) as Record<string, unknown>
-  if (typeof provider !== 'string' || provider === '') {
-    throw new OptionInvalid('recordEvent needs a "provider", such as \'stripe\'')
+  const { provider, eventId, type } = Object(given) as Record<string, unknown>
+  if (typeof provider !== 'string' || !/^[\w.-]{1,64}$/.test(provider)) {
+    throw new OptionInvalid(
+      'recordEvent needs a "provider" of 1 to 64 letters, digits, - and _, such as \'stripe\'',
+    )
+  }
+  if (type !== undefined && type !== null && typeof type !== 'string') {
+    throw new OptionInvalid('recordEvent needs text as "type", or none')
   }
   if (eventId !== null && (typeof eventId !== 'string' || eventId === '')) {
     throw new OptionInvalid(

@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { EventMissing, OptionInvalid } from '../errors.js'
-import { tenantOf } from '../http/tenant.js'
+import { EventMissing, OptionInvalid, TenantUnknown } from '../errors.js'
+import { NoTenant, tenantOf } from '../http/tenant.js'
 import type { PluginSettings } from '../options.js'
 import { readWebhookOptions } from './check-options.js'
 import type { Endpoint, WebhookHandler } from './endpoint.js'
@@ -109,9 +109,17 @@ export function bindWebhooks(
   )
   bindRecordedEvents(app)
 
+  async function tenantOrError(request: FastifyRequest): Promise<string> {
+    try {
+      return await tenantOf(request, settings.tenant)
+    } catch (error) {
+      throw error instanceof NoTenant ? new TenantUnknown() : error
+    }
+  }
+
   return {
     async recordEvent(request, event) {
-      return recordEvent(inbox(), request, await tenantOf(request, settings.tenant), event)
+      return recordEvent(inbox(), request, await tenantOrError(request), event)
     },
     async ingest({ endpoint: name, tenantId = '', payload, headers = {} }) {
       const endpoint = inbox().endpoint(name)
