@@ -194,6 +194,8 @@ t.test(`${RUNS} odd requests cause no exception and are not believed`, async (t)
     }
   }
   // Else it would only have tried what is refused at once.
-  for (const kind of ['refused', 'verified', 'unreadable', 'handshake'])
-    t.ok((kinds[kind] ?? 0) > 50)
+  for (const kind of ['refused', 'verified', 'unreadable', 'handshake']) {
+    const times = kinds[kind] ?? 0
+    t.ok(times >= 10, `${times} were ${kind}`)
+  }
 })
