@@ -58,11 +58,11 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
   rateLimit: isRateLimit,
   failedSignatures: isRateLimit,
   dispatch: (value) =>
-    ['start', 'enqueue', 'lookAgain', 'stop'].every(
+    ['start', 'enqueue', 'lookAgain', 'stop', 'close'].every(
       (name) => typeof Object(value)[name] === 'function',
     )
       ? undefined
-      : 'must be inProcess({ … }), bullmq({ … }), or another object with start, enqueue, lookAgain and stop',
+      : 'must be inProcess({ … }), bullmq({ … }), or another object with start, enqueue, lookAgain, stop and close',
   worker: isBoolean,
   drain: isDuration(0, '10s'),
   storeTimeout: isDuration(1, '5s'),

@@ -173,7 +173,10 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   webhook_handshake: ['info', 'Webhook handshake answered'],
   webhook_not_verified: ['error', 'Webhook could not be verified; it was not acknowledged'],
   inbox_unavailable: ['error', 'Inbox does not answer; the webhook was not acknowledged'],
-  dispatch_failed: ['warn', 'Due webhook events could not be looked up; trying again later'],
+  dispatch_failed: [
+    'warn',
+    'Webhook events that are due could not be handed on; trying again later',
+  ],
   prune_failed: ['warn', 'Expired idempotency records could not be deleted; trying again later'],
 }
 

@@ -13,7 +13,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   register: [],
   checks: ['core', 'errors'],
   events: ['core', 'store'],
-  dispatch: ['core', 'errors', 'events'],
+  dispatch: ['core', 'errors', 'events', 'checks'],
   options: ['core', 'store', 'dispatch'],
   'check-options': ['core', 'errors', 'options', 'checks'],
   claims: ['core', 'store', 'events', 'errors'],

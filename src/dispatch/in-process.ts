@@ -1,7 +1,8 @@
-import { type Duration, parseDuration } from '../core/duration.js'
-import { OptionInvalid } from '../errors.js'
+import { check, defined, isDuration, isInteger, toMs } from '../checks.js'
+import type { Duration } from '../core/duration.js'
 import { failureOf } from '../events.js'
-import type { Dispatch, Job, Work } from './dispatch.js'
+import type { Dispatch, Work } from './dispatch.js'
+import { createLooks } from './looks.js'
 
 export interface InProcessOptions {
   /** How many events a process runs at once. Default 10. */
@@ -10,67 +11,52 @@ export interface InProcessOptions {
   pollEvery?: Duration
 }
 
+const CHECKS = {
+  concurrency: isInteger(1, 10_000),
+  pollEvery: isDuration(10, '5s'),
+} as const satisfies Record<keyof InProcessOptions, unknown>
+
+const DEFAULTS = { concurrency: 10, pollEvery: '5s' } as const satisfies InProcessOptions
+
+/** How long a process that runs many events waits for more of them to end before it claims a few. */
+const LINGER_MS = 20
+
 /**
  * Runs events in the processes that receive them. They share the inbox: each claims what is due, so
  * that what one leaves behind is run by another. Needs nothing but the database.
  */
-export function inProcess({ concurrency = 10, pollEvery = '5s' }: InProcessOptions = {}): Dispatch {
-  const pollMs = parseDuration(pollEvery)
-  if (pollMs === undefined || pollMs < 10) {
-    throw new OptionInvalid(`option "pollEvery" must be a duration such as '5s'`)
-  }
-  if (!Number.isSafeInteger(concurrency) || concurrency < 1) {
-    throw new OptionInvalid('option "concurrency" must be a whole number from 1')
-  }
+export function inProcess(options: InProcessOptions = {}): Dispatch {
+  check(' of inProcess()', CHECKS, options)
+  const { concurrency, pollEvery } = { ...DEFAULTS, ...defined(options) }
+  const looks = createLooks(toMs(pollEvery), take)
   let work: Work | undefined
-  let isOpen = true
   let running = 0
-  /** There may be more than the last look took. */
+  /** There may be more than was taken. */
   let hasMore = false
-  let looking: Promise<void> | undefined
-  let timer: NodeJS.Timeout | undefined
-  let timerAt = Number.POSITIVE_INFINITY
-
-  function lookIn(ms: number): void {
-    if (!isOpen || work === undefined) return
-    const at = performance.now() + ms
-    if (at >= timerAt) return
-    clearTimeout(timer)
-    timerAt = at
-    timer = setTimeout(() => {
-      timerAt = Number.POSITIVE_INFINITY
-      look()
-    }, ms)
-  }
-
-  function look(): void {
-    hasMore = true
-    looking ??= take().finally(() => {
-      looking = undefined
-      // Drawn anew each time, so that processes that started together do not stay together.
-      lookIn((pollMs as number) * (0.75 + Math.random() / 2))
-    })
-  }
+  let tookAt = Number.NEGATIVE_INFINITY
 
   async function take(): Promise<void> {
-    // Half of the places at least, or a full house would ask for one event at a time.
-    while (isOpen && hasMore && work !== undefined && concurrency - running >= concurrency / 2) {
-      const room = concurrency - running
-      hasMore = false
-      try {
-        const runs = await work.startDue(room)
-        hasMore ||= runs.length === room
-        running += runs.length
-        for (const run of runs) {
-          void run.then(() => {
-            running -= 1
-            if (hasMore) look()
-          })
-        }
-      } catch (error) {
-        work.report({ kind: 'dispatch_failed', failure: failureOf(error) })
-        return
+    if (work === undefined) return
+    hasMore = true
+    const room = concurrency - running
+    if (room === 0) return
+    // Or a full house of short events would ask for one at a time. Long ones must not keep the
+    // other places empty.
+    const lingerMs = room < concurrency / 2 ? tookAt + LINGER_MS - performance.now() : 0
+    if (lingerMs > 0) return looks.in(lingerMs)
+    tookAt = performance.now()
+    try {
+      const runs = await work.startDue(room)
+      hasMore = runs.length === room
+      running += runs.length
+      for (const run of runs) {
+        void run.then(() => {
+          running -= 1
+          if (hasMore) looks.now()
+        })
       }
+    } catch (error) {
+      work.report({ kind: 'dispatch_failed', failure: failureOf(error) })
     }
   }
 
@@ -78,19 +64,17 @@ export function inProcess({ concurrency = 10, pollEvery = '5s' }: InProcessOptio
     start(given) {
       if (work !== undefined) return
       work = given
-      look()
+      looks.now()
     },
-    enqueue({ inMs }: Job) {
-      if (inMs > 0) lookIn(inMs)
-      else if (isOpen && work !== undefined) look()
+    enqueue({ inMs }) {
+      if (work === undefined) return
+      if (inMs > 0) looks.in(inMs)
+      else looks.now()
     },
     lookAgain() {
-      if (isOpen && work !== undefined) look()
+      if (work !== undefined) looks.now()
     },
-    async stop() {
-      isOpen = false
-      clearTimeout(timer)
-      await looking
-    },
+    stop: () => looks.stop(),
+    async close() {},
   }
 }

@@ -1,7 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { within } from '../claims/within.js'
 import type { EventStatus } from '../core/event.js'
-import type { Dispatch, Work } from '../dispatch/dispatch.js'
+import type { Dispatch, Job, JobName, JobOutcome, Work } from '../dispatch/dispatch.js'
 import { type Report, reporter } from '../events.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
@@ -56,6 +56,8 @@ export class Inbox implements Work {
   readonly #options: InboxOptions
   readonly #endpoints = new Map<string, Endpoint>()
   readonly #open = new Set<Run>()
+  /** Claims under way, each of which may become a run. */
+  readonly #starting = new Set<Promise<unknown>>()
   readonly #record: (arrival: Arrival) => Promise<Recorded>
   readonly #end: (end: RunEnd) => Promise<boolean>
   readonly #extend: (hold: RunHold & { leaseMs: number }) => Promise<boolean>
@@ -188,7 +190,10 @@ export class Inbox implements Work {
     if (found.status === 'processed' && !force) return { kind: 'refused' }
     if (!(await within(store.reopen(found.id, force), storeTimeoutMs))) return { kind: 'running' }
     const endpoint = this.#endpoints.get(found.endpoint)
-    if (endpoint === undefined) return { kind: 'queued' }
+    if (endpoint === undefined) {
+      this.#enqueue({ id: found.id, fence: found.fence, inMs: 0 })
+      return { kind: 'queued' }
+    }
     const outcome = await this.#claimAndRun(endpoint, found.id, log)
     return { kind: outcome === undefined || outcome === 'lost' ? 'running' : outcome }
   }
@@ -201,18 +206,23 @@ export class Inbox implements Work {
       const endpoint = this.#endpoints.get(stored.endpoint)
       // The store was asked for these endpoints only.
       if (endpoint === undefined) return
-      await this.#runStored(endpoint, stored, askedAt, log)
+      const start = await this.#tracked(this.#beginStored(endpoint, stored, askedAt, log))
+      await start?.()
     })
   }
 
-  async run(id: string): Promise<void> {
+  async run({ id, fence }: JobName): Promise<JobOutcome> {
     const { store, storeTimeoutMs, log } = this.#options
     const found = await within(store.find(id), storeTimeoutMs)
     const endpoint = found && this.#endpoints.get(found.endpoint)
-    if (endpoint !== undefined) await this.#claimAndRun(endpoint, id, log)
+    // A job of an earlier run: the pause that this one waits for is another.
+    if (endpoint === undefined || found?.fence !== fence) return 'over'
+    if (!['received', 'retrying', 'processing'].includes(found.status)) return 'over'
+    const outcome = await this.#claimAndRun(endpoint, id, log)
+    return outcome === undefined ? 'held' : 'ran'
   }
 
-  listDue(limit: number): Promise<{ id: string; fence: number }[]> {
+  listDue(limit: number): Promise<JobName[]> {
     const { store, storeTimeoutMs } = this.#options
     return within(store.listDue(limit, this.#served()), storeTimeoutMs)
   }
@@ -224,7 +234,8 @@ export class Inbox implements Work {
 
   /** Waits for the events that are running, and hands back those that take too long. */
   async close(): Promise<void> {
-    const { drainMs, storeTimeoutMs } = this.#options
+    const { drainMs, storeTimeoutMs, dispatch } = this.#options
+    await Promise.allSettled(this.#starting)
     const emptied = new Promise<void>((resolve) => {
       this.#onEmpty = resolve
       if (this.#open.size === 0) resolve()
@@ -233,6 +244,11 @@ export class Inbox implements Work {
     await Promise.all([...this.#open].map((run) => run.handBack()))
     await within(emptied, storeTimeoutMs).catch(() => {})
     for (const run of this.#open) run.abandon('the server closed before it was recorded')
+    await dispatch.close()
+  }
+
+  #enqueue(job: Job): void {
+    this.#options.dispatch.enqueue(job, this.report)
   }
 
   #served(): Endpoints {
@@ -308,7 +324,7 @@ export class Inbox implements Work {
     if (endpoint.settings.mode === 'deferred') {
       if (this.#options.hasWorker) this.work()
       const isRunning = status === 'processing'
-      if (!isRunning) this.#options.dispatch.enqueue({ id, fence, inMs: Math.max(0, dueInMs ?? 0) })
+      if (!isRunning) this.#enqueue({ id, fence, inMs: Math.max(0, dueInMs ?? 0) })
       return 'accepted'
     }
     if (status === 'processing' && (dueInMs ?? 0) > 0) return 'running'
@@ -323,21 +339,32 @@ export class Inbox implements Work {
   ): Promise<RunOutcome | undefined> {
     const askedAt = performance.now()
     const claiming = this.#options.store.claim(id, endpoint.settings.leaseMs)
-    const [stored] = await this.#claimInTime(claiming.then((claimed) => (claimed ? [claimed] : [])))
-    return stored && this.#runStored(endpoint, stored, askedAt, log, report)
+    const claimed = this.#claimInTime(claiming.then((stored) => (stored ? [stored] : [])))
+    const starting = claimed.then(
+      ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, log, report),
+    )
+    const start = await this.#tracked(starting)
+    return start?.()
   }
 
-  async #runStored(
+  /** A server that closes waits for what is about to run, as it does for what runs. */
+  #tracked<T>(starting: Promise<T>): Promise<T> {
+    this.#starting.add(starting)
+    return starting.finally(() => this.#starting.delete(starting))
+  }
+
+  /** Makes the run of an event as it stands in the table; returns what runs it. */
+  async #beginStored(
     endpoint: Endpoint,
     stored: StoredEvent,
     askedAt: number,
     log: FastifyBaseLogger,
     report = reporter(log, endpoint.name, { tenantId: stored.tenantId, key: stored.id }),
-  ): Promise<RunOutcome | undefined> {
+  ): Promise<(() => Promise<RunOutcome>) | undefined> {
     const run = await this.#begin(endpoint, stored, askedAt, log, report)
     const { buffer, byteOffset, byteLength } = stored.payload
     const body = Buffer.from(buffer, byteOffset, byteLength)
-    return run?.execute(() => payloadOf(endpoint, body, stored.headers))
+    return run && (() => run.execute(() => payloadOf(endpoint, body, stored.headers)))
   }
 
   /**
@@ -369,7 +396,7 @@ export class Inbox implements Work {
       end: async (end) => {
         const isEnded = await this.#end(end)
         if (isEnded && end.status === 'retrying' && end.dueInMs !== null) {
-          dispatch.enqueue({ id: end.id, fence: end.fence, inMs: end.dueInMs })
+          this.#enqueue({ id: end.id, fence: end.fence, inMs: end.dueInMs })
         }
         return isEnded
       },
