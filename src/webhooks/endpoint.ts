@@ -26,7 +26,8 @@ const LONGEST_NAME = 191
 export function storableName(name: string): string {
   const isPlain =
     name.length <= LONGEST_NAME && !name.includes('\0') && Buffer.from(name).toString() === name
-  return isPlain ? name : `sha256:${sha256(name)}`
+  // Of its code units: as UTF-8, all halves of characters are the same one.
+  return isPlain ? name : `sha256:${sha256(Buffer.from(name, 'utf16le'))}`
 }
 
 /** Everything of a new event but its row's name and how it starts. */
