@@ -154,7 +154,8 @@ export class Run {
     return isRecorded ? 'processed' : outcome
   }
 
-  async #failed(error: unknown): Promise<RunOutcome> {
+  async #failed(thrown: unknown): Promise<RunOutcome> {
+    const error = thrown ?? new Error(`its handler threw ${thrown}`)
     const { retry } = this.#endpoint.settings
     const { attempts } = this.#stored
     const failure = failureOf(error)
