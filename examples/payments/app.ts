@@ -5,7 +5,10 @@ import type { PrismaClient } from '../../prisma/generated/postgresql/client.js'
 // In an application of your own: from 'fastify-idempotency'.
 import idempotency from '../../src/index.js'
 import { authenticate } from './authenticate.js'
+import { countRuns } from './count-runs.js'
 import { paymentRoutes } from './payments.js'
+import { statsRoute } from './stats.js'
+import { type WebhookSecrets, webhooks } from './webhooks.js'
 
 export interface Services {
   prisma: PrismaClient
@@ -17,10 +20,10 @@ export interface Services {
 /** The payments API, ready to listen. Closing it leaves the services open: they are the caller's. */
 export async function buildApp(
   { prisma, pool, redis }: Services,
+  secrets: WebhookSecrets,
   logger: FastifyServerOptions['logger'] = false,
 ): Promise<FastifyInstance> {
   const app = Fastify({ logger })
-  authenticate(app)
   // Awaited, and before the routes: the plugin protects what is added after it.
   await app.register(idempotency, {
     prisma,
@@ -29,6 +32,13 @@ export async function buildApp(
     tenant: (request) => request.tenant,
     rateLimit: { max: 1000, timeWindow: '1m' },
   })
-  paymentRoutes(app, prisma)
+  const runs = countRuns()
+  // Clients log in. Providers do not, they sign: their routes are outside of this.
+  app.register(async (api) => {
+    authenticate(api)
+    paymentRoutes(api, prisma, runs)
+    statsRoute(api, prisma, runs)
+  })
+  webhooks(app, prisma, secrets, runs)
   return app
 }

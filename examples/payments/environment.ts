@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs'
 import { CannotStart } from './cannot-start.js'
+import type { WebhookSecrets } from './webhooks.js'
 
 export interface Environment {
   host: string
@@ -7,6 +8,14 @@ export interface Environment {
   logLevel: string
   databaseUrl: string | undefined
   redisUrl: string | undefined
+  secrets: WebhookSecrets
+}
+
+/** What everybody knows, to try the example with. */
+export const DEMO_SECRETS: WebhookSecrets = {
+  stripe: 'whsec_demo_stripe',
+  github: 'demo_github',
+  bank: 'demo_bank',
 }
 
 /** What the example is told by environment variables and `.env`; the former win. */
@@ -18,12 +27,18 @@ export function readEnvironment(): Environment {
 // An empty variable is one that is not set: `REDIS_URL= npm start` turns one off that .env sets.
 export function parseEnvironment(variables: NodeJS.ProcessEnv): Environment {
   const { HOST, PORT, LOG_LEVEL, DATABASE_URL, REDIS_URL } = variables
+  const { STRIPE_WEBHOOK_SECRET, GITHUB_WEBHOOK_SECRET, BANK_WEBHOOK_SECRET } = variables
   return {
     host: HOST || '127.0.0.1',
     port: readPort(PORT || '3000'),
     logLevel: readLogLevel(LOG_LEVEL || 'warn'),
     databaseUrl: DATABASE_URL || undefined,
     redisUrl: REDIS_URL || undefined,
+    secrets: {
+      stripe: STRIPE_WEBHOOK_SECRET || DEMO_SECRETS.stripe,
+      github: GITHUB_WEBHOOK_SECRET || DEMO_SECRETS.github,
+      bank: BANK_WEBHOOK_SECRET || DEMO_SECRETS.bank,
+    },
   }
 }
 

@@ -2,8 +2,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import createError from '@fastify/error'
 import type { FastifyInstance } from 'fastify'
 import type { PrismaClient } from '../../prisma/generated/postgresql/client.js'
+import type { Runs } from './count-runs.js'
 
 interface Order {
+  /** A UUID, where the client wants to name the payment before it is there. */
+  id?: string
   /** In the smallest unit of the currency, such as cents. */
   amount: number
   currency: string
@@ -14,6 +17,7 @@ const order = {
   required: ['amount', 'currency'],
   additionalProperties: false,
   properties: {
+    id: { type: 'string', format: 'uuid' },
     // The most that the column holds.
     amount: { type: 'integer', minimum: 1, maximum: 2 ** 31 - 1 },
     currency: { type: 'string', pattern: '^[A-Z]{3}$' },
@@ -28,17 +32,19 @@ const NETWORK_MS = 100
 
 const PaymentNotFound = createError('PAYMENT_NOT_FOUND', 'There is no payment %s', 404)
 
+const PaymentExists = createError('PAYMENT_EXISTS', 'There is a payment %s already', 409)
+
 const shown = { id: true, amount: true, currency: true, createdAt: true }
 
 /** The routes: the only thing in them that is about idempotency is `config`. */
-export function paymentRoutes(app: FastifyInstance, prisma: PrismaClient): void {
-  /** How often a handler ran for a tenant in this process: what the plugin is there to keep low. */
-  const handlerRuns = new Map<string, number>()
-
-  async function pay(tenantId: string, { amount, currency }: Order) {
-    handlerRuns.set(tenantId, (handlerRuns.get(tenantId) ?? 0) + 1)
+export function paymentRoutes(app: FastifyInstance, prisma: PrismaClient, runs: Runs): void {
+  async function pay(tenantId: string, order: Order) {
+    runs.count('payment', tenantId)
     await sleep(NETWORK_MS)
-    return prisma.payment.create({ data: { tenantId, amount, currency }, select: shown })
+    const data = { ...order, tenantId }
+    return prisma.payment.create({ data, select: shown }).catch((error) => {
+      throw error.code === 'P2002' ? new PaymentExists(order.id) : error
+    })
   }
 
   app.post<{ Body: Order }>(
@@ -55,8 +61,8 @@ export function paymentRoutes(app: FastifyInstance, prisma: PrismaClient): void 
     '/refunds',
     { schema: { body: order }, config: { idempotency } },
     async (request, reply) => {
-      const { amount, currency } = request.body
-      const payment = await pay(request.tenant, { amount: -amount, currency })
+      const { amount, ...others } = request.body
+      const payment = await pay(request.tenant, { ...others, amount: -amount })
       return reply.code(201).header('location', `/payments/${payment.id}`).send(payment)
     },
   )
@@ -78,9 +84,4 @@ export function paymentRoutes(app: FastifyInstance, prisma: PrismaClient): void 
       take: 100,
     }),
   )
-
-  app.get('/stats', async ({ tenant }) => ({
-    handlerRuns: handlerRuns.get(tenant) ?? 0,
-    paymentsStored: await prisma.payment.count({ where: { tenantId: tenant } }),
-  }))
 }

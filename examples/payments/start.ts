@@ -14,7 +14,7 @@ export interface RunningApi {
 
 /** Opens what the API needs, and listens. */
 export async function start(environment: Environment): Promise<RunningApi> {
-  const { host, port, logLevel, databaseUrl, redisUrl } = environment
+  const { host, port, logLevel, databaseUrl, redisUrl, secrets } = environment
   const opened: { close: () => Promise<unknown> }[] = []
   const close = async () => {
     for (const { close } of opened.reverse()) await close()
@@ -24,7 +24,8 @@ export async function start(environment: Environment): Promise<RunningApi> {
     opened.push(database)
     const redis = redisUrl === undefined ? undefined : await openRedis(redisUrl)
     if (redis) opened.push({ close: async () => redis.disconnect() })
-    const app = await buildApp({ ...database, ...(redis && { redis }) }, { level: logLevel })
+    const services = { ...database, ...(redis && { redis }) }
+    const app = await buildApp(services, secrets, { level: logLevel })
     opened.push({ close: () => app.close() })
     redis?.on('error', (error) => app.log.warn({ err: error }, 'Redis does not answer'))
 

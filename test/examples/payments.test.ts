@@ -7,9 +7,11 @@ import { promisify } from 'node:util'
 import Fastify from 'fastify'
 import { type Test, test } from 'tap'
 import { authenticate } from '../../examples/payments/authenticate.js'
+import { countRuns } from '../../examples/payments/count-runs.js'
 import { parseEnvironment } from '../../examples/payments/environment.js'
 import { paymentRoutes } from '../../examples/payments/payments.js'
 import { type RunningApi, start } from '../../examples/payments/start.js'
+import { statsRoute } from '../../examples/payments/stats.js'
 import { anyDatabase, emptyPostgresDatabase } from '../fixtures/database.js'
 import { findService, missing } from '../fixtures/services.js'
 
@@ -18,9 +20,9 @@ const { scripts } = JSON.parse(readFileSync(`${root}/package.json`, 'utf8'))
 const noPostgres = await missing('postgres')
 const redis = await findService('redis')
 const redisUrl = redis instanceof Error ? '' : redis.url
-const noCurl = await promisify(execFile)('curl', ['--version']).then(
+const noCommand = await promisify(execFile)('sh', ['-c', 'curl --version && openssl version']).then(
   () => false,
-  () => 'curl is not on the PATH',
+  () => 'curl or openssl is not on the PATH',
 )
 
 // Empty variables, because those of a machine, or of its .env, would lead elsewhere.
@@ -31,6 +33,9 @@ const nowhere = {
   HOST: '',
   PORT: '0',
   LOG_LEVEL: '',
+  STRIPE_WEBHOOK_SECRET: '',
+  GITHUB_WEBHOOK_SECRET: '',
+  BANK_WEBHOOK_SECRET: '',
 }
 
 const databases = [
@@ -47,17 +52,18 @@ for (const { name, skip, url } of databases) {
     const { code, output } = await demo(t, { DATABASE_URL: await url(t), REDIS_URL: redisUrl })
     t.equal(code, 0, output)
     t.match(output, `(${name}`)
-    t.same(tableOf(output), heldTable)
+    t.same(tablesOf(output), [heldPayments, heldWebhooks])
     t.match(output, 'Every expectation held')
     t.notMatch(output, /warning/i)
   })
 
   test(`on ${name}, the server answers the lines that it prints, and ends on SIGTERM`, {
-    skip: skip || noCurl,
+    skip: skip || noCommand,
   }, async (t) => {
     const env = { DATABASE_URL: await url(t) }
     const server = startProcess(t, scripts.start.split(' '), env)
-    const [pay = '', payOther = '', list = '', runDemo = ''] = commandsOf(await server.started)
+    const commands = commandsOf(await server.started)
+    const [pay = '', payOther = '', list = '', confirm = '', runDemo = ''] = commands
 
     const [first, second] = [await shell(pay), await shell(pay)]
     t.match(first, /^HTTP\/1.1 201 /)
@@ -67,7 +73,12 @@ for (const { name, skip, url } of databases) {
     t.equal(bodyOf(second), bodyOf(first))
     t.match(await shell(payOther), /^HTTP\/1.1 422 /)
     t.same(JSON.parse(await shell(list)), [JSON.parse(bodyOf(first))])
-    t.same(tableOf(await shell(runDemo)), heldTable)
+    for (const outcome of ['processed', 'duplicate']) {
+      const answer = await shell(confirm)
+      t.match(answer, /^HTTP\/1.1 200 /)
+      t.same(JSON.parse(bodyOf(answer)), { outcome })
+    }
+    t.same(tablesOf(await shell(runDemo)), [heldPayments, heldWebhooks])
 
     server.child.kill('SIGTERM')
     t.same(await server.ended, { code: 0, signal: null })
@@ -96,7 +107,7 @@ test('a tenant sees its own payments only', async (t) => {
   t.equal((await get(api, location)).status, 200)
   t.equal((await get(api, location, 'globex-demo-token')).status, 404)
   t.same(await (await get(api, '/payments', 'globex-demo-token')).json(), [])
-  t.same(await (await get(api, '/stats')).json(), { handlerRuns: 1, paymentsStored: 1 })
+  t.match(await (await get(api, '/stats')).json(), { handlerRuns: 1, paymentsStored: 1 })
   const stranger = await get(api, location, 'no-such-token')
   t.equal(stranger.status, 401)
   t.equal(stranger.headers.get('www-authenticate'), 'Bearer')
@@ -157,12 +168,25 @@ test('the server does not outlive the npm that started it', {
 test('without the plugin, the demo shows what goes wrong', async (t) => {
   const { prisma } = await anyDatabase(t)
   const app = Fastify()
-  authenticate(app)
-  paymentRoutes(app, prisma)
+  const runs = countRuns()
+  app.register(async (api) => {
+    authenticate(api)
+    paymentRoutes(api, prisma, runs)
+    statsRoute(api, prisma, runs)
+  })
+  // As one writes it first: whatever comes is stored.
+  app.post('/webhooks/stripe', async () => {
+    runs.count('event', 'acme')
+    return prisma.confirmation.create({
+      data: { tenantId: 'acme', paymentId: '', provider: 'stripe' },
+    })
+  })
   t.teardown(() => app.close())
   const { code, output } = await demo(t, { DEMO_URL: await app.listen({ port: 0 }) })
   t.equal(code, 1)
-  t.same(tableOf(output).at(-1), ['total', '56', '55', '55', '0', '0', '1 × 401'])
+  const [payments, webhooks] = tablesOf(output)
+  t.same(payments?.at(-1), ['total', '56', '55', '55', '0', '0', '1 × 401'])
+  t.same(webhooks?.at(-1), ['total', '111', '58', '58', '58', '0', '53 × 404'])
   t.match(output, 'Not as expected: "50 identical payments at once"')
 })
 
@@ -172,7 +196,7 @@ test('a demo with nobody to talk to says so', async (t) => {
   t.equal(output, 'Nothing answers at DEMO_URL (http://127.0.0.1:1): start it with npm start\n')
 })
 
-const heldTable = [
+const heldPayments = [
   ['50 identical payments at once', '50', '1', '1', '49', '0', '0', '✓'],
   ['the same key, another amount', '1', '0', '0', '0', '1 × 422', '0', '✓'],
   ['the same key, another route', '1', '0', '0', '0', '1 × 422', '0', '✓'],
@@ -183,14 +207,32 @@ const heldTable = [
   ['total', '56', '2', '2', '50', '2 × 422', '1 × 400, 1 × 401'],
 ]
 
-/** The rows of the demo's table, without its head. */
-function tableOf(output: string): string[][] {
-  const lines = output.split('\n')
-  const head = lines.findIndex((line) => line.startsWith('step '))
-  return lines
-    .slice(head, lines.indexOf('', head))
-    .filter((line) => !line.startsWith('step ') && !line.startsWith('─'))
-    .map((line) => line.split(/ {2,}/))
+const heldWebhooks = [
+  ['Stripe: 50 deliveries of one event at once', '50', '1', '1', '50', '0', '0', '–', '✓'],
+  ['Stripe: the event once more', '1', '0', '0', '1', '0', '0', '–', '✓'],
+  ['Stripe: one byte changed', '1', '0', '0', '0', '0', '1 × 401', 'no_match', '✓'],
+  ['Stripe: signed with another secret', '1', '0', '0', '0', '0', '1 × 401', 'no_match', '✓'],
+  ['Stripe: not signed', '1', '0', '0', '0', '0', '1 × 401', 'missing_header', '✓'],
+  ['Stripe: signed ten minutes ago', '1', '0', '0', '0', '0', '1 × 401', 'too_old', '✓'],
+  ['Stripe: signed in ten minutes', '1', '0', '0', '0', '0', '1 × 401', 'from_future', '✓'],
+  ['Stripe: an event before its payment', '1', '1', '0', '0', '1 × 503', '0', '–', '✓'],
+  ['Stripe: it again, after its payment', '1', '1', '1', '1', '0', '0', '–', '✓'],
+  ['GitHub: 50 deliveries of one push at once', '50', '1', '1', '50', '0', '0', '–', '✓'],
+  ['GitHub: one byte changed', '1', '0', '0', '0', '0', '1 × 401', 'no_match', '✓'],
+  ['bank: three transfers in one request', '1', '3', '3', '1', '0', '0', '–', '✓'],
+  ['bank: the three again, and a fourth', '1', '1', '1', '1', '0', '0', '–', '✓'],
+  ['total', '111', '8', '7', '104', '1 × 503', '6 × 401'],
+]
+
+/** The rows of the demo's tables, without their heads. */
+function tablesOf(output: string): string[][][] {
+  const tables = output.split('\n\n').filter((text) => text.startsWith('step '))
+  return tables.map((table) =>
+    table
+      .split('\n')
+      .filter((line) => !line.startsWith('step ') && !line.startsWith('─'))
+      .map((line) => line.split(/ {2,}/)),
+  )
 }
 
 /** What the server prints to be copied: the indented paragraphs. */
@@ -250,8 +292,8 @@ async function startApi(
   t: Test,
   { databaseUrl, port = 0 }: { databaseUrl?: string; port?: number },
 ): Promise<RunningApi> {
-  const environment = { host: '127.0.0.1', port, logLevel: 'silent', redisUrl: undefined }
-  const api = await start({ ...environment, databaseUrl })
+  const environment = { ...parseEnvironment({}), port, logLevel: 'silent', databaseUrl }
+  const api = await start(environment)
   let closing: Promise<void> | undefined
   const close = () => (closing ??= api.close())
   t.teardown(close)

@@ -1,0 +1,111 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { FastifyInstance } from 'fastify'
+import type { PrismaClient } from '../../prisma/generated/postgresql/client.js'
+import type { WebhookEvent } from '../../src/index.js'
+// In an application of your own: from 'fastify-idempotency/webhooks'.
+import { github, hmac, stripe } from '../../src/webhooks/index.js'
+import type { Runs } from './count-runs.js'
+
+// So that `tx` has this application's models. In an application of your own:
+// `declare module 'fastify-idempotency'`.
+declare module '../../src/index.js' {
+  interface Register {
+    prisma: PrismaClient
+  }
+}
+
+/** What each provider signs with. */
+export interface WebhookSecrets {
+  stripe: string
+  github: string
+  bank: string
+}
+
+/** What a call to somebody else takes, so that deliveries that are sent at once really overlap. */
+const NETWORK_MS = 100
+
+/** The endpoints: who signs what arrives there, whose it is, and what it does. */
+export function webhooks(
+  app: FastifyInstance,
+  prisma: PrismaClient,
+  secrets: WebhookSecrets,
+  runs: Runs,
+): void {
+  // In the request: Stripe hears 200 when the payment is confirmed.
+  app.webhook(
+    '/webhooks/stripe',
+    {
+      provider: stripe({ secret: secrets.stripe }),
+      tenant: 'acme',
+      types: ['payment_intent.succeeded'],
+    },
+    async (event) => {
+      runs.count('event', event.tenantId)
+      const isConfirmed = await confirm(event, event.payload.data.object.metadata?.payment)
+      if (isConfirmed) await event.step('receipt', () => sendReceipt(event.keyFor('receipt')))
+    },
+  )
+
+  // Later, by a worker: GitHub waits for ten seconds, and never delivers an event again by itself.
+  app.webhook(
+    '/webhooks/github',
+    {
+      provider: github({ secret: secrets.github }),
+      tenant: 'acme',
+      types: ['push'],
+      mode: 'deferred',
+    },
+    async (event) => {
+      runs.count('event', event.tenantId)
+      const { tenantId, payload } = event
+      const repository = String(payload.repository?.full_name)
+      const data = { tenantId, repository, ref: payload.ref, commit: payload.after }
+      await event.transaction((tx) => tx.push.create({ data }), { final: true })
+    },
+  )
+
+  // Somebody whom no library knows: a bank that sends the transfers of some minutes together.
+  app.webhook(
+    '/webhooks/bank',
+    {
+      provider: hmac({
+        name: 'bank',
+        secret: secrets.bank,
+        header: 'bank-signature',
+        timestampHeader: 'bank-timestamp',
+        items: (payload) => (payload as { transfers: unknown[] }).transfers,
+        eventId: (transfer) => transfer.id,
+        object: (transfer) => transfer.payment,
+      }),
+      tenant: 'acme',
+      serialize: true, // transfers for one payment, one after the other
+    },
+    async (event) => {
+      runs.count('event', event.tenantId)
+      await confirm(event, event.payload.payment)
+    },
+  )
+
+  /** Stores that a payment has arrived; puts the event back while there is no such payment. */
+  async function confirm(event: WebhookEvent, paymentId: unknown): Promise<boolean> {
+    const { tenantId, provider } = event
+    if (typeof paymentId !== 'string') {
+      event.reject('it names no payment')
+      return false
+    }
+    // Looked up before the transaction: what that returns, a later attempt gets without running it.
+    const payment = await prisma.payment.findFirst({ where: { id: paymentId, tenantId } })
+    if (payment === null) {
+      event.defer({ after: '30s' })
+      return false
+    }
+    const data = { tenantId, paymentId, provider }
+    await event.transaction((tx) => tx.confirmation.create({ data }))
+    return true
+  }
+}
+
+/** Stands in for a mail service that knows a key that it has seen before. */
+async function sendReceipt(_key: string): Promise<void> {
+  await sleep(NETWORK_MS)
+}
