@@ -110,3 +110,13 @@ t.test('nothing of Prisma is imported: the client comes from the application', a
     if (!from.startsWith('.')) t.notMatch(from, /prisma/, file)
   }
 })
+
+t.test(
+  'who does not use BullMQ does not need it: one file imports it, and nothing that file',
+  async (t) => {
+    for (const { file, from } of await imports()) {
+      t.notMatch(from, /\/bullmq\.js$/, `${file} imports ${from}`)
+      if (from === 'bullmq') t.equal(file, 'dispatch/bullmq.ts')
+    }
+  },
+)

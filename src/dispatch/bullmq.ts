@@ -81,6 +81,8 @@ const HELD_MS = 50
  * again is for the event's lease to say, so this may well be shorter than a run.
  */
 const JOB_LOCK_MS = 10_000
+/** How BullMQ begins what it says when the lock of a job is gone. */
+const RENEWAL_FAILED = 'could not renew lock'
 
 /**
  * Runs events on the workers of a BullMQ queue, for applications of many processes: Redis says at
@@ -102,6 +104,7 @@ export function bullmq(options: BullmqOptions): Dispatch {
   let hasMore = false
   /** Said once, until something succeeds: an outage is one event, not one for each delivery. */
   let isFailing = false
+  let toldAt = Number.NEGATIVE_INFINITY
 
   let producer: { queue: Queue; client: OwnClient } | undefined
   let worker: { worker: Worker; client: OwnClient } | undefined
@@ -109,11 +112,16 @@ export function bullmq(options: BullmqOptions): Dispatch {
   let sending: Promise<void> | undefined
   /** What lets go of each job that runs here. */
   const running = new Map<string, () => void>()
+  /** Those, and the ones that are over here, of which Redis has yet to be told. */
+  const untold = new Set<string>()
   let onQuiet: (() => void) | undefined
 
   function failed(report: Report, error: unknown): void {
-    if (isFailing || isClosed) return
+    const now = performance.now()
+    // One of several connections may still fail when another one is back.
+    if (isFailing || isClosed || now - toldAt < PATIENCE_MS) return
     isFailing = true
+    toldAt = now
     const hint = 'Redis does not answer; events wait in the inbox until it does'
     report({ kind: 'dispatch_failed', failure: { ...failureOf(error), hint } })
   }
@@ -167,9 +175,12 @@ export function bullmq(options: BullmqOptions): Dispatch {
       stalledInterval: JOB_LOCK_MS,
       runRetryDelay: 1_000,
     })
-    opened.on('error', onError)
-    opened.on('completed', ({ id }) => over(id))
-    opened.on('failed', (job) => over(job?.id))
+    opened.on('error', (error) => {
+      if (!isOfLostJob(error)) onError(error)
+      else for (const id of untold) if (!running.has(id)) told(id)
+    })
+    opened.on('completed', ({ id }) => told(id))
+    opened.on('failed', (job) => told(job?.id))
     opened.on('drained', () => {
       if (hasMore) looks.now()
     })
@@ -183,7 +194,9 @@ export function bullmq(options: BullmqOptions): Dispatch {
       throw new WaitingError()
     }
     const { id, fence } = job.data
-    const letGo = new Promise<void>((resolve) => running.set(job.id as string, resolve))
+    const jobId = job.id as string
+    const letGo = new Promise<void>((resolve) => running.set(jobId, resolve))
+    untold.add(jobId)
     const run = given.run({ id, fence }).then(
       (outcome) => {
         if (outcome === 'held') looks.in(HELD_MS)
@@ -191,11 +204,12 @@ export function bullmq(options: BullmqOptions): Dispatch {
       (error: unknown) => given.report({ kind: 'dispatch_failed', failure: failureOf(error) }),
     )
     await Promise.race([run, letGo])
+    running.delete(jobId)
   }
 
-  function over(id: string | undefined): void {
-    if (id !== undefined) running.delete(id)
-    if (running.size === 0) onQuiet?.()
+  function told(jobId: string | undefined): void {
+    if (jobId !== undefined) untold.delete(jobId)
+    if (untold.size === 0) onQuiet?.()
   }
 
   function enqueue(job: Job, report: Report): void {
@@ -253,7 +267,7 @@ export function bullmq(options: BullmqOptions): Dispatch {
       if (isClosed) return
       isRunning = false
       for (const letGo of running.values()) letGo()
-      await Promise.race([farewell(), pause(FAREWELL_MS)])
+      await atMost(FAREWELL_MS, farewell())
       isClosed = true
       await worker?.worker.close(true)
       worker?.client.disconnect()
@@ -265,7 +279,7 @@ export function bullmq(options: BullmqOptions): Dispatch {
   /** Until Redis has been told what is to be run elsewhere, and what is over here. */
   async function farewell(): Promise<void> {
     if (producer?.client.status === 'ready') await sending
-    if (worker?.client.status !== 'ready' || running.size === 0) return
+    if (worker?.client.status !== 'ready' || untold.size === 0) return
     await new Promise<void>((resolve) => {
       onQuiet = resolve
     })
@@ -292,7 +306,17 @@ function queued({ id, fence, inMs }: Job) {
   }
 }
 
-/** Ends early for nobody: only for closing, which ends soon after it. */
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms))
+/** Redis was emptied, or too slow: a job is no longer there, or no longer this worker's. So be it. */
+function isOfLostJob(error: Error): boolean {
+  return typeof Reflect.get(error, 'code') === 'number' || error.message.startsWith(RENEWAL_FAILED)
+}
+
+/** Until this is over, but no longer. */
+async function atMost(ms: number, promise: Promise<void>): Promise<void> {
+  let timer: NodeJS.Timeout | undefined
+  const timeout = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, ms)
+  })
+  await Promise.race([promise, timeout])
+  clearTimeout(timer)
 }

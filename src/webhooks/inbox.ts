@@ -62,6 +62,7 @@ export class Inbox implements Work {
   readonly #end: (end: RunEnd) => Promise<boolean>
   readonly #extend: (hold: RunHold & { leaseMs: number }) => Promise<boolean>
   #isWorking = false
+  #isStopped = false
   #onEmpty: (() => void) | undefined
 
   constructor(options: InboxOptions) {
@@ -218,6 +219,7 @@ export class Inbox implements Work {
     // A job of an earlier run: the pause that this one waits for is another.
     if (endpoint === undefined || found?.fence !== fence) return 'over'
     if (!['received', 'retrying', 'processing'].includes(found.status)) return 'over'
+    if (this.#isStopped) return 'held'
     const outcome = await this.#claimAndRun(endpoint, id, log)
     return outcome === undefined ? 'held' : 'ran'
   }
@@ -229,6 +231,7 @@ export class Inbox implements Work {
 
   /** Begins nothing more. Requests that run an event go on. */
   async stop(): Promise<void> {
+    this.#isStopped = true
     await this.#options.dispatch.stop()
   }
 
