@@ -1,0 +1,211 @@
+// What app.webhook accepts, and what it says to the rest.
+import Fastify from 'fastify'
+import t, { test } from 'tap'
+import idempotency, { type PluginOptions } from '../../src/index.js'
+import { WEBHOOK_DEFAULTS } from '../../src/webhooks/options.js'
+import { github, gitlab, stripe } from '../../src/webhooks/providers/index.js'
+import { buildApp, send } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
+import { bank, SECRET } from '../fixtures/webhooks.js'
+
+const database = await anyDatabase(t)
+const { prisma } = database
+
+const provider = stripe({ secret: SECRET })
+const handler = () => {}
+
+type Call = [url: unknown, options: unknown, handler?: unknown]
+
+/** What is said to these calls of `app.webhook`, one after the other. */
+async function errorOf(
+  calls: readonly Call[],
+  plugin: object = {},
+): Promise<{ code?: string; message: string }> {
+  const app = Fastify()
+  try {
+    await app.register(idempotency, { prisma, tenant: false, ...plugin } as PluginOptions)
+    for (const call of calls) app.webhook(...(call as Parameters<typeof app.webhook>))
+    await app.ready()
+    return { message: 'it was accepted' }
+  } catch (error) {
+    return error as Error
+  } finally {
+    await app.close()
+  }
+}
+
+const duration: { wrong: unknown[]; says: RegExp } = {
+  wrong: ['', '5', 's', '1w', -1, Number.NaN, true, null, {}, [], 0, 999],
+  says: /must be a duration of at least 1000 ms/,
+}
+
+const OPTIONS: Record<string, { wrong: unknown[]; right: unknown[]; says: RegExp }> = {
+  provider: {
+    wrong: [undefined, null, 'stripe', stripe, {}, { scheme: {} }],
+    right: [provider, github({ secret: 's' }), bank()],
+    says: /must be a provider such as stripe\(\{ secret \}\) or hmac\(/,
+  },
+  tenant: {
+    wrong: ['', null, 5, true, {}, false],
+    right: ['acme', () => 'acme'],
+    says: /must be a name, or a function such as \(request\) => request\.params\.tenant/,
+  },
+  name: {
+    wrong: ['', null, 5, 'x'.repeat(192), {}],
+    right: ['stripe', 'x'.repeat(191)],
+    says: /must be 1 to 191 characters/,
+  },
+  mode: {
+    wrong: ['', 'INLINE', 'async', null, true],
+    right: ['inline', 'deferred'],
+    says: /must be 'inline' or 'deferred'/,
+  },
+  types: {
+    wrong: ['invoice.paid', [1], [''], null, {}],
+    right: [['invoice.paid']],
+    says: /must be a list of event types, such as \['payment_intent\.succeeded'\]/,
+  },
+  serialize: {
+    wrong: [false, 'order', null, {}],
+    right: [true, () => 'x'],
+    says: /must be a function/,
+  },
+  lease: { ...duration, right: ['1s', 1_000, '5m'] },
+  maxRun: { ...duration, right: ['30s', '1h'] },
+  retry: {
+    wrong: [
+      ...[null, [], 5, '1s', { attempts: 0 }, { attempts: 1.5 }, { attempts: 1_001 }],
+      ...[{ first: 0 }, { first: '1x' }, { most: -1 }, { most: null }, { max: 5 }],
+    ],
+    right: [{}, { attempts: 1 }, { attempts: 3, first: '1s', most: '1h' }],
+    says: /must be \{ attempts, first, most \} such as/,
+  },
+  deferrals: {
+    wrong: [-1, 1.5, '1', null],
+    right: [0, 5],
+    says: /must be a whole number from 0/,
+  },
+  retention: { ...duration, right: ['30d', '365d'] },
+  headers: {
+    wrong: ['x-a', ['x a'], [5], null, ['set-cookie'], ['x-a', 'Authorization'], ['cookie']],
+    right: [[], ['x-a']],
+    says: /must be a list of header names|must not contain '\w+(-\w+)?'/,
+  },
+  bodyLimit: {
+    wrong: [0, -1, 1.5, '1mb', null, 64 * 1024 * 1024 + 1],
+    right: [1, 64 * 1024 * 1024],
+    says: /must be a whole number from 1 to 67108864/,
+  },
+  answers: {
+    wrong: [
+      ...[null, [], 'x', 5, { ok: { status: 200 } }, { dead: 200 }, { dead: null }],
+      ...[{ dead: {} }, { dead: { status: 199 } }, { dead: { status: 600 } }],
+      ...[{ dead: { status: '200' } }, { dead: undefined }],
+    ],
+    right: [{}, { dead: { status: 406 } }, { failed: { status: 599, body: 'x', headers: {} } }],
+    says: /must give \{ status, headers, body \} by outcome.*the outcomes are processed, duplicate/,
+  },
+  clock: { wrong: [0, null, 'now', new Date()], right: [Date.now], says: /must be a function/ },
+}
+
+for (const [name, { wrong, right, says }] of Object.entries(OPTIONS)) {
+  test(`option "${name}" is checked, and the message says what is allowed`, async (t) => {
+    for (const value of wrong) {
+      const error = await errorOf([['/hooks', { provider, [name]: value }, handler]])
+      t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID', String(value))
+      t.match(error.message, `option "${name}" of webhook /hooks `)
+      t.match(error.message, says)
+    }
+    for (const value of right) {
+      const error = await errorOf([['/hooks', { provider, [name]: value }, handler]])
+      t.equal(error.message, 'it was accepted', String(value))
+    }
+  })
+}
+
+test('every option is checked', (t) => {
+  t.ok(Object.keys(WEBHOOK_DEFAULTS).every((name) => name in OPTIONS))
+  t.end()
+})
+
+test('an option that is undefined is the default', async (t) => {
+  const options = Object.fromEntries(Object.keys(WEBHOOK_DEFAULTS).map((name) => [name, undefined]))
+  t.equal(
+    (await errorOf([['/hooks', { ...options, provider }, handler]])).message,
+    'it was accepted',
+  )
+})
+
+test('what cannot be is refused with a word on what to do', async (t) => {
+  const refused: [Call, RegExp][] = [
+    [['hooks', { provider }, handler], /needs a URL first, such as '\/webhooks\/stripe'/],
+    [[{ url: '/hooks' }, { provider }, handler], /needs a URL first/],
+    [['/hooks', undefined, handler], /the options of webhook \/hooks must be an object/],
+    [['/hooks', handler], /must be an object|"provider"/],
+    [['/hooks', { provider }], /needs a handler as its third argument: async \(event\) =>/],
+    [['/hooks', { provider, handler: 1 }, handler], /"handler".* is not known; the options are/],
+    [['/hooks', { provider, lease: '2m', maxRun: '1m' }, handler], /"maxRun".* not be shorter/],
+    [
+      ['/hooks', { provider: bank({ name: 'quiet' }), serialize: true }, handler],
+      /"serialize".* must be a function: quiet does not say what an event is about/,
+    ],
+  ]
+  for (const [call, says] of refused) {
+    const error = await errorOf([call])
+    t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID')
+    t.match(error.message, says)
+  }
+})
+
+test('a provider is checked where it is made', (t) => {
+  for (const secret of ['', [], [''], undefined, null, 5, ['good', '']]) {
+    t.throws(() => stripe({ secret: secret as string }), { code: 'IDEMPOTENCY_OPTION_INVALID' })
+    t.throws(() => gitlab({ secret: secret as string } as never), {
+      code: 'IDEMPOTENCY_OPTION_INVALID',
+    })
+  }
+  t.end()
+})
+
+test('an application with tenants must say whose events an endpoint gets', async (t) => {
+  const plugin = { tenant: () => 'acme' }
+  const error = await errorOf([['/hooks', { provider }, handler]], plugin)
+  t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID')
+  t.match(error.message, /"tenant" of webhook \/hooks is needed.*request\.params\.tenant/)
+})
+
+test('two webhooks of one name are refused: their events would be run by either', async (t) => {
+  const twice = (name: string | undefined, url = '/b') =>
+    errorOf([
+      ['/a', { provider, name: 'same' }, handler],
+      [url, { provider, name }, handler],
+    ])
+  t.match((await twice('same')).message, /two webhooks are called same: give one of them another/)
+  t.equal((await twice('other')).message, 'it was accepted')
+  t.equal((await twice(undefined)).message, 'it was accepted')
+  t.match((await twice(undefined, '/a')).message, /already declared/)
+})
+
+test('an application without webhooks works without their model', async (t) => {
+  const client = new Proxy(prisma, {
+    get: (target, name) => (name === 'webhookEvent' ? undefined : Reflect.get(target, name)),
+    has: (target, name) => name !== 'webhookEvent' && Reflect.has(target, name),
+  })
+  const app = await buildApp(t, database, {
+    plugin: { prisma: client },
+    routes(app) {
+      app.post('/things', () => 'ran')
+      app.post('/record', (request) =>
+        request.idempotency.recordEvent({ provider: 'x', eventId: 'y' }),
+      )
+      t.throws(() => app.webhook('/hooks', { provider }, handler), {
+        code: 'IDEMPOTENCY_MODELS_MISSING',
+        message: /lacks model WebhookEvent|WebhookEvent/,
+      })
+    },
+  })
+  t.equal((await send(app, '/things', { key: 'k-without-webhooks' })).body, 'ran')
+  t.equal(await app.idempotency.prune(), 0)
+  const record = await send(app, '/record')
+  t.equal(record.json().code, 'IDEMPOTENCY_MODELS_MISSING')
+})
