@@ -1,5 +1,5 @@
 import type { RecordKey, RecordStatus } from '../core/record.js'
-import { asked, matchedItems, NOW, type RunStatement, sayingAgain } from './statements.js'
+import { asked, hasCome, matchedItems, NOW, type RunStatement, sayingAgain } from './statements.js'
 import type { Ask, Hold, Inserted, Store } from './store.js'
 
 const LEASE_LEFT_MS = `(extract(epoch FROM r.lease_until - ${NOW}) * 1000)::float8`
@@ -71,7 +71,7 @@ RETURNING a.i::int4 AS i`
 const PRUNE = `
 WITH doomed AS (
   SELECT tenant_id, key FROM idempotency_record r
-  WHERE r.expires_at <= ${NOW} AND ${IS_FREE}
+  WHERE ${hasCome('r.expires_at')} AND ${IS_FREE}
   ORDER BY r.expires_at LIMIT $1::int4 FOR UPDATE SKIP LOCKED
 ), gone AS (
   DELETE FROM idempotency_record r USING doomed d

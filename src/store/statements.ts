@@ -48,6 +48,14 @@ export function onPrisma(client: {
 
 // Prisma keeps DateTime as `timestamp(3)` in UTC, whatever the session's time zone says.
 export const NOW = `(clock_timestamp() AT TIME ZONE 'UTC')`
+// Asked once for a statement: an index can be searched for it, and not for a clock that ticks on.
+export const NOW_ONCE = `(SELECT ${NOW})`
+/**
+ * Whether a time has come, for an index that gives rows in its order. Of a range with two ends that
+ * it does not know the planner expects little; otherwise it prefers to sort the table.
+ */
+export const hasCome = (column: string) =>
+  `${column} > (SELECT '-infinity'::timestamp) AND ${column} <= ${NOW_ONCE}`
 
 /**
  * A table of the list's items; `i` is an item's place in the list.

@@ -149,7 +149,13 @@ t.test(
         await explain.finish(list({ ...hold, response: null }))
         await explain.extend(list({ ...hold, leaseMs: 1 }))
         await explain.forget(list(hold))
-        t.equal(plans.size, 5)
+        await explain.prune(count)
+        t.equal(plans.size, 6)
+        t.match(
+          plans.get('fi_prune'),
+          /idempotency_record_expires_at_idx[^\n]*\n *Index Cond: /,
+          'no more is read than has expired',
+        )
         for (const [name, plan] of plans) {
           t.match(plan, /Index Scan using idempotency_record_pkey/, `${name}, ${rows} rows`)
           t.notMatch(plan, /Seq Scan/, `${name}, ${rows} rows`)
