@@ -141,7 +141,7 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
     if (eventId === null) return undefined
     for (let turn = 1; turn <= TURNS; turn += 1) {
       const row: RecordedRow | null = await events.findUnique({
-        where: { tenantId_provider_eventId: { tenantId, provider, eventId } },
+        where: named({ tenantId, provider, eventId }),
         select: RECORDED,
       })
       if (row === null) return undefined
@@ -324,10 +324,13 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
     },
 
     async find(name) {
-      const where = typeof name === 'string' ? { id: name } : { tenantId_provider_eventId: name }
-      const row: Row | null = await events.findUnique({ where })
+      if (typeof name === 'string') {
+        const row: Row | null = await events.findUnique({ where: { id: name } })
+        return row === null ? undefined : storedEvent(row)
+      }
+      const row: Row | null = await events.findUnique({ where: named(name) })
       if (row === null) return undefined
-      if (typeof name !== 'string') refuseOtherName(row, name)
+      refuseOtherName(row, name)
       return storedEvent(row)
     },
 
@@ -388,6 +391,10 @@ function later(time: Date, ms: number | null): Date | null {
 }
 
 type Name = Pick<RecordedRow, 'tenantId' | 'provider' | 'eventId'>
+
+function named({ tenantId, provider, eventId }: Name) {
+  return { tenantId_provider_eventId: { tenantId, provider, eventId } }
+}
 
 function isNamed(row: Name, { tenantId, provider, eventId }: Name): boolean {
   if (eventId === null) return false

@@ -1,7 +1,8 @@
+import pg from 'pg'
 import t, { type Test } from 'tap'
 import type { ModelDelegate, PrismaClientLike, Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
-import type { EventStore } from '../../src/store/event-store.js'
+import type { Arrival, EventStore, RunEnd } from '../../src/store/event-store.js'
 import { postgresEventStore } from '../../src/store/postgres-events.js'
 import { prismaEventStore } from '../../src/store/prisma-events.js'
 import { onPool, onPrisma } from '../../src/store/statements.js'
@@ -76,3 +77,208 @@ t.test('SQLite, Prisma alone', async (t) => {
   const { prisma } = await sqliteDatabase(t)
   await contract(t, prisma, portable(prisma, 'sqlite'), 'sqlite')
 })
+
+const anArrival: Arrival = {
+  ...{ id: 'e', tenantId: 'a', provider: 'p', eventId: 'n', endpoint: 'stripe', type: null },
+  ...{ payload: new Uint8Array(0), headers: {}, bodyHash: 'h', lane: 'l' },
+  ...{ status: 'processing', dueInMs: 30_000 },
+}
+const served = { names: ['stripe'], leasesMs: [30_000] }
+
+// On SQLite, Prisma refuses more than 999 parameters in one condition (P2029).
+async function takesThousands(t: Test, prisma: Client, provider: Provider): Promise<void> {
+  const past = new Date('2001-01-01T00:00:00Z')
+  const row = (id: string, over: object) => ({
+    ...{ id, tenantId: 'a', provider: 'p', eventId: id, endpoint: 'stripe', status: 'received' },
+    ...{ dueAt: past, deliveredAt: [], payload: new Uint8Array(0), headers: {}, bodyHash: id },
+    ...{ steps: {}, errors: [], receivedAt: past, ...over },
+  })
+  const many = (count: number, make: (n: number) => object) =>
+    prisma.webhookEvent.createMany({ data: Array.from({ length: count }, (_, n) => make(n)) })
+  await many(1_200, (n) => row(`over ${n}`, { status: 'processed' }))
+  await many(1_200, (n) => row(`lane ${n}`, { lane: `lane ${n % 600}` }))
+  await many(3, (n) => row(`last ${n}`, { dueAt: new Date(past.getTime() + 1_000) }))
+  const store = portable(prisma, provider)
+  t.equal((await store.listDue(2_000, served)).length, 603, 'one of each lane, and the others')
+  t.equal(await store.prune(1_001), 1_001, 'no more than asked')
+  t.equal(await store.prune(10_000), 199, 'all that is left')
+}
+
+t.test('SQLite takes more than a thousand events at once', async (t) => {
+  const { prisma } = await sqliteDatabase(t)
+  await takesThousands(t, prisma, 'sqlite')
+})
+
+t.test('MariaDB takes more than a thousand events at once', { skip: noMariadb }, async (t) => {
+  const { prisma } = await mariadbDatabase(t)
+  await takesThousands(t, prisma, 'mysql')
+})
+
+t.test(
+  'PostgreSQL lists and claims more than it looks at once',
+  { skip: noPostgres },
+  async (t) => {
+    const { pool } = await postgresDatabase(t)
+    const store = postgresEventStore(onPool(pool))
+    const list = Array.from({ length: 1_000 }, (_, n) => ({
+      ...anArrival,
+      ...{ id: `${n}`, eventId: `${n}`, status: 'received' as const, dueInMs: 0 },
+      lane: n % 2 ? `lane ${n % 7}` : null,
+    }))
+    await store.record(list)
+    t.equal((await store.listDue(2_000, served)).length, 507)
+    t.equal((await store.claimDue(400, served)).length, 400)
+    t.equal((await store.claimDue(2_000, served)).length, 107)
+    t.equal((await store.listDue(2_000, served)).length, 0)
+  },
+)
+
+t.test('a claim is told even when the look for more fails', { skip: noPostgres }, async (t) => {
+  const { pool } = await postgresDatabase(t)
+  const run = onPool(pool)
+  let claims = 0
+  const store = postgresEventStore(async (name, text, values) => {
+    if (name === 'fi_event_claim_due') claims += 1
+    if (claims === 2) throw new Error('cut')
+    return run(name, text, values)
+  })
+  const one = { ...anArrival, status: 'received' as const, dueInMs: 0 }
+  await store.record(
+    Array.from({ length: 300 }, (_, n) => ({ ...one, id: `${n}`, eventId: `${n}` })),
+  )
+  t.equal((await store.claimDue(10, served)).length, 1)
+  t.equal(claims, 2)
+})
+
+t.test('a storm of duplicates opens no connection', { skip: noPostgres }, async (t) => {
+  for (const path of ['pool', 'prisma', 'portable'] as const) {
+    const { pool, prisma } = await postgresDatabase(t, { max: 5 })
+    const store =
+      path === 'portable'
+        ? portable(prisma, 'postgresql')
+        : postgresEventStore(path === 'pool' ? onPool(pool) : onPrisma(prisma))
+    // With Prisma alone, those that meet the first one may run into the constraint.
+    if (path === 'portable') await store.record([anArrival])
+    let opened = 0
+    pool.on('connect', () => {
+      opened += 1
+    })
+    const arrivals = Array.from({ length: 100 }, (_, n) => ({ ...anArrival, id: `e ${n}` }))
+    await Promise.all(arrivals.map((arrival) => store.record([arrival])))
+    t.ok(opened <= 5, `${opened} connections through ${path}`)
+  }
+})
+
+t.test(
+  'names that MySQL takes for the same by their case are refused, not mixed up',
+  { skip: noMariadb },
+  async (t) => {
+    const { prisma } = await mariadbDatabase(t)
+    await prisma.$executeRawUnsafe(
+      'ALTER TABLE webhook_event MODIFY event_id VARCHAR(255) COLLATE utf8mb4_unicode_ci NULL',
+    )
+    const store = portable(prisma, 'mysql')
+    t.match(await store.record([{ ...anArrival, eventId: 'Name' }]), [{ isNew: true }])
+    const other = { ...anArrival, id: 'f', eventId: 'NAME', bodyHash: 'other' }
+    await t.rejects(store.record([other]), { message: /binary collation/ })
+    await t.rejects(store.find({ ...other }), { message: /binary collation/ })
+    t.match(await prisma.webhookEvent.findMany({}), [{ deliveries: 1 }])
+  },
+)
+
+for (const level of ['repeatable read', 'serializable']) {
+  t.test(
+    `at ${level}, lists that meet in any order are all answered`,
+    { skip: noPostgres },
+    async (t) => {
+      const { url } = await postgresDatabase(t)
+      const pool = new pg.Pool({
+        connectionString: url,
+        max: 8,
+        options: `-c default_transaction_isolation=${level.replace(' ', '\\ ')}`,
+      })
+      t.teardown(() => pool.end())
+      const store = postgresEventStore(onPool(pool))
+      for (let round = 0; round < 3; round += 1) {
+        const list = Array.from({ length: 20 }, (_, n) => ({
+          ...{ ...anArrival, id: `${round} ${n}`, eventId: `${round} ${n}` },
+          lane: n % 2 ? `lane ${n % 5}` : null,
+        }))
+        const orders = Array.from({ length: 6 }, (_, n) =>
+          (n % 2 ? list : [...list].reverse()).map((a) => ({ ...a, id: `${a.id} ${n}` })),
+        )
+        const recorded = (
+          await Promise.all(orders.map((arrivals) => store.record(arrivals)))
+        ).flat()
+        const made = recorded.filter(({ isNew }) => isNew)
+        t.equal(made.length, list.length)
+        const started = made.filter(({ status }) => status === 'processing')
+        t.equal(started.length, 15, 'ten without a lane, and one of each lane')
+        const ends = started.map(({ id }) => ({
+          ...{ id, fence: 1, status: 'processed' as const, dueInMs: 0, attempts: 1, deferrals: 0 },
+          ...{ errors: [], wakes: null },
+        }))
+        const ended = await Promise.all([store.end(ends), store.end([...ends].reverse())])
+        t.ok(ended.flat().every(Boolean))
+        const claims = await Promise.all(made.map(({ id }) => store.claim(id, 30_000)))
+        t.equal(claims.filter((claim) => claim !== undefined).length, 5, 'one of each lane')
+        await pool.query('DELETE FROM webhook_event')
+      }
+    },
+  )
+}
+
+t.test(
+  'every statement looks into an index, however small the table is',
+  { skip: noPostgres },
+  async (t) => {
+    const { pool } = await postgresDatabase(t)
+    const plans = new Map<string, string>()
+    const explain = postgresEventStore(async (name, text, values) => {
+      const { rows } = await pool.query(`EXPLAIN ${text}`, [...values])
+      plans.set(name, rows.map((row) => row['QUERY PLAN']).join('\n'))
+      return []
+    })
+    const hold = { id: 'e', fence: 1 }
+    const end: RunEnd = {
+      ...{ ...hold, status: 'retrying', dueInMs: 1, attempts: 1, deferrals: 1 },
+      ...{ errors: [], wakes: 'l' },
+    }
+    for (const rows of [0, 10, 1_000]) {
+      await pool.query(
+        `INSERT INTO webhook_event
+           (id, tenant_id, provider, event_id, endpoint, status, due_at, delivered_at, payload,
+            headers, body_hash, lane, steps, errors, received_at)
+         SELECT $1 || '-' || n, 'a', 'p', $1 || '-' || n, 'stripe', 'received', now(), '[]', '', '{}',
+           'h', 'l', '{}', '[]', now()
+         FROM generate_series(1, $1::int) n`,
+        [rows],
+      )
+      // For 1 and for 64: the plan must not depend on how many travel together.
+      for (const count of [1, 64]) {
+        const list = <T>(make: (n: number) => T) => Array.from({ length: count }, (_, n) => make(n))
+        await explain.record(list((n) => ({ ...anArrival, id: `${n}`, eventId: `${n}` })))
+        await explain.claimDue(count, served)
+        await explain.listDue(count, served)
+        await explain.claim('e', 30_000)
+        await explain.end(list(() => end))
+        await explain.extend(list(() => ({ ...hold, leaseMs: 1 })))
+        await explain.find('e')
+        await explain.find(anArrival as Arrival & { eventId: string })
+        await explain.reopen('e', true)
+        await explain.prune(count)
+        t.equal(plans.size, 10)
+        for (const [name, plan] of plans) {
+          t.match(plan, /Index (Only )?Scan using webhook_event_/, `${name}, ${rows} rows`)
+          t.notMatch(plan, /Seq Scan/, `${name}, ${rows} rows`)
+        }
+        for (const name of ['fi_event_claim_due', 'fi_event_list_due', 'fi_event_prune']) {
+          const plan = plans.get(name) ?? ''
+          t.match(plan, /webhook_event_due_at_idx[^\n]*\n *Index Cond: \S*due_at > .* <= /, name)
+          t.notMatch(plan, /Sort Key: e(_\d+)?\.due_at/, 'the index gives the order')
+        }
+        plans.clear()
+      }
+    }
+  },
+)

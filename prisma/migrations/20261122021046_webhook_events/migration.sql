@@ -36,7 +36,7 @@ CREATE INDEX "webhook_event_due_at_idx" ON "webhook_event"("due_at");
 CREATE INDEX "webhook_event_tenant_id_provider_body_hash_idx" ON "webhook_event"("tenant_id", "provider", "body_hash");
 
 -- CreateIndex
-CREATE INDEX "webhook_event_lane_due_at_idx" ON "webhook_event"("lane", "due_at");
+CREATE INDEX "webhook_event_lane_status_idx" ON "webhook_event"("lane", "status");
 
 -- CreateIndex
 CREATE UNIQUE INDEX "webhook_event_tenant_id_provider_event_id_key" ON "webhook_event"("tenant_id", "provider", "event_id");
