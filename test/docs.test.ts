@@ -1,7 +1,13 @@
+import { generateKeyPairSync } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import t from 'tap'
+import { parseDuration } from '../src/core/duration.js'
 import * as errors from '../src/errors.js'
 import { DEFAULTS } from '../src/options.js'
+import { WEBHOOK_DEFAULTS } from '../src/webhooks/options.js'
+import type { Provider } from '../src/webhooks/provider.js'
+import * as providers from '../src/webhooks/providers/index.js'
+import { pgliteDatabase } from './fixtures/database.js'
 
 const read = (path: string) => readFile(new URL(`../${path}`, import.meta.url), 'utf8')
 const unique = (found: Iterable<RegExpMatchArray>) =>
@@ -41,23 +47,152 @@ t.test('docs/operations.md describes every event with its level, and no other', 
   t.strictSame(described.sort(), kinds)
 })
 
-t.test('docs/options.md describes every option with its default, and no other', async (t) => {
-  const text = await read('src/options.ts')
-  const body = (name: string) => {
+/** The rows of the tables under a heading, by the name that each begins with. */
+async function rowsUnder(file: string, heading: string): Promise<Map<string, string[]>> {
+  const sections = (await read(file)).split(/^(?=## )/m)
+  const section = sections.find((text) => text.startsWith(`## ${heading}`)) ?? ''
+  return new Map(
+    section.split('\n').flatMap((line) => {
+      const cells = line.split('|').map((cell) => cell.trim())
+      const name = /^`(\w+)`$/.exec(cells[1] ?? '')?.[1]
+      return line.startsWith('|') && name ? [[name, cells.slice(2, -1)] as const] : []
+    }),
+  )
+}
+
+/** The names of an interface's members, and those of what it extends if they are given, too. */
+async function membersOf(file: string, ...names: string[]): Promise<string[]> {
+  const text = await read(file)
+  const bodies = names.map((name) => {
     const start = text.indexOf(`export interface ${name} `)
     return text.slice(start, text.indexOf('\n}', start))
-  }
-  const options = unique(
-    [body('RouteOptions'), body('PluginOptions')].join('\n').matchAll(/^ {2}(\w+)\??:/gm),
+  })
+  return unique(bodies.join('\n').matchAll(/^ {2}(\w+)\??:/gm))
+}
+
+/** A default as a document writes it. */
+function written(value: unknown): string[] {
+  if (typeof value === 'string') return [`'${value}'`]
+  if (typeof value === 'number') return [value === 1024 * 1024 ? '1 MiB' : String(value)]
+  const isPlain = typeof value === 'object' && value !== null && !Array.isArray(value)
+  return isPlain ? Object.values(value).flatMap(written) : []
+}
+
+const tables = [
+  {
+    heading: 'Of the plugin',
+    options: () => membersOf('src/options.ts', 'PluginOptions'),
+    defaults: DEFAULTS,
+  },
+  {
+    heading: 'Of a route',
+    options: () => membersOf('src/options.ts', 'RouteOptions'),
+    defaults: DEFAULTS,
+  },
+  {
+    heading: 'Of a webhook',
+    options: () => membersOf('src/webhooks/options.ts', 'WebhookOptions'),
+    defaults: WEBHOOK_DEFAULTS,
+  },
+  {
+    heading: 'Of `inProcess',
+    options: () => membersOf('src/dispatch/in-process.ts', 'InProcessOptions'),
+    defaults: { concurrency: 10, pollEvery: '5s' },
+  },
+  {
+    heading: 'Of `bullmq',
+    options: () => membersOf('src/dispatch/bullmq.ts', 'BullmqOptions'),
+    defaults: { queue: 'webhooks', concurrency: 10, sweepEvery: '10s' },
+  },
+  {
+    file: 'docs/providers.md',
+    heading: '`hmac`',
+    options: () =>
+      membersOf(
+        'src/webhooks/providers/hmac.ts',
+        'HmacOptions',
+        'TolerantOptions',
+        'SecretOptions',
+      ),
+    defaults: {},
+  },
+]
+
+for (const { file = 'docs/options.md', heading, options, defaults } of tables) {
+  t.test(
+    `${file}, "${heading}", describes every option with its default, and no other`,
+    async (t) => {
+      const rows = await rowsUnder(file, heading)
+      t.strictSame([...rows.keys()].sort(), await options())
+      for (const [name, value] of Object.entries(defaults)) {
+        const [told] = rows.get(name) ?? []
+        if (told === undefined || name === 'docs') continue
+        for (const one of written(value)) t.ok(told.includes(one), `${name}: ${one} in ${told}`)
+      }
+    },
   )
-  const rows = new Map<string, string>()
-  for (const line of (await read('docs/options.md')).split('\n')) {
-    const name = /^\| `(\w+)`/.exec(line)?.[1]
-    if (name) rows.set(name, line)
+}
+
+// Whatever each of them takes for a secret.
+const EC_KEY = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+  .publicKey.export({ format: 'der', type: 'spki' })
+  .toString('base64')
+const url = 'https://example.com/webhooks'
+const OPTIONS: Record<string, object> = {
+  adyen: { hmacKey: 'ab' },
+  awsSns: { topicArn: 'arn:aws:sns:eu-central-1:123456789012:orders' },
+  discord: { publicKey: '0'.repeat(64) },
+  gitlab: { signingToken: 'whsec_YQ==' },
+  hubspot: { secret: 'a', url },
+  mailgun: { signingKey: 'a' },
+  meta: { secret: 'a', verifyToken: 'b' },
+  paypal: { webhookId: 'a' },
+  sendgrid: { publicKey: EC_KEY },
+  square: { signatureKey: 'a', url },
+  twilio: { authToken: 'a', url },
+}
+
+t.test(
+  'docs/providers.md tells of every provider what the code does, and of no other',
+  async (t) => {
+    const verified = await rowsUnder('docs/providers.md', 'What is verified')
+    const events = await rowsUnder('docs/providers.md', 'What becomes')
+    const { hmac: _anybody, ...named } = providers
+    const names = Object.keys(named).sort()
+    t.strictSame([...verified.keys()].sort(), names)
+    t.strictSame([...events.keys()].sort(), names)
+    for (const [name, make] of Object.entries(named) as [string, (options: object) => Provider][]) {
+      const options = OPTIONS[name] ?? { secret: 'whsec_YQ==' }
+      const { scheme, redelivers = true } = make(options)
+      const [where = '', , , , window = ''] = verified.get(name) ?? []
+      for (const option of Object.keys(options))
+        t.ok(where.includes(`\`${option}\``), `${name}: ${option}`)
+      const told = parseDuration(window.split(';')[0])
+      t.equal(told, scheme.toleranceMs, `${name}: ${window}`)
+      t.equal(events.get(name)?.[3], redelivers ? 'yes' : 'no', name)
+    }
+  },
+)
+
+t.test('docs/webhooks.md tells of every outcome what is answered', async (t) => {
+  const rows = await rowsUnder('docs/webhooks.md', 'What a provider hears')
+  const outcomes = unique(
+    (await read('src/webhooks/answer.ts')).matchAll(/^ {2}(\w+): \{ status/gm),
+  )
+  t.strictSame([...rows.keys()].sort(), outcomes)
+  const text = await read('src/webhooks/answer.ts')
+  for (const [outcome, cells] of rows) {
+    const status = new RegExp(`^ {2}${outcome}: \\{ status: (\\d+)`, 'm').exec(text)?.[1]
+    t.ok(cells.at(-1)?.startsWith(String(status)), `${outcome}: ${status}`)
   }
-  t.strictSame([...rows.keys()].sort(), options)
-  for (const [name, value] of Object.entries(DEFAULTS)) {
-    if (typeof value !== 'string' || name === 'docs') continue
-    t.ok(rows.get(name)?.includes(`\`'${value}'\``), `${name}: ${value}`)
+})
+
+t.test('the statements of docs/operations.md are understood by PostgreSQL', async (t) => {
+  const { prisma } = await pgliteDatabase(t)
+  const blocks = (await read('docs/operations.md')).matchAll(/```sql\n([^`]+)```/g)
+  const statements = [...blocks].flatMap(([, sql = '']) => sql.split(';').map((one) => one.trim()))
+  t.ok(statements.length > 4)
+  for (const sql of statements) {
+    if (sql !== '') await t.resolves(prisma.$executeRawUnsafe(sql), sql.split('\n')[0] as string)
   }
 })
