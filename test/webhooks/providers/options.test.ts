@@ -1,5 +1,5 @@
 import t from 'tap'
-import { type Provider, verify } from '../../../src/webhooks/provider.js'
+import { defineProvider, type Provider, verify } from '../../../src/webhooks/provider.js'
 import * as providers from '../../../src/webhooks/providers/index.js'
 
 const OWN: providers.HmacOptions = {
@@ -8,6 +8,7 @@ const OWN: providers.HmacOptions = {
   header: 'X-Signature',
   eventId: (payload) => payload.id,
 }
+const github = providers.github({ secret: 's' })
 const URL_OPTIONS = { authToken: 's', signatureKey: 's', secret: 's' }
 
 /** Each wrong option, and what its error says to write instead. */
@@ -80,6 +81,12 @@ const wrong: readonly [title: string, make: () => Provider, message: RegExp][] =
     'no webhook id',
     () => providers.paypal({ webhookId: '' }),
     /"webhookId" of paypal is missing or empty/,
+  ],
+  [
+    'a secret that holds nothing',
+    () =>
+      defineProvider({ ...github, scheme: { ...github.scheme, toKey: () => new Uint8Array() } }),
+    /"secret" of github holds an empty key/,
   ],
   [
     'no auth token',

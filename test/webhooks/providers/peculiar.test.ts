@@ -138,11 +138,14 @@ t.test('a body that Twilio has not signed is not taken for one that it has', asy
       url: `/x${query}`,
     })
   // The address alone is genuine, which is all that a GET request signs.
-  t.equal(
-    (await send('?a=1', 'application/json', '{"amount":1}', `${TWILIO_URL}?a=1`)).kind,
-    'refused',
-  )
-  t.equal((await send('?a=1', 'text/plain', 'a=b', `${TWILIO_URL}?a=1`)).kind, 'refused')
+  for (const [type, body] of [
+    ['application/json', '{"amount":1}'],
+    ['text/plain', 'a=b'],
+    ['', '&&'],
+  ] as const) {
+    const result = await send('?a=1', type, body, `${TWILIO_URL}?a=1`)
+    t.match(result, { kind: 'refused', reason: 'malformed' }, type)
+  }
   const hash = createHash('sha256').update('{"amount":1}').digest('hex')
   const query = `?bodySHA256=${hash}`
   const json = 'application/json'
@@ -317,4 +320,42 @@ t.test('an id that a change of Meta has can be found by whoever knows it', async
       { eventId: 'wamid.2' },
     ],
   })
+})
+
+t.test('a body of Linear without a time is refused, and none is made up', async (t) => {
+  const { make, parties } = caseOf('linear')
+  for (const time of ['', '"webhookTimestamp":"1800014400000"', '"webhookTimestamp":null']) {
+    const sent = parties[0].sign(`{${time}}`, NOW)
+    const result = await ask(make(parties[0].secret), sent)
+    t.match(result, { kind: 'refused', reason: 'malformed' }, time)
+  }
+})
+
+t.test('only signatures of version 1 count in Standard Webhooks', async (t) => {
+  const { make, parties, body } = caseOf('standardWebhooks')
+  const sent = parties[0].sign(body, NOW)
+  const given = sent.headers['webhook-signature']?.split('v1,')[1]
+  for (const version of ['v2', 'v1a', 'v0', '']) {
+    const headers = { ...sent.headers, 'webhook-signature': `${version},${given}` }
+    const result = await ask(make(parties[0].secret), { ...sent, headers })
+    t.match(result, { kind: 'refused', reason: 'malformed' }, version)
+  }
+})
+
+t.test('of two times in a header, none is taken', async (t) => {
+  for (const [name, header, time] of [
+    ['stripe', 'stripe-signature', 't=1,'],
+    ['paddle', 'paddle-signature', 'ts=1;'],
+  ] as const) {
+    const { make, parties, body } = caseOf(name)
+    const sent = parties[0].sign(body, NOW)
+    const separator = time.slice(-1)
+    for (const value of [
+      `${time}${sent.headers[header]}`,
+      `${sent.headers[header]}${separator}${time}`,
+    ]) {
+      const result = await ask(make(parties[0].secret), { ...sent, headers: { [header]: value } })
+      t.match(result, { kind: 'refused', reason: 'malformed' })
+    }
+  }
 })
