@@ -215,8 +215,15 @@ export function failureOf(error: unknown): Failure {
     name: error instanceof Error ? error.name : typeof error,
     code,
     hint: code === undefined ? undefined : HINTS[code],
-    at: error instanceof Error ? /^ +at (.+)$/m.exec(error.stack ?? '')?.[1] : undefined,
+    at: error instanceof Error ? firstFrameOf(error) : undefined,
   }
+}
+
+/** The stack begins with the message, which may quote a stack, or anything. */
+function firstFrameOf({ stack = '', message }: Error): string | undefined {
+  const messageAt = stack.indexOf(message)
+  if (messageAt === -1) return undefined
+  return /\n +at (.+)/.exec(stack.slice(messageAt + message.length))?.[1]
 }
 
 const MIGRATE =
