@@ -38,6 +38,7 @@ export interface RedisClientLike {
 interface OwnClient {
   readonly status: string
   on(event: 'ready' | 'error', listener: (error: Error) => void): unknown
+  ping(): Promise<unknown>
   disconnect(): void
 }
 
@@ -107,7 +108,7 @@ export function bullmq(options: BullmqOptions): Dispatch {
   let toldAt = Number.NEGATIVE_INFINITY
 
   let producer: { queue: Queue; client: OwnClient } | undefined
-  let worker: { worker: Worker; client: OwnClient } | undefined
+  let opened: { worker: Worker; client: OwnClient } | undefined
   const waiting: Job[] = []
   let sending: Promise<void> | undefined
   /** What lets go of each job that runs here. */
@@ -167,7 +168,7 @@ export function bullmq(options: BullmqOptions): Dispatch {
     const override = { enableOfflineQueue: true, maxRetriesPerRequest: null }
     const timeouts = { commandTimeout: undefined, socketTimeout: undefined }
     const client = ownClient({ ...override, ...timeouts }, onError)
-    const opened = new Worker(name, (job, token) => process(given, job, token), {
+    const worker = new Worker(name, (job, token) => process(given, job, token), {
       connection: client as ConnectionOptions,
       prefix,
       concurrency,
@@ -175,26 +176,27 @@ export function bullmq(options: BullmqOptions): Dispatch {
       stalledInterval: JOB_LOCK_MS,
       runRetryDelay: 1_000,
     })
-    opened.on('error', (error) => {
+    worker.on('error', (error) => {
       if (!isOfLostJob(error)) onError(error)
       else for (const id of untold) if (!running.has(id)) told(id)
     })
-    opened.on('completed', ({ id }) => told(id))
-    opened.on('failed', (job) => told(job?.id))
-    opened.on('drained', () => {
+    worker.on('completed', ({ id }) => told(id))
+    worker.on('failed', (job) => told(job?.id))
+    worker.on('drained', () => {
       if (hasMore) looks.now()
     })
-    worker = { worker: opened, client }
+    opened = { worker, client }
   }
 
   async function process(given: Work, job: QueuedJob<JobName>, token?: string): Promise<void> {
-    if (!isRunning) {
-      // Fetched while the worker was being stopped: for another one.
-      await job.moveToWait(token)
-      throw new WaitingError()
-    }
     const { id, fence } = job.data
     const jobId = job.id as string
+    if (!isRunning) {
+      // Fetched while the worker was being stopped: for another one.
+      untold.add(jobId)
+      await job.moveToWait(token).finally(() => told(jobId))
+      throw new WaitingError()
+    }
     const letGo = new Promise<void>((resolve) => running.set(jobId, resolve))
     untold.add(jobId)
     const run = given.run({ id, fence }).then(
@@ -260,8 +262,7 @@ export function bullmq(options: BullmqOptions): Dispatch {
     },
     async stop() {
       isRunning = false
-      await worker?.worker.pause(true)
-      await looks.stop()
+      await Promise.all([looks.stop(), opened && atMost(FAREWELL_MS, stopFetching(opened))])
     },
     async close() {
       if (isClosed) return
@@ -269,17 +270,30 @@ export function bullmq(options: BullmqOptions): Dispatch {
       for (const letGo of running.values()) letGo()
       await atMost(FAREWELL_MS, farewell())
       isClosed = true
-      await worker?.worker.close(true)
-      worker?.client.disconnect()
+      await opened?.worker.close(true)
+      opened?.client.disconnect()
       await producer?.queue.close()
       producer?.client.disconnect()
     },
   }
 
+  /**
+   * A worker that is paused would still take the next job off the queue, and nobody else would get
+   * it before its lock has run out.
+   */
+  async function stopFetching({ worker, client }: NonNullable<typeof opened>): Promise<void> {
+    await worker.pause(true)
+    if (client.status !== 'ready') return
+    await worker.getBackend().disconnectBlocking(true)
+    // Answers come in their order: what was fetched before is here now, and on its way back.
+    await client.ping()
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+
   /** Until Redis has been told what is to be run elsewhere, and what is over here. */
   async function farewell(): Promise<void> {
     if (producer?.client.status === 'ready') await sending
-    if (worker?.client.status !== 'ready' || untold.size === 0) return
+    if (opened?.client.status !== 'ready' || untold.size === 0) return
     await new Promise<void>((resolve) => {
       onQuiet = resolve
     })
@@ -317,6 +331,7 @@ async function atMost(ms: number, promise: Promise<void>): Promise<void> {
   const timeout = new Promise<void>((resolve) => {
     timer = setTimeout(resolve, ms)
   })
-  await Promise.race([promise, timeout])
+  // A connection that breaks meanwhile is over, too.
+  await Promise.race([promise.catch(() => {}), timeout])
   clearTimeout(timer)
 }

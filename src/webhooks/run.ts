@@ -39,6 +39,7 @@ export class Run {
   readonly #context: RunContext
   readonly #lease: Lease<RunEnd>
   readonly #subject: WebhookSubject
+  #steps: Steps | undefined
   #wasHandedBack = false
 
   /** `askedAt`: when the store was asked for this claim, by `performance.now()`. */
@@ -53,7 +54,9 @@ export class Run {
       { fence, askedAt, leaseMs, maxRunMs },
       {
         end: context.end,
-        extend: () => context.extend({ id, fence, leaseMs }),
+        // One that is processed by a transaction of its own has no lease left to renew.
+        extend: async () =>
+          this.#isFinal || (await context.extend({ id, fence, leaseMs })) || this.#isFinal,
         report: context.report,
         onEnd: () => context.onEnd(this),
       },
@@ -73,7 +76,8 @@ export class Run {
     } catch {
       return this.#die('its body cannot be read', undefined)
     }
-    const steps = this.#steps()
+    const steps = this.#openSteps()
+    this.#steps = steps
     const log = this.#context.log.child({
       webhook: { ...this.#subject, attempt: this.#lease.fence },
     })
@@ -85,9 +89,12 @@ export class Run {
     try {
       await handler(event)
     } catch (error) {
-      return steps.isFinal ? this.#failedAfterEnd(error) : this.#failed(error)
+      if (steps.isFinal) return this.#failedAfterEnd(error)
+      return this.#wasHandedBack ? 'failed' : this.#failed(error)
     }
     if (steps.isFinal) return this.#processed(true)
+    // It is somebody else's by now, and what this handler has decided is of no account.
+    if (this.#wasHandedBack) return 'failed'
     const verdict = WebhookEvent.verdictOf(event)
     switch (verdict?.kind) {
       case undefined:
@@ -105,6 +112,7 @@ export class Run {
   /** Lets another process go on at once: this one closes. What the handler still does is not kept. */
   async handBack(): Promise<void> {
     if (this.#lease.isSettled) return
+    if (this.#isFinal) return this.#lease.close()
     this.#wasHandedBack = true
     const { attempts } = this.#stored
     this.#lease.lose('the server closes')
@@ -117,7 +125,12 @@ export class Run {
     this.#lease.abandon(why)
   }
 
-  #steps(): Steps {
+  /** Whether a transaction has made the event processed. */
+  get #isFinal(): boolean {
+    return this.#steps?.isFinal === true
+  }
+
+  #openSteps(): Steps {
     const { id, fence, steps } = this.#stored
     const { prisma, clock } = this.#context
     const { retentionMs } = this.#endpoint.settings
