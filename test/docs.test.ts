@@ -1,5 +1,8 @@
+import { execFile } from 'node:child_process'
 import { generateKeyPairSync } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import t from 'tap'
 import { parseDuration } from '../src/core/duration.js'
 import * as errors from '../src/errors.js'
@@ -9,6 +12,7 @@ import type { Provider } from '../src/webhooks/provider.js'
 import * as providers from '../src/webhooks/providers/index.js'
 import { pgliteDatabase } from './fixtures/database.js'
 
+const root = fileURLToPath(new URL('..', import.meta.url))
 const read = (path: string) => readFile(new URL(`../${path}`, import.meta.url), 'utf8')
 const unique = (found: Iterable<RegExpMatchArray>) =>
   [...new Set([...found].map((match) => match[1] as string))].sort()
@@ -195,4 +199,72 @@ t.test('the statements of docs/operations.md are understood by PostgreSQL', asyn
   for (const sql of statements) {
     if (sql !== '') await t.resolves(prisma.$executeRawUnsafe(sql), sql.split('\n')[0] as string)
   }
+})
+
+// What the snippets take for granted: things of an application.
+const AROUND = `
+  import type { FastifyInstance, FastifyRequest } from 'fastify'
+  import type { Redis } from 'ioredis'
+  import type { WebhookEvent, WebhookHandler, WebhookOptions } from 'fastify-idempotency'
+  import type { PrismaClient } from './generated/prisma/client.js'
+  declare global {
+    const app: FastifyInstance
+    const prisma: PrismaClient
+    const redis: Redis
+    const tenant: (request: FastifyRequest) => string
+    const event: WebhookEvent
+    const handler: WebhookHandler
+    const provider: WebhookOptions['provider']
+    const url: string
+    const headers: Record<string, string>
+    const body: Buffer
+    const next: string, current: string
+    const secretsOf: (tenantId: string) => Promise<string[]>
+    const mailer: { send: (booking: unknown, options: { key: string }) => Promise<object> }
+    const stripeClient: { events: { list: () => AsyncIterable<object> } }
+  }
+  declare module 'fastify' {
+    interface FastifyRequest { user: { orgId: string } }
+  }`
+
+t.test('the snippets of the documents compile in a strict application', async (t) => {
+  const files: NonNullable<Parameters<typeof t.testdir>[0]> = {
+    'around.ts': AROUND,
+    generated: {
+      prisma: {
+        'client.ts': `export declare class PrismaClient {
+          constructor(options: object)
+          [model: string]: any
+          idempotencyRecord: any
+          $queryRawUnsafe: any
+          $transaction: any
+        }`,
+      },
+    },
+    'tsconfig.json': JSON.stringify({
+      compilerOptions: {
+        ...{ strict: true, exactOptionalPropertyTypes: true, skipLibCheck: true, noEmit: true },
+        ...{ module: 'nodenext', target: 'es2022', lib: ['es2023'], types: ['node'] },
+        paths: {
+          'fastify-idempotency': [`${root}src/index.ts`],
+          'fastify-idempotency/webhooks': [`${root}src/webhooks/index.ts`],
+          'fastify-idempotency/bullmq': [`${root}src/dispatch/bullmq.ts`],
+        },
+      },
+      include: ['*.ts'],
+    }),
+    'package.json': '{ "type": "module" }',
+  }
+  for (const file of ['README.md', 'docs/webhooks.md', 'docs/operations.md']) {
+    const blocks = [...(await read(file)).matchAll(/```ts\n(.*?)```/gs)]
+    t.not(blocks.length, 0)
+    for (const [n, [, code = '']] of blocks.entries()) {
+      files[`${file.replace(/\W/g, '-')}-${n + 1}.ts`] = `${code}\nexport {}\n`
+    }
+  }
+  const tsc = `${root}node_modules/typescript/bin/tsc`
+  const { stdout } = await promisify(execFile)(process.execPath, [tsc, '-p', t.testdir(files)], {
+    cwd: root,
+  }).catch((error: { stdout: string }) => error)
+  t.equal(stdout, '')
 })
