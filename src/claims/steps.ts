@@ -39,6 +39,7 @@ export class Steps {
   readonly #used = new Set<string>()
   #results: StepResults
   #isOpen = false
+  #isUndone = false
   #isFinal = false
   /** Results are written one after the other: each write holds all of them. */
   #writing: Promise<unknown> = Promise.resolve()
@@ -59,6 +60,11 @@ export class Steps {
   /** Whether a transaction has said that nothing comes after it. */
   get isFinal(): boolean {
     return this.#isFinal
+  }
+
+  /** The open transaction, if there is one, is not to be kept: its handler decided otherwise. */
+  undo(): void {
+    this.#isUndone = this.#isOpen
   }
 
   keyFor(name: string): string {
@@ -87,6 +93,9 @@ export class Steps {
       this.#isOpen = true
       try {
         return await sayAgain(() => this.#transact(name, fn, final, options))
+      } catch (error) {
+        if (error instanceof Undone) return error.value as T
+        throw error
       } finally {
         this.#isOpen = false
       }
@@ -105,7 +114,9 @@ export class Steps {
       const keep = await this.#prepare(isFinal)
       let results = this.#results
       const value: T = await this.#prisma.$transaction(async (tx: TransactionClient) => {
+        this.#isUndone = false
         const value = await fn(tx)
+        if (this.#isUndone) throw new Undone(value)
         results = { ...this.#results, [name]: encode(name, value) }
         // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.
         if (!(await keep(tx, results))) throw new LeaseLost()
@@ -136,6 +147,16 @@ export class Steps {
     const turn = this.#writing.then(write)
     this.#writing = turn.catch(() => {})
     return turn
+  }
+}
+
+/** Thrown to make the database undo a transaction that ran without an error. */
+class Undone extends Error {
+  readonly value: unknown
+
+  constructor(value: unknown) {
+    super('the transaction was undone')
+    this.value = value
   }
 }
 

@@ -110,19 +110,20 @@ export class WebhookEvent<Payload = any> {
   /**
    * Puts the event back when the handler returns: what it depends on has not arrived yet. It is run
    * again after `after` (default: a pause that grows), or as soon as another event of the same
-   * `serialize` object was processed. After too many times the event is `dead`.
+   * `serialize` object was processed. After too many times the event is `dead`. Said within a
+   * transaction, it undoes that, as `ignore()` and `reject()` do.
    */
   defer({ after }: { after?: Duration } = {}): void {
     const afterMs = after === undefined ? undefined : parseDuration(after)
     if (after !== undefined && afterMs === undefined) {
       throw new OptionInvalid(`option "after" of defer() must be a duration such as '30s'`)
     }
-    this.#verdict = { kind: 'postpone', afterMs }
+    this.#decide({ kind: 'postpone', afterMs })
   }
 
   /** Nothing has to be done for this event: it is `ignored` when the handler returns. */
   ignore(): void {
-    this.#verdict = { kind: 'ignore' }
+    this.#decide({ kind: 'ignore' })
   }
 
   /**
@@ -130,7 +131,13 @@ export class WebhookEvent<Payload = any> {
    * returns, until a person looks at it. The reason is kept with it.
    */
   reject(reason: string): void {
-    this.#verdict = { kind: 'reject', reason: String(reason) }
+    this.#decide({ kind: 'reject', reason: String(reason) })
+  }
+
+  /** Within a transaction, it undoes that: what it found out must be asked again next time. */
+  #decide(verdict: Verdict): void {
+    this.#verdict = verdict
+    this.#steps.undo()
   }
 
   /** @internal What the handler decided. */

@@ -50,7 +50,7 @@ export interface WebhookOptions {
   /**
    * How an event whose handler failed is run again: after a pause that doubles from `first` up to
    * `most`, drawn from all of that (full jitter), until there were `attempts` of them; then it is
-   * `dead`. Default `{ attempts: 20, first: '1s', most: '12h' }`, about a day and a half. A
+   * `dead`. Default `{ attempts: 20, first: '1s', most: '12h' }`, a day on average. A
    * delivery of the event does not wait for the pause.
    */
   retry?: { attempts?: number; first?: Duration; most?: Duration }

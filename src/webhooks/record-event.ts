@@ -1,4 +1,4 @@
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
 import { readWebhookOptions } from './check-options.js'
@@ -47,13 +47,16 @@ export interface KnownEvent {
   readonly isProcessed: boolean
 }
 
+/** Named here, because an addition to Fastify's module sees Fastify's names and not these. */
+type Reply = FastifyReply
+
 const RECORDED = Symbol('fastify-idempotency.recorded')
 const REPLY = Symbol('fastify-idempotency.reply')
 
 declare module 'fastify' {
   interface FastifyRequest {
     [RECORDED]: Ending[] | null
-    [REPLY]: FastifyReply | null
+    [REPLY]: Reply | null
   }
 }
 

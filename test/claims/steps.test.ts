@@ -228,6 +228,29 @@ t.test('a step that ends during a transaction is kept beside it', async (t) => {
   t.strictSame(Object.keys(row.steps).sort(), ['slow', 'transaction'])
 })
 
+t.test(
+  'a transaction that is undone gives its value, commits nothing, and may be run again',
+  async (t) => {
+    const row = fresh()
+    const { steps, client } = stepsOf(row)
+    const look = (isThere: boolean) =>
+      steps.transaction(
+        async (tx) => {
+          Reflect.get(tx, 'write').call(tx, 'effect')
+          if (!isThere) steps.undo()
+          return isThere
+        },
+        { final: true },
+      )
+    t.equal(await look(false), false)
+    t.strictSame([row.steps, client.committed, steps.isFinal], [{}, [], false])
+    const later = stepsOf(row, client).steps
+    t.equal(await later.transaction(async () => 'there'), 'there')
+    later.undo()
+    t.strictSame(Object.keys(row.steps), ['transaction'], 'outside of one there is nothing to undo')
+  },
+)
+
 t.test('only a final transaction says that nothing comes after it', async (t) => {
   const row = fresh()
   const { steps } = stepsOf(row)
