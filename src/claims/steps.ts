@@ -41,6 +41,9 @@ export class Steps {
   #isOpen = false
   #isUndone = false
   #isFinal = false
+  /** A transaction was to be committed, and nobody knows whether it is. */
+  #isUncertain = false
+  #uncertainty: unknown
   /** Results are written one after the other: each write holds all of them. */
   #writing: Promise<unknown> = Promise.resolve()
 
@@ -95,6 +98,7 @@ export class Steps {
         return await sayAgain(() => this.#transact(name, fn, final, options))
       } catch (error) {
         if (error instanceof Undone) return error.value as T
+        this.#uncertainty = error
         throw error
       } finally {
         this.#isOpen = false
@@ -115,13 +119,16 @@ export class Steps {
       let results = this.#results
       const value: T = await this.#prisma.$transaction(async (tx: TransactionClient) => {
         this.#isUndone = false
+        this.#isUncertain = false
         const value = await fn(tx)
         if (this.#isUndone) throw new Undone(value)
         results = { ...this.#results, [name]: encode(name, value) }
         // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.
         if (!(await keep(tx, results))) throw new LeaseLost()
+        this.#isUncertain = true
         return value
       }, options)
+      this.#isUncertain = false
       this.#results = results
       this.#isFinal ||= isFinal
       return value
@@ -132,6 +139,9 @@ export class Steps {
   async #once<T>(name: string, run: () => Promise<T>): Promise<T> {
     if (typeof name !== 'string' || name === '') throw new StepNameUsed('without a name')
     if (this.#isOpen) throw new TransactionOpen()
+    // Run again, it might take effect twice; and what is written now might leave its result out.
+    // The next attempt reads what has become of it.
+    if (this.#isUncertain) throw this.#uncertainty
     if (this.#used.has(name)) throw new StepNameUsed(`called ${JSON.stringify(name)}`)
     this.#used.add(name)
     if (Object.hasOwn(this.#results, name)) return parse(this.#results[name] as string) as T

@@ -270,3 +270,42 @@ t.test('keys for others are the same in every attempt, and differ by operation a
   t.match(key, /^[\w-]{43}$/)
   t.end()
 })
+
+t.test(
+  'a commit that nobody answered is not run again, nor forgotten, by this attempt',
+  async (t) => {
+    const row = fresh()
+    const client = new FakeClient()
+    client.failures.push('ECONNRESET')
+    const { steps } = stepsOf(row, client)
+    let runs = 0
+    const book = async () => {
+      runs += 1
+      return 'booked'
+    }
+    const lost = { code: 'ECONNRESET' }
+    await t.rejects(steps.transaction(book, { name: 'book' }), lost)
+    await t.rejects(steps.transaction(book, { name: 'book' }), lost)
+    await t.rejects(
+      steps.step('mail', () => 1),
+      lost,
+    )
+    t.equal(runs, 1)
+    t.strictSame(Object.keys(row.steps), ['book'])
+    // The next attempt knows.
+    t.equal(await stepsOf(row).steps.transaction(book, { name: 'book' }), 'booked')
+    t.equal(runs, 1)
+  },
+)
+
+t.test('a transaction that fails before its commit may be tried again', async (t) => {
+  const { steps } = stepsOf(fresh())
+  const declined = new Error('declined')
+  await t.rejects(
+    steps.transaction(async () => {
+      throw declined
+    }),
+    declined,
+  )
+  t.equal(await steps.transaction(async () => 'accepted'), 'accepted')
+})
