@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import type { FastifyBaseLogger } from 'fastify'
 import { within } from '../claims/within.js'
 import type { EventStatus } from '../core/event.js'
@@ -146,7 +147,7 @@ export class Inbox implements Work {
     return this.deliver(endpoint, tenantId, event, keptOf(endpoint, incoming), log)
   }
 
-  /** Records bytes that a provider signed but nobody can read: for a person, and without a name. */
+  /** Records bytes that a provider signed but nobody can read: for a person. */
   async keepUnreadable(
     endpoint: Endpoint,
     tenantId: string,
@@ -154,12 +155,15 @@ export class Inbox implements Work {
     headers: Readonly<Record<string, string>>,
     log: FastifyBaseLogger,
   ): Promise<Delivered> {
-    const nameless = { eventId: null, type: null, object: null, payload: null, rawBody }
+    // Named after its bytes, so that its other deliveries are duplicates and not more of the same.
+    const hash = createHash('sha256').update(rawBody).digest('base64url')
+    const type = 'unreadable'
+    const named = { eventId: `${type}:${hash}`, type, object: null, payload: null, rawBody }
     const arrival: Arrival = {
       ...arrivalOf(
         { ...endpoint, settings: { ...endpoint.settings, serialize: () => null } },
         tenantId,
-        nameless,
+        named,
         headers,
       ),
       id: newRowId(),
@@ -168,15 +172,17 @@ export class Inbox implements Work {
     }
     const recorded = await this.#recordInTime(arrival)
     const report = this.#tell(endpoint, arrival, recorded, log)
-    report({
-      kind: 'webhook_dead',
-      provider: arrival.provider,
-      eventId: null,
-      event: recorded.id,
-      attempt: 0,
-      why: 'its body cannot be read',
-      failure: undefined,
-    })
+    if (recorded.isNew) {
+      report({
+        kind: 'webhook_dead',
+        provider: arrival.provider,
+        eventId: arrival.eventId,
+        event: recorded.id,
+        attempt: 0,
+        why: 'its body cannot be read',
+        failure: undefined,
+      })
+    }
     return { outcome: 'dead', id: recorded.id, deliveries: recorded.deliveries }
   }
 

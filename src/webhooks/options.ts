@@ -14,6 +14,12 @@ export interface EventFacts {
   readonly payload: any
 }
 
+/** A request before its body is read: its parameters, headers and address. */
+export type WebhookRequest = FastifyRequest<{
+  Params: Record<string, string>
+  Querystring: Record<string, string>
+}>
+
 /** Options of `app.webhook`. */
 export interface WebhookOptions {
   /** Who posts here, with the secret: `stripe({ secret })`, or `hmac({ … })` for anybody else. */
@@ -22,7 +28,7 @@ export interface WebhookOptions {
    * Whose events arrive here: a name, or a function of the request, called before its body is read,
    * so that it cannot depend on it. Needed unless the plugin has `tenant: false`.
    */
-  tenant?: string | ((request: FastifyRequest) => TenantId | Promise<TenantId>)
+  tenant?: string | ((request: WebhookRequest) => TenantId | Promise<TenantId>)
   /**
    * Names the endpoint in the inbox. Default: the route's URL. Events that wait belong to it, so
    * keep it when the URL changes.

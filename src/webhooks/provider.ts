@@ -11,11 +11,19 @@ import {
 /** What a provider and this side share: text, or bytes. */
 export type Secret = string | Uint8Array
 
-/** One secret, several while one is being changed, or a function that finds those of a tenant. */
+/**
+ * One secret, several while one is being changed, or a function that finds those of a tenant, or
+ * nothing for a tenant that has none. `undefined` can be written, as in `process.env.SECRET`, and is
+ * refused at start like an empty text.
+ */
 export type Secrets =
   | Secret
-  | readonly Secret[]
-  | ((tenantId: string) => Secret | readonly Secret[] | Promise<Secret | readonly Secret[]>)
+  | undefined
+  | readonly (Secret | undefined)[]
+  | ((tenantId: string) => FoundSecrets | Promise<FoundSecrets>)
+
+type SomeSecrets = Exclude<Secrets, (...args: never[]) => unknown>
+type FoundSecrets = Secret | readonly Secret[] | null | undefined
 
 /** What a delivery is answered with. Objects are sent as JSON. */
 export interface Answer {
@@ -79,7 +87,10 @@ export interface Provider {
     query: URLSearchParams,
     tenantId: string,
   ) => Answer | undefined | Promise<Answer | undefined>
-  /** Whether the provider delivers an event again when the answer was no 2xx. Default `true`. */
+  /**
+   * Whether the provider delivers an event again when the answer was no 2xx. Default `true`: inline,
+   * it gets a minute for that before a failed event is run again from the inbox.
+   */
   readonly redelivers?: boolean
   /** What this provider wants to hear, where it differs from everybody else. */
   readonly answers?: Readonly<Partial<Record<DeliveryOutcome, Answer>>>
@@ -252,7 +263,7 @@ export function checkSecrets(owner: SecretOwner): void {
 
 const prepared = new WeakMap<SecretOwner, readonly Key[]>()
 
-function preparedKeys(owner: SecretOwner, secrets: Secret | readonly Secret[]): readonly Key[] {
+function preparedKeys(owner: SecretOwner, secrets: SomeSecrets): readonly Key[] {
   const known = prepared.get(owner)
   if (known !== undefined) return known
   const keys = toKeys(owner, secrets)
@@ -263,7 +274,7 @@ function preparedKeys(owner: SecretOwner, secrets: Secret | readonly Secret[]): 
 /** Turns secrets into keys. @throws OptionInvalid for one that is empty or no key. */
 function toKeys(
   { name, scheme, secretOption = 'secret' }: SecretOwner,
-  secrets: Secret | readonly Secret[],
+  secrets: SomeSecrets,
 ): Key[] {
   const option = `option "${secretOption}" of ${name}`
   const form = scheme.secretForm ?? `in the form that ${name} gives it`

@@ -29,6 +29,12 @@ export type RunOutcome = 'processed' | 'ignored' | 'postponed' | 'failed' | 'dea
 /** How long `defer()` puts an event back when it does not say. */
 const POSTPONE = { firstMs: 1_000, mostMs: 300_000 }
 
+/**
+ * Inline, the provider is told of a failure and delivers again: it gets this head start before the
+ * inbox runs the event by itself. One that never delivers again needs none.
+ */
+const PROVIDER_FIRST_MS = 60_000
+
 /** Enough of a message for a person to know it, not enough to fill a table with. */
 const LONGEST_MESSAGE = 1_000
 
@@ -169,11 +175,14 @@ export class Run {
 
   async #failed(thrown: unknown): Promise<RunOutcome> {
     const error = thrown ?? new Error(`its handler threw ${thrown}`)
-    const { retry } = this.#endpoint.settings
+    const { settings, provider } = this.#endpoint
+    const { mode, retry } = settings
     const { attempts } = this.#stored
     const failure = failureOf(error)
     if (attempts >= retry.attempts) return this.#die('its attempts are used up', error)
-    const retryInMs = Math.round(fullJitter(retry, attempts - 1, Math.random()))
+    const isProvidersTurn = mode === 'inline' && (provider.redelivers ?? true)
+    const pauseMs = fullJitter(retry, attempts - 1, Math.random())
+    const retryInMs = Math.round((isProvidersTurn ? PROVIDER_FIRST_MS : 0) + pauseMs)
     this.#report({ kind: 'webhook_failed', attempt: this.#lease.fence, retryInMs, failure })
     return this.#end('failed', { status: 'retrying', dueInMs: retryInMs, error })
   }

@@ -100,7 +100,8 @@ export function bindWebhooks(
         name,
         provider: options.provider,
         handler,
-        tenant: typeof tenant === 'string' ? () => tenant : tenant,
+        // Before the body is read, what is left of a request is parameters, headers and its address.
+        tenant: typeof tenant === 'string' ? () => tenant : (tenant as Endpoint['tenant']),
         settings: endpointSettings,
       }
       inbox().add(endpoint)

@@ -62,7 +62,8 @@ export interface HmacOptions extends TolerantOptions {
   object?: (payload: Payload, header: HeaderReader) => unknown
   /** Headers that are kept with the event, besides those of the signature. */
   keptHeaders?: readonly string[]
-  items?: Provider['items']
+  /** Splits a batch into its items; nothing for a body that is one event. */
+  items?: (payload: Payload) => readonly unknown[] | undefined
   redelivers?: boolean
   answers?: Provider['answers']
 }
