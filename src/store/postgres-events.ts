@@ -62,8 +62,7 @@ WITH a AS MATERIALIZED (
 ), b AS (
   SELECT a.*,
     a.status = 'processing' AND (a.lane IS NULL OR NOT (
-      a.is_known
-      OR EXISTS (SELECT FROM webhook_event e WHERE e.running_lane = a.lane)
+      EXISTS (SELECT FROM webhook_event e WHERE e.running_lane = a.lane)
       OR EXISTS (
         SELECT FROM a before WHERE before.lane = a.lane AND before.i < a.i
           AND before.status = 'processing' AND NOT before.is_known)
@@ -124,7 +123,7 @@ head AS MATERIALIZED (
   ORDER BY e.due_at LIMIT ${HEAD}
 ), free AS MATERIALIZED (
   SELECT e.id, e.fence, e.due_at FROM (
-    SELECT *, row_number() OVER (PARTITION BY lane ORDER BY running_lane IS NULL, due_at, id) AS n
+    SELECT *, row_number() OVER (PARTITION BY lane ORDER BY due_at, id) AS n
     FROM head
   ) AS e
   WHERE e.n = e.n + (SELECT 0) AND (e.lane IS NULL OR e.running_lane IS NOT NULL OR (

@@ -346,7 +346,9 @@ export async function eventStoreContract(
     t.ok(listed.every(({ isNew }) => isNew))
     t.equal(listed.filter(({ status }) => status === 'processing').length, 1)
     if (store.combinesLists) t.equal(listed[0]?.status, 'processing', 'the first of the list')
-    const parallel = await Promise.all(many(30, () => record(processing({ lane: 'm' }))))
+    const parallel = await Promise.all(
+      many(30, (n) => record(processing({ lane: 'm', ...(n % 2 ? { eventId: null } : {}) }))),
+    )
     t.ok(parallel.every(({ isNew }) => isNew))
     t.equal(parallel.filter(({ status }) => status === 'processing').length, 1)
     if (store.combinesLists) {
@@ -367,7 +369,8 @@ export async function eventStoreContract(
   })
 
   await test('what is due is claimed in its order, each by its own lease', async (t) => {
-    const list = many(6, (n) => arrival({ endpoint: n % 2 ? 'github' : 'stripe' }))
+    const lane = (n: number) => (n === 3 ? null : `lane ${(n * 5) % 7}`)
+    const list = many(6, (n) => arrival({ endpoint: n % 2 ? 'github' : 'stripe', lane: lane(n) }))
     await store.record(list)
     for (const [n, { id }] of list.entries()) await move(id, { dueAt: new Date(+PAST - n * 1_000) })
     const claimed = await store.claimDue(4, SERVED)

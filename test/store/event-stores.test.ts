@@ -1,5 +1,6 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
+import type { PrismaClient as SqliteClient } from '../../prisma/generated/sqlite/client.js'
 import type { ModelDelegate, PrismaClientLike, Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
 import type { Arrival, EventStore, RunEnd } from '../../src/store/event-store.js'
@@ -148,6 +149,85 @@ t.test('a claim is told even when the look for more fails', { skip: noPostgres }
   )
   t.equal((await store.claimDue(10, served)).length, 1)
   t.equal(claims, 2)
+})
+
+t.test('those who claim do not wait for each other', { skip: noPostgres }, async (t) => {
+  const { pool } = await postgresDatabase(t)
+  const store = postgresEventStore(onPool(pool))
+  const one = { ...anArrival, lane: null, status: 'received' as const, dueInMs: 0 }
+  await store.record(['1', '2', '3'].map((id) => ({ ...one, id, eventId: id })))
+  const other = await pool.connect()
+  try {
+    await other.query(`BEGIN; SELECT FROM webhook_event WHERE id = '2' FOR UPDATE`)
+    const claimed = await store.claimDue(3, served)
+    t.strictSame(claimed.map(({ id }) => id).sort(), ['1', '3'])
+  } finally {
+    await other.query('ROLLBACK')
+    other.release()
+  }
+})
+
+/** With Prisma alone a claim is a look and a write: `between` happens after the one, before the other. */
+function interrupted(prisma: SqliteClient, between: () => Promise<unknown>): EventStore {
+  const { webhookEvent } = prisma
+  const client = {
+    $queryRawUnsafe: (query: string) => prisma.$queryRawUnsafe(query),
+    webhookEvent: {
+      findUnique: (args: never) => webhookEvent.findUnique(args),
+      findMany: (args: never) => webhookEvent.findMany(args),
+      async updateMany(args: never) {
+        await between()
+        return webhookEvent.updateMany(args)
+      },
+      async deleteMany(args: never) {
+        await between()
+        return webhookEvent.deleteMany(args)
+      },
+    },
+  }
+  return portable(client as unknown as Client, 'sqlite')
+}
+
+t.test('with Prisma alone, a run that came and went since the look is seen', async (t) => {
+  const { prisma } = await sqliteDatabase(t)
+  const store = portable(prisma, 'sqlite')
+  await store.record([{ ...anArrival, status: 'received', dueInMs: 0 }])
+  const retrying = {
+    status: 'retrying',
+    dueInMs: 0,
+    attempts: 1,
+    deferrals: 0,
+    errors: [],
+  } as const
+  const late = interrupted(prisma, async () => {
+    const fence = (await store.claim('e', 30_000))?.fence as number
+    await store.end([{ id: 'e', fence, ...retrying, wakes: null }])
+  })
+  t.equal(await late.claim('e', 30_000), undefined, 'a fence is given once')
+  t.strictSame(await late.claimDue(1, served), [])
+  t.match(await store.find('e'), { status: 'retrying', fence: 2 })
+})
+
+t.test('with Prisma alone, a lease that was renewed since the look is seen', async (t) => {
+  const { prisma } = await sqliteDatabase(t)
+  const store = portable(prisma, 'sqlite')
+  await store.record([{ ...anArrival, dueInMs: -1_000 }])
+  const hold = { id: 'e', fence: 1, leaseMs: 30_000 }
+  const late = interrupted(prisma, () => store.extend([hold]))
+  t.strictSame(await late.claimDue(1, served), [])
+  await store.extend([{ ...hold, leaseMs: -1_000 }])
+  t.equal(await late.reopen('e', true), false)
+  t.match(await store.find('e'), { status: 'processing', fence: 1 })
+  await store.extend([{ ...hold, leaseMs: -1_000 }])
+  t.equal((await store.claimDue(1, served)).length, 1, 'it would have been claimed')
+})
+
+t.test('with Prisma alone, an event that was reopened since the look is not pruned', async (t) => {
+  const { prisma } = await sqliteDatabase(t)
+  const store = portable(prisma, 'sqlite')
+  await store.record([{ ...anArrival, status: 'processed', dueInMs: 0 }])
+  t.equal(await interrupted(prisma, () => store.reopen('e', true)).prune(10), 0)
+  t.match(await store.find('e'), { status: 'received' })
 })
 
 t.test('a storm of duplicates opens no connection', { skip: noPostgres }, async (t) => {
