@@ -1,6 +1,9 @@
 import type { EventStatus, RunError, StepResults } from '../core/event.js'
 
-/** An event as a delivery brought it. */
+/**
+ * An event as a delivery brought it. On MySQL, `eventId` and `lane` have room for 255 characters,
+ * `provider`, `endpoint` and `type` for 191; no database takes a NUL character.
+ */
 export interface Arrival {
   /** The row's name if this arrival makes one. */
   readonly id: string
