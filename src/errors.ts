@@ -121,6 +121,12 @@ export const TransactionOpen = createError(
   'A transaction of this handler is open: await it before the next step or transaction, and use its tx inside of it',
   500,
 )
+/** A handler returned while one of its steps or transactions was still under way. */
+export const StepNotAwaited = createError(
+  'IDEMPOTENCY_STEP_NOT_AWAITED',
+  'The handler returned before a step or transaction of its own was done: write `await event.transaction(…)`, or return it',
+  500,
+)
 /** An event that the inbox does not have, or an endpoint that this application does not have. */
 export const EventMissing: FastifyErrorConstructor<
   { code: 'IDEMPOTENCY_EVENT_MISSING' },

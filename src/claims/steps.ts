@@ -38,6 +38,7 @@ export class Steps {
   readonly #prepare: PrepareToKeep
   readonly #used = new Set<string>()
   #results: StepResults
+  readonly #underWay = new Set<Promise<unknown>>()
   #isOpen = false
   #isUndone = false
   #isFinal = false
@@ -68,6 +69,13 @@ export class Steps {
   /** The open transaction, if there is one, is not to be kept: its handler decided otherwise. */
   undo(): void {
     this.#isUndone = this.#isOpen
+  }
+
+  /** Waits for what is still under way; tells whether there was any: something was not awaited. */
+  async settle(): Promise<boolean> {
+    const hasUnfinished = this.#underWay.size > 0
+    while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay)
+    return hasUnfinished
   }
 
   keyFor(name: string): string {
@@ -136,7 +144,16 @@ export class Steps {
   }
 
   /** Runs what has this name, unless an earlier attempt has done it. What failed may be tried again. */
-  async #once<T>(name: string, run: () => Promise<T>): Promise<T> {
+  #once<T>(name: string, run: () => Promise<T>): Promise<T> {
+    const running = this.#onceAlone(name, run)
+    this.#underWay.add(running)
+    // Handled here as well: one that nobody awaits is told of in another way.
+    const over = () => void this.#underWay.delete(running)
+    running.then(over, over)
+    return running
+  }
+
+  async #onceAlone<T>(name: string, run: () => Promise<T>): Promise<T> {
     if (typeof name !== 'string' || name === '') throw new StepNameUsed('without a name')
     if (this.#isOpen) throw new TransactionOpen()
     // Run again, it might take effect twice; and what is written now might leave its result out.

@@ -14,6 +14,7 @@ interface Waiting<I, O> {
   readonly item: I
   readonly resolve: (result: O) => void
   readonly reject: (error: unknown) => void
+  readonly since: number
 }
 
 /**
@@ -48,6 +49,14 @@ export function combine<I, O>(
     }
   }
 
+  /** While calls hang, what nobody waits for any more is not kept: it was never asked. */
+  function giveUpWaiting(): void {
+    const since = performance.now() - 2 * patienceMs
+    const tooOld = queue.filter((waiting) => waiting.since <= since)
+    queue = queue.filter((waiting) => waiting.since > since)
+    for (const { reject } of tooOld) reject(new Error('the store did not answer others in time'))
+  }
+
   function send(batch: readonly Waiting<I, O>[]): void {
     underWay += 1
     lastSize = batch.length
@@ -59,7 +68,10 @@ export function combine<I, O>(
       underWay -= 1
       sendWhatMay()
     }
-    const timer = setTimeout(makeWay, patienceMs)
+    const timer = setTimeout(() => {
+      giveUpWaiting()
+      makeWay()
+    }, patienceMs)
     // In the executor, so that a verb that throws is like one that rejects.
     new Promise<readonly O[]>((resolve) => resolve(verb(batch.map(({ item }) => item)))).then(
       (results) => {
@@ -75,7 +87,7 @@ export function combine<I, O>(
 
   return (item) =>
     new Promise((resolve, reject) => {
-      queue.push({ item, resolve, reject })
+      queue.push({ item, resolve, reject, since: performance.now() })
       sendWhatMay()
     })
 }

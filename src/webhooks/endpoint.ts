@@ -16,6 +16,10 @@ export interface Endpoint {
   readonly provider: Provider
   readonly handler: WebhookHandler
   readonly tenant: ((request: FastifyRequest) => TenantId | Promise<TenantId>) | false
+  /** The one tenant whose events arrive, where there is but one. */
+  readonly fixedTenant: string | undefined
+  /** Whether workers run its events. Those of a route of the application's own, nobody else can. */
+  readonly isServed: boolean
   readonly settings: EndpointSettings
 }
 
@@ -39,8 +43,7 @@ export function arrivalOf(
 ): Omit<Arrival, 'id' | 'status' | 'dueInMs'> {
   const { eventId, type, object, payload, rawBody } = event
   const facts = { provider: provider.name, eventId, type, object, payload }
-  const lane = settings.serialize(facts)
-  const isLane = (typeof lane === 'string' && lane !== '') || typeof lane === 'number'
+  const lane = laneOf(settings.serialize(facts))
   return {
     tenantId,
     provider: provider.name,
@@ -50,8 +53,19 @@ export function arrivalOf(
     payload: rawBody,
     headers,
     bodyHash: sha256(rawBody),
-    lane: isLane ? sha256(JSON.stringify([tenantId, provider.name, String(lane)])) : null,
+    // Of this endpoint: what waits under a name that nobody serves any more holds up nothing else.
+    lane: lane === undefined ? null : sha256(JSON.stringify([tenantId, name, lane])),
   }
+}
+
+/** @throws TypeError for what is no name, such as a promise: it would serialize nothing. */
+function laneOf(value: unknown): string | undefined {
+  if (value === undefined || value === null || value === '') return undefined
+  if (typeof value === 'string') return value
+  if (typeof value === 'number' || typeof value === 'bigint') return String(value)
+  throw new TypeError(
+    `serialize returned ${typeof value}; it must return text, a number or nothing`,
+  )
 }
 
 /** Decodes the bytes of a stored event as they were decoded when they came. @throws like `parse`. */

@@ -16,11 +16,10 @@ import type {
   RunHold,
   StoredEvent,
 } from '../store/event-store.js'
-import { arrivalOf, bytesOf, type Endpoint, keptOf, payloadOf } from './endpoint.js'
-import { type DeliveryOutcome, eventOf, parseJson, type VerifiedEvent } from './provider.js'
+import { arrivalOf, type Endpoint, payloadOf } from './endpoint.js'
+import type { DeliveryOutcome, Provider, VerifiedEvent } from './provider.js'
 import { newRowId } from './row-id.js'
 import { Run, type RunContext, type RunOutcome } from './run.js'
-import type { Incoming } from './signature.js'
 
 export interface InboxOptions {
   readonly store: EventStore
@@ -46,8 +45,10 @@ export interface Delivered {
 /** What `replay` did. `refused`: it is processed, and nobody said `force`. */
 export type Replayed =
   | { readonly kind: 'processed' | 'ignored' | 'postponed' | 'failed' | 'dead' | 'running' }
-  /** Another process serves its endpoint, and runs it now. */
+  /** It waits for a process that serves its endpoint, as `queue` asked. */
   | { readonly kind: 'queued' }
+  /** This process does not have its endpoint. Nothing was changed. */
+  | { readonly kind: 'unserved' }
   | { readonly kind: 'refused' }
   | { readonly kind: 'missing' }
 
@@ -80,6 +81,17 @@ export class Inbox implements Work {
     return this.#endpoints.has(name)
   }
 
+  /** The endpoint, if there is one, whose events would be taken for those of another one. */
+  twinOf(provider: Provider, fixedTenant: string | undefined): string | undefined {
+    return [...this.#endpoints.values()].find(
+      (other) =>
+        other.provider.name === provider.name &&
+        (fixedTenant === undefined ||
+          other.fixedTenant === undefined ||
+          other.fixedTenant === fixedTenant),
+    )?.name
+  }
+
   add(endpoint: Endpoint): void {
     this.#endpoints.set(endpoint.name, endpoint)
   }
@@ -109,7 +121,7 @@ export class Inbox implements Work {
     log: FastifyBaseLogger,
   ): Promise<Delivered> {
     const { settings } = endpoint
-    const isHandled = settings.types?.has(event.type ?? '') ?? true
+    const isHandled = event.type === null || (settings.types?.has(event.type) ?? true)
     const arrival: Arrival = {
       ...arrivalOf(endpoint, tenantId, event, headers),
       id: newRowId(),
@@ -130,21 +142,6 @@ export class Inbox implements Work {
       return { outcome: outcomeOf(outcome), id, deliveries }
     }
     return { outcome: await this.#goOn(endpoint, recorded, log, report), id, deliveries }
-  }
-
-  /** Records an event that did not come as a request. @throws for a payload that is no JSON. */
-  ingest(
-    endpoint: Endpoint,
-    tenantId: string,
-    payload: unknown,
-    given: Readonly<Record<string, string>>,
-    log: FastifyBaseLogger,
-  ): Promise<Delivered> {
-    const rawBody = bytesOf(payload)
-    const headers = lowerCase({ 'content-type': 'application/json', ...given })
-    const incoming: Incoming = { method: 'POST', url: '/', headers, body: rawBody }
-    const event = eventOf(endpoint.provider, incoming, parseJson(rawBody), rawBody)
-    return this.deliver(endpoint, tenantId, event, keptOf(endpoint, incoming), log)
   }
 
   /** Records bytes that a provider signed but nobody can read: for a person. */
@@ -189,14 +186,15 @@ export class Inbox implements Work {
   /** Runs a stored event again, now. */
   async replay(
     name: string | { tenantId: string; provider: string; eventId: string },
-    force: boolean,
+    { force, queue }: { force: boolean; queue: boolean },
   ): Promise<Replayed> {
     const { store, storeTimeoutMs, log } = this.#options
     const found = await within(store.find(name), storeTimeoutMs)
     if (found === undefined) return { kind: 'missing' }
     if (found.status === 'processed' && !force) return { kind: 'refused' }
-    if (!(await within(store.reopen(found.id, force), storeTimeoutMs))) return { kind: 'running' }
     const endpoint = this.#endpoints.get(found.endpoint)
+    if (endpoint === undefined && !queue) return { kind: 'unserved' }
+    if (!(await within(store.reopen(found.id, force), storeTimeoutMs))) return { kind: 'running' }
     if (endpoint === undefined) {
       this.#enqueue({ id: found.id, fence: found.fence, inMs: 0 })
       return { kind: 'queued' }
@@ -425,12 +423,6 @@ export class Inbox implements Work {
 /** What a run means to the delivery that it was for. */
 function outcomeOf(outcome: RunOutcome | undefined): DeliveryOutcome {
   return outcome === undefined || outcome === 'lost' ? 'running' : outcome
-}
-
-function lowerCase(headers: Readonly<Record<string, string>>): Record<string, string> {
-  return Object.fromEntries(
-    Object.entries(headers).map(([name, value]) => [name.toLowerCase(), value]),
-  )
 }
 
 /** A new event as it stands in the table, without asking for it. */

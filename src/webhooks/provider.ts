@@ -64,13 +64,16 @@ export interface Provider {
   readonly scheme: Scheme
   /** Headers that are kept with the event. Never one that carries a secret. */
   readonly keptHeaders: readonly string[]
+  /** Headers that carry the secret itself, by lower-case name: nobody can have them kept. */
+  readonly secretHeaders?: readonly string[]
   /** Decodes a verified body. Default: JSON. What it throws makes the event unreadable. */
   readonly parse?: (incoming: Incoming) => unknown
   /** Splits a batch into its items; `undefined` and by default, the body is one event. */
   readonly items?: (payload: unknown) => readonly unknown[] | undefined
   /** What the provider calls the event: the same in every delivery of it, never the object's id. */
   readonly eventId: (payload: unknown, header: HeaderReader) => unknown
-  readonly type: (payload: unknown, header: HeaderReader) => unknown
+  /** What kind of event it is. Left out by a provider that does not say so. */
+  readonly type?: (payload: unknown, header: HeaderReader) => unknown
   /** What the event is about, for `serialize`. */
   readonly object?: (payload: unknown, header: HeaderReader) => unknown
   /**
@@ -165,18 +168,15 @@ export async function verifyIncoming(
   }
   const answer = await provider.handshake?.(payload, incoming, signers)
   if (answer !== undefined) return { kind: 'handshake', answer }
-  try {
-    const items = provider.items?.(payload)
-    if (items === undefined) {
-      return { kind: 'verified', events: [eventOf(provider, incoming, payload, incoming.body)] }
-    }
-    const events = items.map((item) =>
-      eventOf(provider, incoming, item, Buffer.from(JSON.stringify(item))),
-    )
-    return { kind: 'verified', events }
-  } catch {
-    return { kind: 'unreadable', rawBody: incoming.body }
+  // What the application's own functions throw is not the body's fault, and is thrown.
+  const items = provider.items?.(payload)
+  if (items === undefined) {
+    return { kind: 'verified', events: [eventOf(provider, incoming, payload, incoming.body)] }
   }
+  const events = items.map((item) =>
+    eventOf(provider, incoming, item, Buffer.from(JSON.stringify(item) ?? 'null')),
+  )
+  return { kind: 'verified', events }
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true })
@@ -188,12 +188,17 @@ export function parseJson(body: Uint8Array): unknown {
 
 /** A form as an object; a name that comes twice has a list. @throws for bytes that are no UTF-8. */
 export function parseForm(body: Uint8Array): Record<string, string | string[]> {
-  const form = new URLSearchParams(utf8.decode(body))
+  const fields = new Map<string, string[]>()
+  for (const [name, value] of new URLSearchParams(utf8.decode(body))) {
+    const values = fields.get(name)
+    if (values === undefined) fields.set(name, [value])
+    else values.push(value)
+  }
   return Object.fromEntries(
-    [...new Set(form.keys())].map((name) => {
-      const values = form.getAll(name)
-      return [name, values.length === 1 ? (values[0] as string) : values]
-    }),
+    [...fields].map(([name, values]) => [
+      name,
+      values.length === 1 ? (values[0] as string) : values,
+    ]),
   )
 }
 
@@ -207,7 +212,7 @@ export function eventOf(
   const header: HeaderReader = (name) => headerOf(incoming, name)
   return {
     eventId: nameOf(provider.eventId(payload, header)),
-    type: nameOf(provider.type(payload, header)),
+    type: nameOf(provider.type?.(payload, header)),
     object: nameOf(provider.object?.(payload, header)),
     payload,
     rawBody,

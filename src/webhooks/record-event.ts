@@ -121,6 +121,9 @@ export async function recordEvent(
   given: EventToRecord,
 ): Promise<RecordedEvent> {
   const { provider, eventId, type = null } = checked(given)
+  if (request[REPLY]?.sent) {
+    throw new OptionInvalid('recordEvent must be called before the reply is sent')
+  }
   let open: (event: WebhookEvent) => void = () => {}
   let end: (isProcessed: boolean) => void = () => {}
   const opened = new Promise<WebhookEvent>((resolve) => {
@@ -174,6 +177,8 @@ function endpointOf(request: FastifyRequest, name: string, handler: Endpoint['ha
     provider,
     handler,
     tenant: false,
+    fixedTenant: undefined,
+    isServed: false,
     // Whoever delivers it again may try again.
     settings: { ...settings, retry: { ...settings.retry, attempts: Number.MAX_SAFE_INTEGER } },
   }

@@ -3,6 +3,7 @@ import { Lease } from '../claims/lease.js'
 import { type KeepSteps, Steps } from '../claims/steps.js'
 import { fullJitter } from '../core/backoff.js'
 import { KEPT_ERRORS, type RunError } from '../core/event.js'
+import { StepNotAwaited } from '../errors.js'
 import { failureOf, type Report, type WebhookSubject } from '../events.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
@@ -94,7 +95,10 @@ export class Run {
     })
     try {
       await handler(event)
+      if (await steps.settle()) throw new StepNotAwaited()
     } catch (error) {
+      // What it began beside that is not cut off half way.
+      await steps.settle()
       if (steps.isFinal) return this.#failedAfterEnd(error)
       return this.#wasHandedBack ? 'failed' : this.#failed(error)
     }
@@ -228,6 +232,7 @@ export class Run {
     }: Pick<RunEnd, 'status' | 'dueInMs'> & Partial<RunEnd> & { error?: unknown },
   ): Promise<RunOutcome> {
     const { id, attempts, deferrals, errors } = this.#stored
+    const isLeft = ending.status === 'retrying' && !this.#endpoint.isServed
     const end: RunEnd = {
       id,
       fence: this.#lease.fence,
@@ -236,6 +241,8 @@ export class Run {
       wakes: null,
       errors: error === undefined ? errors : [...errors, this.#errorOf(error)].slice(-KEPT_ERRORS),
       ...ending,
+      // Only its next delivery can run it: no worker is to look at it.
+      ...(isLeft && { dueInMs: null }),
     }
     if (this.#lease.isSettled) return this.#wasHandedBack ? 'failed' : 'lost'
     const { storeTimeoutMs } = this.#context

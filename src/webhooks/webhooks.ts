@@ -5,6 +5,7 @@ import type { PluginSettings } from '../options.js'
 import { readWebhookOptions } from './check-options.js'
 import type { Endpoint, WebhookHandler } from './endpoint.js'
 import type { Delivered, Inbox, Replayed } from './inbox.js'
+import { type EventToIngest, ingestedEvent } from './ingest.js'
 import type { WebhookOptions } from './options.js'
 import {
   bindRecordedEvents,
@@ -13,18 +14,6 @@ import {
   recordEvent,
 } from './record-event.js'
 import { addWebhookRoute } from './route.js'
-
-/** An event that did not come over HTTP: fetched from a provider's API by a reconciler, say. */
-export interface EventToIngest {
-  /** The endpoint whose handler runs it: its `name`, or its URL where it has none. */
-  endpoint: string
-  /** Whose event it is. Default: `''`, the one tenant of an application with `tenant: false`. */
-  tenantId?: string
-  /** The event as the provider would have sent it: bytes, text, or what becomes JSON. */
-  payload: unknown
-  /** What the provider would have sent with it, where it names the event in a header. */
-  headers?: Readonly<Record<string, string>>
-}
 
 /** Webhooks outside a request: part of `app.idempotency`. */
 export interface WebhookEvents {
@@ -40,10 +29,13 @@ export interface WebhookEvents {
    * Runs a stored event again, now, with all its attempts before it: one that is dead, ignored, or
    * waits for its next attempt; one that was processed only with `force`, and then its steps are
    * run again, too. Named by the inbox's id, or by the provider's.
+   *
+   * An event of an endpoint that this process does not have is left alone (`unserved`), unless
+   * `queue` says that others have it: then it waits for them.
    */
   replay(
     event: string | { tenantId?: string; provider: string; eventId: string },
-    options?: { force?: boolean },
+    options?: { force?: boolean; queue?: boolean },
   ): Promise<Replayed>
   /** Begins to run events that wait, in a process that does not listen. A listening one does. */
   work(): void
@@ -96,9 +88,18 @@ export function bindWebhooks(
           `two webhooks are called ${name}: give one of them another option "name"`,
         )
       }
+      const fixedTenant = tenant === false ? '' : typeof tenant === 'string' ? tenant : undefined
+      const twin = inbox().twinOf(options.provider, fixedTenant)
+      if (twin !== undefined) {
+        throw new OptionInvalid(
+          `webhooks ${twin} and ${name} share the provider name ${options.provider.name}: what one has received would be a duplicate for the other. Give one of them a name of its own, such as provider: { ...${options.provider.name}({ … }), name: '${options.provider.name}-2' }`,
+        )
+      }
       const endpoint: Endpoint = {
         name,
         provider: options.provider,
+        fixedTenant,
+        isServed: true,
         handler,
         // Before the body is read, what is left of a request is parameters, headers and its address.
         tenant: typeof tenant === 'string' ? () => tenant : (tenant as Endpoint['tenant']),
@@ -122,14 +123,21 @@ export function bindWebhooks(
     async recordEvent(request, event) {
       return recordEvent(inbox(), request, await tenantOrError(request), event)
     },
-    async ingest({ endpoint: name, tenantId = '', payload, headers = {} }) {
-      const endpoint = inbox().endpoint(name)
-      if (endpoint === undefined) throw new EventMissing(`webhook endpoint ${name}`)
-      return inbox().ingest(endpoint, tenantId, payload, headers, app.log)
+    async ingest(given) {
+      const endpoint = inbox().endpoint(given.endpoint)
+      if (endpoint === undefined) throw new EventMissing(`webhook endpoint ${given.endpoint}`)
+      const tenantId = given.tenantId ?? endpoint.fixedTenant
+      if (tenantId === undefined) {
+        throw new OptionInvalid(
+          `ingest needs a "tenantId": requests say whose events ${given.endpoint} gets, and this is none`,
+        )
+      }
+      const { event, headers } = ingestedEvent(endpoint, given)
+      return inbox().deliver(endpoint, tenantId, event, headers, app.log)
     },
-    replay(event, { force = false } = {}) {
+    replay(event, { force = false, queue = false } = {}) {
       const name = typeof event === 'string' ? event : { tenantId: '', ...event }
-      return inbox().replay(name, force)
+      return inbox().replay(name, { force, queue })
     },
     work: () => inbox().work(),
   }

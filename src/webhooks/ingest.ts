@@ -1,0 +1,64 @@
+import { OptionInvalid } from '../errors.js'
+import { bytesOf, type Endpoint, keptOf } from './endpoint.js'
+import { eventOf, parseJson, type VerifiedEvent } from './provider.js'
+import type { Incoming } from './signature.js'
+
+/** An event that did not come over HTTP: fetched from a provider's API by a reconciler, say. */
+export interface EventToIngest {
+  /** The endpoint whose handler runs it: its `name`, or its URL where it has none. */
+  endpoint: string
+  /** Whose event it is. Default: the endpoint's tenant, where it has but one. */
+  tenantId?: string
+  /** One event as the provider would have sent it: bytes, text, or what becomes JSON. */
+  payload: unknown
+  /** What the provider would have sent with it, where it names the event in a header. */
+  headers?: Readonly<Record<string, string>>
+  /**
+   * What the provider calls the event, where `payload` and `headers` do not say it. `null` for an
+   * event without a name, which is run however often it is ingested.
+   */
+  eventId?: string | null
+}
+
+/** An event that did not come as a request, as if it had. @throws OptionInvalid */
+export function ingestedEvent(
+  endpoint: Endpoint,
+  { payload: given, headers: givenHeaders = {}, eventId }: EventToIngest,
+): { event: VerifiedEvent; headers: Record<string, string> } {
+  const { provider } = endpoint
+  const body = bytesOf(given)
+  const isRaw = typeof given === 'string' || given instanceof Uint8Array
+  const headers = Object.fromEntries(
+    Object.entries({ 'content-type': 'application/json', ...givenHeaders }).map(([name, value]) => [
+      name.toLowerCase(),
+      value,
+    ]),
+  )
+  const incoming: Incoming = { method: 'POST', url: '/', headers, body }
+  let payload: unknown
+  try {
+    payload = isRaw && provider.parse ? provider.parse(incoming) : parseJson(body)
+  } catch {
+    // Without the cause: its message quotes the payload.
+    throw new OptionInvalid(
+      `the "payload" of ingest cannot be read as ${provider.name} sends it: give an object, or the bytes with their content-type among the "headers"`,
+    )
+  }
+  const items = provider.items?.(payload) ?? [payload]
+  if (items.length !== 1) {
+    throw new OptionInvalid(
+      `ingest takes one event at a time, and this payload has ${items.length}`,
+    )
+  }
+  const rawBody = provider.items ? Buffer.from(JSON.stringify(items[0])) : body
+  const event = eventOf(provider, incoming, items[0], rawBody)
+  if (event.eventId === null && eventId === undefined) {
+    throw new OptionInvalid(
+      `ingest found no name for this event of ${provider.name}, and would run it each time: give the "headers" that name it or an "eventId", or eventId: null if that is meant`,
+    )
+  }
+  return {
+    event: eventId === undefined ? event : { ...event, eventId },
+    headers: keptOf(endpoint, incoming),
+  }
+}
