@@ -167,11 +167,15 @@ test('bytes that are no UTF-8, and text that is no JSON, are kept for a person w
     t.strictSame(answer.json(), { outcome: 'dead' })
     t.equal(counted.runs, 0)
     const dead = await events.first('webhook_dead')
-    t.match(dead, { attempt: 0, why: 'its body cannot be read', eventId: null })
+    t.match(dead, { attempt: 0, why: 'its body cannot be read', eventId: /^unreadable:/ })
     const id = 'event' in dead ? dead.event : ''
     const stored = await prisma.webhookEvent.findUnique({ where: { id } })
-    t.match(stored, { status: 'dead', eventId: null, type: null, dueAt: null })
+    t.match(stored, { status: 'dead', type: 'unreadable', dueAt: null, deliveries: 1 })
     t.ok(Buffer.from(stored?.payload ?? []).equals(body))
+    // Delivered again, it is not one more for a person to look at.
+    t.equal((await postStripe(app, body)).json().outcome, 'dead')
+    t.equal(events.kinds().filter((kind) => kind === 'webhook_dead').length, 1)
+    t.match(await prisma.webhookEvent.findUnique({ where: { id } }), { deliveries: 2 })
   }
 })
 
@@ -182,14 +186,23 @@ test('JSON that is no object is an event without a name', async (t) => {
   }
 })
 
-test('a provider whose functions fail on what it signed makes the event unreadable', async (t) => {
-  const provider = bank({ eventId: (payload) => payload.deep.id })
-  const app = await inboxApp(t, database, () => t.fail('it ran'), {
+test("a function of the application's that fails on what was signed is ours to mend: 503, and nothing is lost", async (t) => {
+  const events = collectEvents(t)
+  let isMended = false
+  const eventId = (payload: { deep?: { id: string } }) => {
+    if (isMended) return payload.deep?.id ?? null
+    throw new TypeError('canary of the payload')
+  }
+  const app = await inboxApp(t, database, () => {}, {
     url: '/webhooks/bank',
-    webhook: { provider },
+    webhook: { provider: bank({ eventId }) },
   })
   const answer = await postBank(app, { shallow: true })
-  t.equal(`${answer.statusCode} ${answer.json().outcome}`, '200 dead')
+  t.equal(answer.statusCode, 503)
+  t.notMatch(answer.body, 'canary')
+  t.match(events.all, [{ kind: 'webhook_not_verified', failure: { name: 'TypeError' } }])
+  isMended = true
+  t.equal((await postBank(app, { shallow: true })).json().outcome, 'processed')
 })
 
 test('the content type does not matter: signed bytes are', async (t) => {
