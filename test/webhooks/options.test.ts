@@ -3,7 +3,7 @@ import Fastify from 'fastify'
 import t, { test } from 'tap'
 import idempotency, { type PluginOptions } from '../../src/index.js'
 import { WEBHOOK_DEFAULTS } from '../../src/webhooks/options.js'
-import { github, gitlab, stripe } from '../../src/webhooks/providers/index.js'
+import { github, gitlab, stripe, twilio } from '../../src/webhooks/providers/index.js'
 import { buildApp, send } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import { bank, SECRET } from '../fixtures/webhooks.js'
@@ -61,7 +61,7 @@ const OPTIONS: Record<string, { wrong: unknown[]; right: unknown[]; says: RegExp
     says: /must be 'inline' or 'deferred'/,
   },
   types: {
-    wrong: ['invoice.paid', [1], [''], null, {}],
+    wrong: ['invoice.paid', [1], [''], null, {}, []],
     right: [['invoice.paid']],
     says: /must be a list of event types, such as \['payment_intent\.succeeded'\]/,
   },
@@ -87,9 +87,12 @@ const OPTIONS: Record<string, { wrong: unknown[]; right: unknown[]; says: RegExp
   },
   retention: { ...duration, right: ['30d', '365d'] },
   headers: {
-    wrong: ['x-a', ['x a'], [5], null, ['set-cookie'], ['x-a', 'Authorization'], ['cookie']],
+    wrong: [
+      ...['x-a', ['x a'], [5], null, ['set-cookie'], ['x-a', 'Authorization'], ['cookie']],
+      ...[['X-GitLab-Token'], ['x-a', 'verif-hash']],
+    ],
     right: [[], ['x-a']],
-    says: /must be a list of header names|must not contain '\w+(-\w+)?'/,
+    says: /must be a list of header names|must not contain '[\w-]+'/,
   },
   bodyLimit: {
     wrong: [0, -1, 1.5, '1mb', null, 64 * 1024 * 1024 + 1],
@@ -136,6 +139,9 @@ test('an option that is undefined is the default', async (t) => {
   )
 })
 
+const ofTwilio = twilio({ authToken: 'a', url: 'https://example.com/hooks' })
+const withToken = { ...bank({ name: 'tokens' }), secretHeaders: ['x-own-token'] }
+
 test('what cannot be is refused with a word on what to do', async (t) => {
   const refused: [Call, RegExp][] = [
     [['hooks', { provider }, handler], /needs a URL first, such as '\/webhooks\/stripe'/],
@@ -148,6 +154,14 @@ test('what cannot be is refused with a word on what to do', async (t) => {
     [
       ['/hooks', { provider: bank({ name: 'quiet' }), serialize: true }, handler],
       /"serialize".* must be a function: quiet does not say what an event is about/,
+    ],
+    [
+      ['/hooks', { provider: ofTwilio, types: ['message'] }, handler],
+      /"types".* must be left out: twilio does not say what type an event has/,
+    ],
+    [
+      ['/hooks', { provider: withToken, headers: ['x-a', 'X-Own-Token'] }, handler],
+      /"headers".* must not contain 'X-Own-Token': it would be stored with every event/,
     ],
   ]
   for (const [call, says] of refused) {
@@ -175,15 +189,29 @@ test('an application with tenants must say whose events an endpoint gets', async
 })
 
 test('two webhooks of one name are refused: their events would be run by either', async (t) => {
+  const other = bank({ name: 'other' })
   const twice = (name: string | undefined, url = '/b') =>
     errorOf([
       ['/a', { provider, name: 'same' }, handler],
-      [url, { provider, name }, handler],
+      [url, { provider: other, name }, handler],
     ])
   t.match((await twice('same')).message, /two webhooks are called same: give one of them another/)
   t.equal((await twice('other')).message, 'it was accepted')
   t.equal((await twice(undefined)).message, 'it was accepted')
   t.match((await twice(undefined, '/a')).message, /already declared/)
+})
+
+test("two webhooks whose events would be each other's duplicates are refused", async (t) => {
+  const tenants = (one: unknown, two: unknown) =>
+    errorOf([
+      ['/a', { provider, tenant: one }, handler],
+      ['/b', { provider: stripe({ secret: 'another' }), tenant: two }, handler],
+    ])
+  t.match((await tenants(undefined, undefined)).message, /share the provider name stripe/)
+  t.match((await tenants('a', 'a')).message, /share the provider name stripe/)
+  t.equal((await tenants('a', 'b')).message, 'it was accepted')
+  const found = () => 'a'
+  t.match((await tenants(found, 'b')).message, /share/, 'a function may find any tenant')
 })
 
 test('an application without webhooks works without their model', async (t) => {

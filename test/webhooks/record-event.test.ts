@@ -303,7 +303,7 @@ test('a store that does not answer is 503, and the application answers it', asyn
   const pool = new WatchedPool(database)
   const events = collectEvents(t)
   let runs = 0
-  const app = await recordingApp(t, () => ++runs, { pool, storeTimeout: 50 })
+  const app = await recordingApp(t, () => ++runs, { pool, storeTimeout: 400 })
   pool.before = () => {
     throw Object.assign(new Error('canary'), { code: 'ECONNREFUSED' })
   }
@@ -327,7 +327,7 @@ test('a store that does not answer is 503, and the application answers it', asyn
 
 test('an ending that cannot be stored keeps the answer back no longer than storeTimeout', async (t) => {
   const pool = new WatchedPool(database)
-  const app = await recordingApp(t, () => 'done', { pool, storeTimeout: 50 })
+  const app = await recordingApp(t, () => 'done', { pool, storeTimeout: 400 })
   const go = latch()
   pool.before = (name) => (name === 'fi_event_end' ? go.opened : undefined)
   const id = newKey()

@@ -83,7 +83,7 @@ test('a table that is missing is 503, and the event says what to do', async (t) 
 })
 
 test('an event that is recorded too late is given back, and run by the next delivery', async (t) => {
-  const { app, pool, counted } = await watchedApp(t, { storeTimeout: 50 })
+  const { app, pool, counted } = await watchedApp(t, { storeTimeout: 400 })
   const go = latch()
   pool.after = (name) => (name === 'fi_event_record' ? go.opened : undefined)
   const event = stripeEvent()
@@ -99,7 +99,7 @@ test('an event that is recorded too late is given back, and run by the next deli
 })
 
 test('a claim that is granted too late is given back, and is no attempt', async (t) => {
-  const { app, pool, counted } = await watchedApp(t, { storeTimeout: 50 })
+  const { app, pool, counted } = await watchedApp(t, { storeTimeout: 400 })
   const event = stripeEvent()
   await postStripe(app, event)
   const error = { attempt: 1, at: '', message: 'before' }
