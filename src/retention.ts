@@ -1,6 +1,6 @@
 import type { FastifyInstance } from 'fastify'
-import { within } from './claims/within.js'
 import { failureOf, type Report } from './events.js'
+import { within } from './within.js'
 
 /** Small enough to hold few locks and little log at a time, large enough to be few statements. */
 const BATCH = 1_000

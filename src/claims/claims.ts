@@ -4,9 +4,9 @@ import type { RecordKey, StoredResponse } from '../core/record.js'
 import type { Report } from '../events.js'
 import { oneOf } from '../store/combine.js'
 import type { Store } from '../store/store.js'
+import { StoreTimeout, within } from '../within.js'
 import { Claim, type ClaimTerms } from './claim.js'
 import { WaitingRoom } from './waiting.js'
-import { StoreTimeout, within } from './within.js'
 
 /** What a request wants: to run this operation, unless it was run before. */
 export interface Wish extends RecordKey {

@@ -3,6 +3,7 @@ import { type ConnectionOptions, Queue, type Job as QueuedJob, WaitingError, Wor
 import { type Check, check, defined, isDuration, isInteger, toMs } from '../checks.js'
 import type { Duration } from '../core/duration.js'
 import { failureOf, type Report } from '../events.js'
+import { within } from '../within.js'
 import type { Dispatch, Job, JobName, Work } from './dispatch.js'
 import { createLooks } from './looks.js'
 
@@ -226,10 +227,13 @@ export function bullmq(options: BullmqOptions): Dispatch {
   async function send(queue: Queue, report: Report): Promise<void> {
     while (waiting.length > 0 && !isClosed) {
       try {
-        await queue.addBulk(waiting.splice(0, BATCH).map(queued))
+        // BullMQ waits for its first connection, however long that takes.
+        await within(queue.addBulk(waiting.splice(0, BATCH).map(queued)), PATIENCE_MS)
         isFailing = false
       } catch (error) {
         failed(report, error)
+        // The sweep finds them when Redis is back; one after the other, they would all fail first.
+        waiting.length = 0
       }
     }
   }
@@ -262,13 +266,15 @@ export function bullmq(options: BullmqOptions): Dispatch {
     },
     async stop() {
       isRunning = false
-      await Promise.all([looks.stop(), opened && atMost(FAREWELL_MS, stopFetching(opened))])
+      const stopped = Promise.all([looks.stop(), opened && stopFetching(opened)])
+      // What Redis does not answer to is not waited for: the events' own leases decide.
+      await within(stopped, FAREWELL_MS).catch(() => {})
     },
     async close() {
       if (isClosed) return
       isRunning = false
       for (const letGo of running.values()) letGo()
-      await atMost(FAREWELL_MS, farewell())
+      await within(farewell(), FAREWELL_MS).catch(() => {})
       isClosed = true
       await opened?.worker.close(true)
       opened?.client.disconnect()
@@ -323,15 +329,4 @@ function queued({ id, fence, inMs }: Job) {
 /** Redis was emptied, or too slow: a job is no longer there, or no longer this worker's. So be it. */
 function isOfLostJob(error: Error): boolean {
   return typeof Reflect.get(error, 'code') === 'number' || error.message.startsWith(RENEWAL_FAILED)
-}
-
-/** Until this is over, but no longer. */
-async function atMost(ms: number, promise: Promise<void>): Promise<void> {
-  let timer: NodeJS.Timeout | undefined
-  const timeout = new Promise<void>((resolve) => {
-    timer = setTimeout(resolve, ms)
-  })
-  // A connection that breaks meanwhile is over, too.
-  await Promise.race([promise.catch(() => {}), timeout])
-  clearTimeout(timer)
 }

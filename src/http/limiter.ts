@@ -1,7 +1,7 @@
 import rateLimit from '@fastify/rate-limit'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { within } from '../claims/within.js'
 import { failureOf, type Report } from '../events.js'
+import { within } from '../within.js'
 
 /** How long a count may take before the key is let in without one. The claim is held meanwhile. */
 const PATIENCE_MS = 500

@@ -111,9 +111,12 @@ export function isUniqueViolation(error: unknown): boolean {
   return typeof error === 'object' && error !== null && Reflect.get(error, 'code') === 'P2002'
 }
 
+/** So many errors may be wrapped in each other; one may be its own cause. */
+const DEEPEST_CAUSE = 8
+
 /** The code that the database, the system or Prisma gave an error, the innermost first. */
-export function errorCode(error: unknown): string | undefined {
-  if (typeof error !== 'object' || error === null) return undefined
+export function errorCode(error: unknown, depth = 0): string | undefined {
+  if (typeof error !== 'object' || error === null || depth > DEEPEST_CAUSE) return undefined
   // Prisma wraps what a raw query met: P2010 says nothing, the code of the database does.
   const inner: unknown = Reflect.get(Object(Reflect.get(error, 'meta')), 'driverAdapterError')
   const original: unknown = Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'originalCode')
@@ -122,5 +125,5 @@ export function errorCode(error: unknown): string | undefined {
   // Prisma's own name for a serialization failure or a deadlock.
   if (code === 'P2034') return '40001'
   if (typeof code === 'string') return code
-  return Reflect.has(error, 'cause') ? errorCode(Reflect.get(error, 'cause')) : undefined
+  return errorCode(Reflect.get(error, 'cause'), depth + 1)
 }

@@ -79,7 +79,10 @@ export interface RunEnd extends RunHold {
   readonly attempts: number
   readonly deferrals: number
   readonly errors: readonly RunError[]
-  /** Makes the deferred events of this lane due now: what they wait for may have arrived. */
+  /**
+   * Makes the events of this lane that were deferred, or found it taken, due now: what they wait
+   * for may have arrived. Each gets one deferral back.
+   */
   readonly wakes: string | null
 }
 

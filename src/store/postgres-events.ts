@@ -171,7 +171,8 @@ RETURNING ${WHOLE_ROW}`
 
 // An end that is said twice matches its own first writing: the fence names one run, and a run ends
 // in one way. Those that are woken are locked in the order of their ids; the second look, at the
-// row as it is once it is locked, leaves alone what has been claimed meanwhile.
+// row as it is once it is locked, leaves alone what has been claimed meanwhile. To be woken is not to
+// have waited in vain: it takes back one deferral.
 const END = `
 WITH ended AS (
   UPDATE webhook_event e SET
@@ -182,10 +183,13 @@ WITH ended AS (
   RETURNING a.i, a.wakes
 ), waiting AS MATERIALIZED (
   SELECT e.id FROM ended JOIN webhook_event e ON e.lane = ended.wakes
-  WHERE e.status = 'retrying' AND e.deferrals > 0 AND e.due_at > ${NOW_ONCE}
+  WHERE e.status IN ('received', 'retrying') AND e.due_at > ${NOW_ONCE}
+    AND (e.status = 'received' OR e.deferrals > 0)
   ORDER BY e.id FOR UPDATE OF e
 ), woken AS (
-  UPDATE webhook_event e SET due_at = ${fromNow('0')} FROM waiting WHERE e.id = waiting.id
+  UPDATE webhook_event e SET
+    due_at = ${fromNow('0')}, deferrals = greatest(e.deferrals - 1, least(e.deferrals, 1))
+  FROM waiting WHERE e.id = waiting.id
 )
 SELECT i::int4 AS i FROM ended`
 

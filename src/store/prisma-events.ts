@@ -260,12 +260,14 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
     })
     // After the end, for which they wait. A crash in between leaves them to their own time.
     if (count === 1 && wakes !== null) {
+      const asleep = { lane: wakes, dueAt: { gt: now }, id: { not: id } }
+      await updateMany({ where: { ...asleep, status: 'received' }, data: { dueAt: now } })
+      // To be woken is not to have waited in vain: it takes back one deferral.
+      const deferred = { ...asleep, status: 'retrying' }
+      await updateMany({ where: { ...deferred, deferrals: 1 }, data: { dueAt: now } })
       await updateMany({
-        where: {
-          ...{ lane: wakes, status: 'retrying', deferrals: { gt: 0 }, dueAt: { gt: now } },
-          id: { not: id },
-        },
-        data: { dueAt: now },
+        where: { ...deferred, deferrals: { gt: 1 } },
+        data: { dueAt: now, deferrals: { decrement: 1 } },
       })
     }
     return count === 1
@@ -291,9 +293,10 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
         const leaseMs = endpoints.leasesMs[endpoints.names.indexOf(candidate.endpoint)]
         // Of another case, on MySQL: nobody here serves it.
         if (leaseMs === undefined) continue
-        const event = await start(candidate, leaseMs, {
-          status: { in: [...WAITING, 'processing'] },
-          dueAt: { lte: now },
+        const isStillDue = { status: { in: [...WAITING, 'processing'] }, dueAt: { lte: now } }
+        const event = await start(candidate, leaseMs, isStillDue).catch((error) => {
+          // Those that are claimed by now are to be run; the others are found by the next look.
+          if (claimed.length === 0) throw error
         })
         if (event !== undefined && claimed.push(event) === limit) break
       }

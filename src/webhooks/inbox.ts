@@ -1,6 +1,5 @@
 import { createHash } from 'node:crypto'
 import type { FastifyBaseLogger } from 'fastify'
-import { within } from '../claims/within.js'
 import type { EventStatus } from '../core/event.js'
 import type { Dispatch, Job, JobName, JobOutcome, Work } from '../dispatch/dispatch.js'
 import { type Report, reporter } from '../events.js'
@@ -16,6 +15,7 @@ import type {
   RunHold,
   StoredEvent,
 } from '../store/event-store.js'
+import { within } from '../within.js'
 import { arrivalOf, type Endpoint, payloadOf } from './endpoint.js'
 import type { DeliveryOutcome, Provider, VerifiedEvent } from './provider.js'
 import { newRowId } from './row-id.js'

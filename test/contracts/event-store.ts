@@ -624,7 +624,7 @@ export async function eventStoreContract(
     t.ok(told.flat().every(Boolean))
   })
 
-  await test('the deferred events of a lane are woken, and only they', async (t) => {
+  await test('the events of a lane that were deferred or found it taken are woken, and only they', async (t) => {
     const make = async (over: Partial<Arrival>, data: object) => {
       const a = arrival(over)
       await record(a)
@@ -632,10 +632,11 @@ export async function eventStoreContract(
       return a.id
     }
     const deferred = { status: 'retrying', deferrals: 1 }
-    const woken = [await make({ lane: 'l' }, deferred), await make({ lane: 'l' }, deferred)]
+    const often = await make({ lane: 'l' }, { ...deferred, deferrals: 4 })
+    const blocked = await make({ lane: 'l' }, { status: 'received', deferrals: 0 })
+    const woken = [await make({ lane: 'l' }, deferred), await make({ lane: 'l' }, deferred), often]
     const asleep = [
       await make({ lane: 'l' }, { status: 'retrying', deferrals: 0 }),
-      await make({ lane: 'l' }, { status: 'received', deferrals: 1 }),
       await make({ lane: 'm' }, deferred),
       await make({}, deferred),
     ]
@@ -653,6 +654,12 @@ export async function eventStoreContract(
       t.ok(Math.abs(dueAt.getTime() - run.receivedAt.getTime()) < 30_000, 'due now')
       t.strictSame([status, fence], ['retrying', 0])
     }
+    t.strictSame(
+      await Promise.all([...woken, blocked].map(async (id) => (await row(id)).deferrals)),
+      [1, 1, 3, 0],
+      'to be woken takes back one deferral',
+    )
+    t.ok((await row(blocked)).dueAt < FUTURE, 'the lane is free')
     for (const id of asleep) t.strictSame((await row(id)).dueAt, FUTURE)
     t.strictSame((await row(overdue)).dueAt, PAST, 'what is due stays due for as long')
     t.equal((await row(dead)).dueAt, null)

@@ -142,6 +142,21 @@ t.test('jobs that Redis has lost are found by the sweep', { skip: noRedisServer 
   t.equal(shelf.runs.length, 600)
 })
 
+t.test('a Redis that never answered holds up neither events nor the end', async (t) => {
+  // Nobody listens on this port, which is not for everybody.
+  const connection = clientOf(t, 'redis://127.0.0.1:1', { retryStrategy: () => 50 })
+  const shelf = new Shelf()
+  const dispatch = bullmq({ connection, prefix: 'nowhere', sweepEvery: NEVER })
+  shelf.put('e')
+  for (let n = 0; n < 1_000; n += 1) dispatch.enqueue(job('e'), shelf.report)
+  dispatch.start(shelf.work('a'))
+  const startedAt = performance.now()
+  await dispatch.stop()
+  await dispatch.close()
+  // Below the time that Fastify gives a plugin to close.
+  t.ok(performance.now() - startedAt < 5_000)
+})
+
 t.test('the queue holds names only, and nothing of what is over', { skip: noRedis }, async (t) => {
   const { redis, url, prefix } = await redisClient(t)
   const shelf = new Shelf()
@@ -161,7 +176,9 @@ t.test('the queue holds names only, and nothing of what is over', { skip: noRedi
   const keys = await redis.keys(`${prefix}:q:*`)
   t.strictSame(
     keys.map((key) => key.slice(`${prefix}:q:`.length)).sort(),
-    ['events', 'id', 'meta', 'stalled-check'].filter((key) => keys.includes(`${prefix}:q:${key}`)),
+    ['events', 'id', 'marker', 'meta', 'stalled-check'].filter((key) =>
+      keys.includes(`${prefix}:q:${key}`),
+    ),
   )
 })
 
