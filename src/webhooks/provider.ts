@@ -186,10 +186,19 @@ export function parseJson(body: Uint8Array): unknown {
   return JSON.parse(utf8.decode(body))
 }
 
-/** A form as an object; a name that comes twice has a list. @throws for bytes that are no UTF-8. */
+/** No provider sends that many; somebody who sends more wants them sorted. */
+const MOST_FIELDS = 1_000
+
+/**
+ * A form as an object; a name that comes twice has a list.
+ *
+ * @throws for bytes that are no UTF-8, and for more than a thousand fields.
+ */
 export function parseForm(body: Uint8Array): Record<string, string | string[]> {
+  const text = utf8.decode(body)
+  if (text.split('&', MOST_FIELDS + 1).length > MOST_FIELDS) throw new RangeError('too many fields')
   const fields = new Map<string, string[]>()
-  for (const [name, value] of new URLSearchParams(utf8.decode(body))) {
+  for (const [name, value] of new URLSearchParams(text)) {
     const values = fields.get(name)
     if (values === undefined) fields.set(name, [value])
     else values.push(value)

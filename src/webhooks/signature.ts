@@ -31,8 +31,11 @@ export interface Signed {
   readonly content: readonly Part[] | ((key: Key) => readonly Part[])
   /** Any one of them may match: providers send several while a secret is being changed. */
   readonly signatures: readonly Uint8Array[]
-  /** When it was signed, in milliseconds, if that is part of what was signed. */
-  readonly signedAtMs?: number
+  /**
+   * When it was signed, in milliseconds, if that is part of what was signed. A function, where the
+   * body has to be read for it: it is called once the signature was found genuine.
+   */
+  readonly signedAtMs?: number | (() => number | undefined)
   /** The key that the request names, once it is known to be the provider's (a pinned certificate). */
   readonly key?: KeyObject
   /** The algorithm that the request names, if the provider has several that are safe. */
@@ -57,8 +60,9 @@ export interface Scheme {
   readonly toleranceMs?: number | undefined
   /**
    * Finds the signatures. A batch may have one for each of its items; then all of them must hold.
+   * What it stumbles over (a TypeError, RangeError or SyntaxError) makes the request malformed.
    *
-   * @throws only when something that is needed to know (a certificate) cannot be reached now.
+   * @throws CertificateUnreachable when something that is needed to know cannot be reached now.
    */
   readonly read: (incoming: Incoming, known: Known) => Read | Promise<Read>
 }
@@ -73,9 +77,17 @@ export type Read = Refusal | Signed | readonly Signed[]
 
 export type Key = Uint8Array | KeyObject
 
+/** What is needed to know whether a request is genuine cannot be had now. */
+export class CertificateUnreachable extends Error {
+  override readonly name = 'CertificateUnreachable'
+}
+
+/** Nobody rotates that many secrets at once. Each costs a comparison, or with public keys more. */
+const MOST_SIGNATURES = 16
+
 /**
  * The one place where signatures are checked: every current key, every signature, both sides of
- * the window.
+ * the window. What was signed is hashed once for each key, however many signatures there are.
  *
  * @returns the keys that the request was signed with, or why it is not believed.
  */
@@ -85,18 +97,21 @@ export async function checkSignature(
   incoming: Incoming,
   nowMs: number,
 ): Promise<Refusal | readonly Key[]> {
-  const read = await scheme.read(incoming, { keys, nowMs })
+  const read = await readSafely(scheme, incoming, { keys, nowMs })
   if (typeof read === 'string') return read
   const all = Array.isArray(read) ? (read as readonly Signed[]) : [read as Signed]
   if (all.length === 0) return 'malformed'
+  if (all.some(({ signatures }) => signatures.length > MOST_SIGNATURES)) return 'malformed'
   const signers = new Set<Key>()
   for (const signed of all) {
-    const signer = keys.find((key) => isSignedWith(scheme.algorithm, key, signed))
+    const signer = signerOf(scheme.algorithm, keys, signed)
     if (signer === undefined) return 'no_match'
     signers.add(signer)
     // After the signature: a forged time says nothing, and a true one tells of clocks.
-    const { signedAtMs } = signed
-    if (scheme.toleranceMs === undefined || signedAtMs === undefined) continue
+    if (scheme.toleranceMs === undefined) continue
+    const { signedAtMs: time } = signed
+    const signedAtMs = typeof time === 'function' ? time() : time
+    if (signedAtMs === undefined) continue
     if (!Number.isFinite(signedAtMs)) return 'malformed'
     if (signedAtMs < nowMs - scheme.toleranceMs) return 'too_old'
     if (signedAtMs > nowMs + scheme.toleranceMs) return 'from_future'
@@ -104,32 +119,60 @@ export async function checkSignature(
   return [...signers]
 }
 
-function isSignedWith(usual: Algorithm, key: Key, signed: Signed): boolean {
-  const { algorithm = usual, signatures } = signed
-  const content = typeof signed.content === 'function' ? signed.content(key) : signed.content
-  return signatures.some((given) => matches(algorithm, signed.key ?? key, content, given))
+async function readSafely(scheme: Scheme, incoming: Incoming, known: Known): Promise<Read> {
+  try {
+    return await scheme.read(incoming, known)
+  } catch (error) {
+    const isOfRequest = [TypeError, RangeError, SyntaxError].some((kind) => error instanceof kind)
+    if (isOfRequest) return 'malformed'
+    throw error
+  }
 }
+
+function signerOf(usual: Algorithm, keys: readonly Key[], signed: Signed): Key | undefined {
+  const { algorithm = usual, content, key: named } = signed
+  // With a key and a text that are the same for all of ours, the first is asked for all of them.
+  const isSame = named !== undefined && typeof content !== 'function'
+  return (isSame ? keys.slice(0, 1) : keys).find((key) => {
+    const parts = typeof content === 'function' ? content(key) : content
+    return matches(algorithm, named ?? key, parts, signed.signatures)
+  })
+}
+
+const DIGEST_BYTES = { sha1: 20, sha256: 32, sha512: 64 }
 
 function matches(
   algorithm: Algorithm,
   key: Key,
   content: readonly Part[],
-  given: Uint8Array,
+  given: readonly Uint8Array[],
 ): boolean {
   if (algorithm.kind === 'public-key') {
     if (key instanceof Uint8Array) throw new TypeError('a public key is needed')
     const bytes = Buffer.concat(content.map((part) => Buffer.from(part as string)))
-    try {
-      return publicKeyVerify(algorithm.hash, bytes, key, given)
-    } catch {
-      // OpenSSL refuses signatures of some shapes instead of finding them wrong.
-      return false
-    }
+    return given.some((signature) => isSignedBy(key, algorithm.hash, bytes, signature))
   }
-  if (algorithm.kind === 'equality') return isEqual(key as Uint8Array, given)
+  if (algorithm.kind === 'equality') return given.some((one) => isEqual(key as Uint8Array, one))
+  const possible = given.filter((one) => one.byteLength === DIGEST_BYTES[algorithm.hash])
+  if (possible.length === 0) return false
   const hmac = createHmac(algorithm.hash, key)
   for (const part of content) hmac.update(part)
-  return isEqual(hmac.digest(), given)
+  const digest = hmac.digest()
+  return possible.some((one) => isEqual(digest, one))
+}
+
+function isSignedBy(
+  key: KeyObject,
+  hash: 'sha1' | 'sha256' | null,
+  bytes: Uint8Array,
+  signature: Uint8Array,
+): boolean {
+  try {
+    return publicKeyVerify(hash, bytes, key, signature)
+  } catch {
+    // OpenSSL refuses signatures of some shapes instead of finding them wrong.
+    return false
+  }
 }
 
 /** In constant time for a given length; lengths are no secret. */

@@ -43,8 +43,7 @@ export function twilio({ authToken, url }: TwilioOptions): Provider {
     keptHeaders: ['content-type', 'x-twilio-signature', 'i-twilio-idempotency-token'],
     parse: (incoming) => (isForm(incoming) ? parseForm(incoming.body) : parseJson(incoming.body)),
     eventId: (_payload, header) => header('i-twilio-idempotency-token'),
-    // What a request is about is said by the address that it was sent to.
-    type: () => undefined,
+    // No type: what a request is about is said by the address that it was sent to.
     object: (payload) => at(payload, 'MessageSid') ?? at(payload, 'CallSid'),
     redelivers: false,
   })
@@ -64,15 +63,16 @@ function read(incoming: Incoming, url: string): Read {
   // Without its hash in the address, a body that is no form is not signed at all.
   if (!isForm(incoming) && incoming.body.length > 0) return 'malformed'
   try {
-    return { content: [url, ...fieldsOf(incoming.body)], signatures: [signature] }
+    return { content: [url, fieldsOf(incoming.body)], signatures: [signature] }
   } catch {
     return 'malformed'
   }
 }
 
 /** Names and values, sorted by name; of a name that comes twice, each value once and sorted. */
-function fieldsOf(body: Buffer): string[] {
+function fieldsOf(body: Buffer): string {
   return Object.entries(parseForm(body))
     .sort(([a], [b]) => (a < b ? -1 : 1))
     .flatMap(([name, value]) => [...new Set([value].flat())].sort().map((one) => name + one))
+    .join('')
 }

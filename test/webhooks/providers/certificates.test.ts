@@ -107,7 +107,11 @@ t.test('a certificate that cannot be fetched now is no reason to refuse a reques
       return { ok: true, status: 200, text: async () => GOOD }
     },
   })
-  await t.rejects(ask(provider, SENT), { message: 'fetch failed' })
+  await t.rejects(ask(provider, SENT), {
+    name: 'CertificateUnreachable',
+    message: 'the certificate cannot be fetched now',
+    cause: { message: 'fetch failed' },
+  })
   isDown = false
   t.equal((await ask(provider, SENT)).kind, 'verified', 'the failure is not remembered')
   for (const status of [500, 503, 429]) {
@@ -142,6 +146,49 @@ t.test('addresses that somebody makes up start few fetches at a time', async (t)
   )
   t.equal(most, 8)
   t.equal(results.filter(({ status }) => status === 'rejected').length, 92)
+})
+
+t.test('an address where nothing was is not asked again for a while', async (t) => {
+  const now = performance.now
+  let aheadMs = 0
+  performance.now = () => now.call(performance) + aheadMs
+  t.teardown(() => {
+    performance.now = now
+  })
+  for (const page of [
+    { ok: false, status: 404, text: async () => GOOD },
+    { ok: true, status: 200, text: async () => 'junk' },
+  ]) {
+    const visited: string[] = []
+    let isThere = false
+    const fetch: Fetch = async (url) => {
+      visited.push(url)
+      return isThere ? { ok: true, status: 200, text: async () => GOOD } : page
+    }
+    const provider = paypal({ webhookId: ID, fetch })
+    const from = (n: number | '') => {
+      const headers = { ...SENT.headers, 'paypal-cert-url': `${PAYPAL_CERT}${n}` }
+      return ask(provider, { ...SENT, headers })
+    }
+    for (let turn = 0; turn < 20; turn += 1) {
+      t.match(await from(''), { kind: 'refused', reason: 'no_match' })
+    }
+    t.equal(visited.length, 1)
+    isThere = true
+    aheadMs += 29_000
+    t.equal((await from('')).kind, 'refused')
+    aheadMs += 2_000
+    t.equal((await from('')).kind, 'verified', 'it may have been put there since')
+    t.equal(visited.length, 2)
+    // Nor are names that somebody makes up remembered without end.
+    isThere = false
+    for (let n = 0; n <= 256; n += 1) await from(n)
+    t.equal(visited.length, 259)
+    await from(256)
+    t.equal(visited.length, 259, 'the last is remembered')
+    await from(0)
+    t.equal(visited.length, 260, 'the first is not')
+  }
 })
 
 t.test('few certificates are kept', async (t) => {
