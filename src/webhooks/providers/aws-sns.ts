@@ -21,7 +21,7 @@ const ARN = /^arn:aws[\w-]*:sns:[\w-]+:\d{12}:[\w.-]{1,256}$/
 
 /**
  * Amazon SNS, without raw delivery, which is not signed. Messages of versions 1 and 2 are verified
- * with a certificate that is fetched from SNS only. A new subscription to the topic is confirmed
+ * with a certificate that is fetched from SNS only; `MessageAttributes` are not signed. A new subscription to the topic is confirmed
  * by visiting its address. There is no window: deliveries are repeated for weeks.
  */
 export function awsSns({ topicArn, fetch = globalThis.fetch }: AwsSnsOptions): Provider {
@@ -31,7 +31,9 @@ export function awsSns({ topicArn, fetch = globalThis.fetch }: AwsSnsOptions): P
   })
 
   async function read({ body }: Incoming, { keys, nowMs }: Known): Promise<Read> {
-    const message = messageOf(body)
+    const message = parseJson(body)
+    const signed = canonical(message)
+    if (signed === undefined) return 'malformed'
     const hash = HASHES[text(message, 'SignatureVersion')]
     const signature = fromBase64(text(message, 'Signature'))
     if (hash === undefined || signature === undefined) return 'malformed'
@@ -40,7 +42,7 @@ export function awsSns({ topicArn, fetch = globalThis.fetch }: AwsSnsOptions): P
     const key = await certificateAt(at(message, 'SigningCertURL'), nowMs)
     if (key === undefined) return 'no_match'
     const algorithm = { kind: 'public-key', hash } as const
-    return { algorithm, content: [canonical(message)], signatures: [signature], key }
+    return { algorithm, content: [signed], signatures: [signature], key }
   }
 
   return defineProvider({
@@ -77,13 +79,27 @@ const SIGNED_OF_CONFIRMATIONS = [
   'Type',
 ]
 
-/** Each field's name and value on lines of their own; a subject is optional. */
-function canonical(message: unknown): string {
-  const isNotification = text(message, 'Type') === 'Notification'
-  return (isNotification ? SIGNED : SIGNED_OF_CONFIRMATIONS)
-    .filter((name) => name !== 'Subject' || typeof at(message, name) === 'string')
-    .map((name) => `${name}\n${text(message, name)}\n`)
-    .join('')
+const FIELDS = new Map([
+  ['Notification', SIGNED],
+  ['SubscriptionConfirmation', SIGNED_OF_CONFIRMATIONS],
+  ['UnsubscribeConfirmation', SIGNED_OF_CONFIRMATIONS],
+])
+
+/**
+ * Each field's name and value on lines of their own; a subject is optional. `undefined` for what SNS
+ * would not send: nothing tells a line of a value from the name of the next field, so that text which
+ * was signed could be cut differently. Read from its end, it can be cut in one way only, as long as
+ * the message, which stands first, is the one field with lines of its own.
+ */
+function canonical(message: unknown): string | undefined {
+  const names = FIELDS.get(text(message, 'Type'))
+  const present = names?.filter((name) => name !== 'Subject' || at(message, name) != null)
+  const isCut = present?.some((name) => {
+    const value = at(message, name)
+    return typeof value !== 'string' || (name !== 'Message' && /[\r\n]/.test(value))
+  })
+  if (isCut) return undefined
+  return present?.map((name) => `${name}\n${text(message, name)}\n`).join('')
 }
 
 async function confirm(address: unknown, fetch: Fetch): Promise<Answer> {
@@ -105,14 +121,6 @@ function isConfirmation(url: URL): boolean {
   bare.search = ''
   const isPinned = HOST.test(url.hostname) && isPlainHttps(bare)
   return isPinned && url.searchParams.get('Action') === 'ConfirmSubscription'
-}
-
-function messageOf(body: Buffer): unknown {
-  try {
-    return parseJson(body)
-  } catch {
-    return undefined
-  }
 }
 
 function text(message: unknown, name: string): string {

@@ -1,3 +1,4 @@
+import { sign } from 'node:crypto'
 import t from 'tap'
 import { awsSns, type Fetch, paypal } from '../../../src/webhooks/providers/index.js'
 import { ask, NOW } from '../../contracts/provider.js'
@@ -226,6 +227,85 @@ t.test('messages of both versions of SNS are verified, and of no other', async (
   for (const name of ['Message', 'MessageId', 'Subject', 'Timestamp', 'TopicArn', 'Type']) {
     const changed = { ...JSON.parse(snsBody(ARN, message)), [name]: 'another' }
     t.equal((await send(JSON.stringify(changed))).kind, 'refused', name)
+  }
+})
+
+/** What SNS signs, and the message with its signature. */
+function signedBySns(message: Record<string, string>, names: readonly string[]): string {
+  const text = names.map((name) => `${name}\n${message[name]}\n`).join('')
+  const Signature = sign('sha256', Buffer.from(text), certificates.sns.key).toString('base64')
+  return Signature
+}
+
+const NOTIFIED = ['Message', 'MessageId', 'Timestamp', 'TopicArn', 'Type']
+const SIGNED_BESIDE = { SignatureVersion: '2', SigningCertURL: SNS_CERT }
+
+t.test('what SNS signed for another topic cannot be cut into a message of this one', async (t) => {
+  const { fetch, visited } = certificateHost({ [SNS_CERT]: certificates.sns.certificate })
+  const provider = awsSns({ topicArn: ARN, fetch })
+  const wanted = { Message: 'paid', MessageId: 'chosen', SubscribeURL: 'x', Timestamp: 't' }
+  const theirs = {
+    Message: `paid\nMessageId\nchosen\nSubscribeURL\nx\nTimestamp\nt\nToken\nk\nTopicArn\n${ARN}\nType\nNotification `,
+    MessageId: 'm-1',
+    Timestamp: '2027-01-15T12:00:00.000Z',
+    TopicArn: 'arn:aws:sns:eu-central-1:999999999999:theirs',
+    Type: 'Notification',
+  }
+  const rest = NOTIFIED.slice(1).map((name) => `\n${name}\n${theirs[name as 'Type']}`)
+  const Signature = signedBySns(theirs, NOTIFIED)
+  const forged = { ...wanted, Token: 'k', TopicArn: ARN, Type: `Notification ${rest.join('')}` }
+  for (const Type of [
+    forged.Type,
+    'SubscriptionConfirmation\n',
+    'notification',
+    'Notification ',
+    'constructor',
+    '',
+    ['Notification'],
+  ]) {
+    const body = Buffer.from(JSON.stringify({ ...forged, Type, Signature, ...SIGNED_BESIDE }))
+    const result = await ask(provider, { headers: {}, body })
+    t.match(result, { kind: 'refused', reason: 'malformed' }, String(Type))
+  }
+  t.same(visited, [], 'and nothing is fetched for it')
+})
+
+t.test('a genuine message of the topic cannot be cut in another way', async (t) => {
+  const { fetch } = certificateHost({ [SNS_CERT]: certificates.sns.certificate })
+  const provider = awsSns({ topicArn: ARN, fetch })
+  const send = (message: object, Signature: string) => {
+    const body = Buffer.from(JSON.stringify({ ...message, Signature, ...SIGNED_BESIDE }))
+    return ask(provider, { headers: {}, body })
+  }
+  const genuine = {
+    Message: 'refund\nMessageId\nchosen\nSubject\nby a customer',
+    MessageId: 'm-1',
+    Timestamp: '2027-01-15T12:00:00.000Z',
+    TopicArn: ARN,
+    Type: 'Notification',
+  }
+  const Signature = signedBySns(genuine, NOTIFIED)
+  t.equal((await send(genuine, Signature)).kind, 'verified', 'a message may have many lines')
+  for (const cut of [
+    { Message: 'refund', MessageId: 'chosen\nSubject\nby a customer\nMessageId\nm-1' },
+    {
+      Message: 'refund',
+      MessageId: 'chosen',
+      Subject: 'by a customer\nMessageId\nm-1',
+    },
+  ]) {
+    const result = await send({ ...genuine, ...cut }, Signature)
+    t.match(result, { kind: 'refused', reason: 'malformed' })
+  }
+  // What is no text would be left out of what was signed.
+  for (const Subject of [{ amount: 1 }, ['x'], 7, true]) {
+    t.equal((await send({ ...genuine, Subject }, Signature)).kind, 'refused')
+  }
+  t.equal((await send({ ...genuine, Subject: null }, Signature)).kind, 'verified')
+  const without = { ...genuine, MessageId: '' }
+  const ofNothing = signedBySns(without, NOTIFIED)
+  for (const MessageId of [{}, null, undefined, 7]) {
+    t.equal((await send({ ...without, MessageId }, ofNothing)).kind, 'refused')
   }
 })
 
