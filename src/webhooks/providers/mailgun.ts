@@ -2,6 +2,7 @@ import type { Duration } from '../../core/duration.js'
 import {
   at,
   defineProvider,
+  nameOf,
   type Provider,
   parseForm,
   parseJson,
@@ -47,19 +48,14 @@ function parse(incoming: Incoming): unknown {
 }
 
 function read(incoming: Incoming): Read {
-  let payload: unknown
-  try {
-    payload = parse(incoming)
-  } catch {
-    return 'malformed'
-  }
+  const payload = parse(incoming)
   // A route's form has the same three fields beside the others.
   const carrier = typeof at(payload, 'signature') === 'object' ? at(payload, 'signature') : payload
-  const timestamp = String(at(carrier, 'timestamp'))
+  const timestamp = nameOf(at(carrier, 'timestamp')) ?? ''
   const token = at(carrier, 'token')
   const seconds = wholeNumber(timestamp)
   const signatures = ['signature', 'parent-signature'].flatMap(
-    (name) => fromHex(String(at(carrier, name))) ?? [],
+    (name) => fromHex(nameOf(at(carrier, name)) ?? '') ?? [],
   )
   if (seconds === undefined || typeof token !== 'string' || signatures.length === 0) {
     return 'malformed'

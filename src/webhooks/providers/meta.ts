@@ -80,7 +80,7 @@ function splitEntry(entry: unknown): unknown[] {
 function typeOf(object: unknown, entry: unknown): unknown {
   const list = LISTS.find((name) => at(entry, name) !== undefined)
   const field = list === 'changes' ? at(first(at(entry, 'changes')), 'field') : list
-  return typeof field === 'string' ? `${String(object)}.${field}` : object
+  return typeof object === 'string' && typeof field === 'string' ? `${object}.${field}` : object
 }
 
 function first(list: unknown): unknown {

@@ -27,5 +27,6 @@ export function zendesk({ secret, tolerance }: TolerantOptions): Provider {
 }
 
 function isEvent(payload: unknown): boolean {
-  return String(at(payload, 'type')).startsWith('zen:event-type:')
+  const type = at(payload, 'type')
+  return typeof type === 'string' && type.startsWith('zen:event-type:')
 }

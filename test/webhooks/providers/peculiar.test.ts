@@ -248,6 +248,39 @@ t.test('a form from a route of Mailgun is verified as well', async (t) => {
   })
 })
 
+t.test('a body of Mailgun that breaks what it is made into is malformed', async (t) => {
+  const provider = mailgun({ signingKey: 's' })
+  const good = { timestamp: String(NOW / 1_000), token: 'token', signature: 'ab' }
+  const hostile = { toString: 1, valueOf: 1 }
+  for (const signature of [
+    { ...good, timestamp: hostile },
+    { ...good, signature: hostile },
+    { ...good, timestamp: [good.timestamp] },
+    { ...good, signature: ['ab'] },
+    { ...good, token: hostile },
+  ]) {
+    const body = Buffer.from(JSON.stringify({ signature }))
+    const result = await ask(provider, { headers: {}, body })
+    t.match(result, { kind: 'refused', reason: 'malformed' }, body.toString())
+  }
+  const inTime = { ...good, timestamp: NOW / 1_000 }
+  const signature = mac('sha256', 's', `${inTime.timestamp}token`).digest('hex')
+  const body = Buffer.from(JSON.stringify({ signature: { ...inTime, signature } }))
+  t.equal((await ask(provider, { headers: {}, body })).kind, 'verified', 'a number is a time')
+})
+
+t.test('a type that cannot be written as text is none', async (t) => {
+  const hostile = { toString: 1, valueOf: 1 }
+  const zendeskCase = caseOf('zendesk')
+  const ofZendesk = zendeskCase.parties[0].sign(JSON.stringify({ type: hostile }), NOW)
+  const asked = ask(zendesk({ secret: zendeskCase.parties[0].secret }), ofZendesk)
+  t.match(await asked, { kind: 'verified', events: [{ type: null }] })
+  const body = JSON.stringify({ object: hostile, entry: [{ changes: [{ field: 'feed' }] }] })
+  const headers = { 'x-hub-signature-256': `sha256=${mac('sha256', 's', body).digest('hex')}` }
+  const ofMeta = verify(meta({ secret: 's', verifyToken: 'x' }), headers, body)
+  t.match(await ofMeta, { kind: 'verified', events: [{ type: null }] })
+})
+
 t.test("a subaccount's event is recognised by the key of Mailgun's parent account", async (t) => {
   const sign = (key: string) => mac('sha256', key, `${NOW / 1_000}token`).digest('hex')
   const signature = {
