@@ -54,12 +54,19 @@ const isAnswers: Check = (value) => {
 }
 
 /** What such a header carries would open doors to whoever can read the table. */
-const SECRET_HEADERS = ['authorization', 'proxy-authorization', 'cookie']
+const SECRET_HEADERS = [
+  ...['authorization', 'proxy-authorization', 'cookie'],
+  ...['x-gitlab-token', 'verif-hash'],
+]
 
 const isKeptHeaders: Check = (value) => {
   const problem = isHeaderList(value)
   if (problem !== undefined) return problem
-  const secret = (value as string[]).find((name) => SECRET_HEADERS.includes(name.toLowerCase()))
+  return secretAmong(value as string[], SECRET_HEADERS)
+}
+
+function secretAmong(names: readonly string[], secrets: readonly string[]): string | undefined {
+  const secret = names.find((name) => secrets.includes(name.toLowerCase()))
   return secret && `must not contain '${secret}': it would be stored with every event`
 }
 
@@ -76,9 +83,9 @@ const CHECKS: Record<keyof WebhookOptions, Check> = {
     isText(value) && value.length <= 191 ? undefined : 'must be 1 to 191 characters',
   mode: isOneOf('inline', 'deferred'),
   types: (value) =>
-    Array.isArray(value) && value.every(isText)
+    Array.isArray(value) && value.length > 0 && value.every(isText)
       ? undefined
-      : "must be a list of event types, such as ['payment_intent.succeeded']",
+      : "must be a list of event types, such as ['payment_intent.succeeded'], or be left out for all",
   serialize: (value) => (value === true ? undefined : isFunction(value)),
   lease: isDuration(1_000, '30s'),
   maxRun: isDuration(1_000, '15m'),
@@ -121,6 +128,13 @@ export function readWebhookOptions(url: string, options: WebhookOptions): Endpoi
   }
   if (settings.maxRunMs < settings.leaseMs) {
     throw new OptionInvalid(`option "maxRun"${where} must not be shorter than "lease"`)
+  }
+  const secret = secretAmong(given.headers, provider.secretHeaders ?? [])
+  if (secret !== undefined) throw new OptionInvalid(`option "headers"${where} ${secret}`)
+  if (given.types !== undefined && provider.type === undefined) {
+    throw new OptionInvalid(
+      `option "types"${where} must be left out: ${provider.name} does not say what type an event has`,
+    )
   }
   if (serialize === true && provider.object === undefined) {
     throw new OptionInvalid(

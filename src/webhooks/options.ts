@@ -39,7 +39,10 @@ export interface WebhookOptions {
    * `'deferred'` answers 2xx as soon as the event is durable; a worker runs the handler.
    */
   mode?: 'inline' | 'deferred'
-  /** The event types that are handled. Others are recorded as `ignored`. Default: all. */
+  /**
+   * The event types that are handled. Others are recorded as `ignored`; an event without a type is
+   * handled. Default: all.
+   */
   types?: readonly string[]
   /**
    * Events for which this returns the same are run one at a time: `(event) => event.payload.order`.
@@ -67,7 +70,7 @@ export interface WebhookOptions {
    * Default `'30d'`: as long as providers let people send one again by hand.
    */
   retention?: Duration
-  /** Request headers that are kept besides those that the provider needs. */
+  /** Request headers that are kept besides those that the provider needs. None with a secret. */
   headers?: readonly string[]
   /** The largest body, in bytes; a larger one is answered 413. Default 1 MiB. */
   bodyLimit?: number

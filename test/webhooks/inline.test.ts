@@ -359,6 +359,16 @@ test('types: others are recorded as ignored and acknowledged, and not run', asyn
   t.strictSame(seen, ['invoice.paid'])
 })
 
+test('types: an event without a type is handled, not ignored', async (t) => {
+  const seen: (string | null)[] = []
+  const app = await inboxApp(t, database, ({ type }) => void seen.push(type), {
+    webhook: { types: ['invoice.paid'] },
+  })
+  const { type: _type, ...typeless } = stripeEvent()
+  t.equal((await postStripe(app, typeless)).json().outcome, 'processed')
+  t.strictSame(seen, [null])
+})
+
 test('ignore(): acknowledged, and not run again', async (t) => {
   let runs = 0
   const app = await inboxApp(t, database, (event) => {

@@ -13,6 +13,7 @@ export function flutterwave({ secret }: SecretOptions): Provider {
     secret,
     scheme: { algorithm: { kind: 'hmac', hash: 'sha256' }, read },
     keptHeaders: ['flutterwave-signature'],
+    secretHeaders: ['verif-hash'],
     eventId: (payload) =>
       nameOfAll(typeOf(payload), at(payload, 'data.id'), at(payload, 'data.status')),
     type: typeOf,

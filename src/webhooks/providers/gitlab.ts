@@ -2,7 +2,7 @@ import { OptionInvalid } from '../../errors.js'
 import { at, defineProvider, type Provider, type Secrets } from '../provider.js'
 import { headerOf, type Incoming, type Read, type Scheme } from '../signature.js'
 import { type TolerantOptions, toleranceMs } from './hmac.js'
-import { keyOf, readStandard, STANDARD_HEADERS, STANDARD_SECRET } from './standard-webhooks.js'
+import { keyOf, readSigned, STANDARD_HEADERS, STANDARD_SECRET } from './standard-webhooks.js'
 
 export interface GitlabOptions extends Pick<TolerantOptions, 'tolerance'> {
   /** The webhook's secret token. It is sent along, and nothing is signed. */
@@ -33,10 +33,12 @@ export function gitlab({ secret, signingToken, tolerance = '5m' }: GitlabOptions
           toKey: keyOf,
           secretForm: STANDARD_SECRET,
           toleranceMs: toleranceMs(tolerance, 'gitlab'),
-          read: readStandard,
+          // Under this name only: it is where the id is read.
+          read: (incoming) => readSigned(incoming, 'webhook'),
         }
       : TOKEN,
     keptHeaders: [...STANDARD_HEADERS.slice(0, 3), 'idempotency-key', 'x-gitlab-event'],
+    secretHeaders: ['x-gitlab-token'],
     // Not X-Gitlab-Event-UUID, which events that cause each other share, nor X-Gitlab-Webhook-UUID.
     eventId: (_payload, header) => header('webhook-id') ?? header('idempotency-key'),
     type: (payload, header) => at(payload, 'object_kind') ?? header('x-gitlab-event'),

@@ -74,8 +74,14 @@ function prefixOf(header: HeaderReader): 'webhook' | 'svix' {
   return header('webhook-signature') === undefined ? 'svix' : 'webhook'
 }
 
-export function readStandard(incoming: Incoming): Read {
-  const prefix = prefixOf((name) => headerOf(incoming, name))
+function readStandard(incoming: Incoming): Read {
+  return readSigned(
+    incoming,
+    prefixOf((name) => headerOf(incoming, name)),
+  )
+}
+
+export function readSigned(incoming: Incoming, prefix: 'webhook' | 'svix'): Read {
   const id = headerOf(incoming, `${prefix}-id`)
   const timestamp = headerOf(incoming, `${prefix}-timestamp`)
   const given = headerOf(incoming, `${prefix}-signature`)

@@ -190,6 +190,41 @@ t.test("an id beside the signed one is not taken for Standard Webhooks' own", as
   })
 })
 
+t.test('an id that GitLab has not signed is not believed', async (t) => {
+  const { make, parties, body } = caseOf('gitlab with a signing token')
+  const { headers, body: bytes } = parties[0].sign(body, NOW)
+  const renamed = Object.fromEntries(
+    Object.entries(headers).map(([name, value]) => [name.replace('webhook-', 'svix-'), value]),
+  )
+  const provider = make(parties[0].secret)
+  for (const beside of [{}, { 'webhook-id': 'chosen' }, { 'idempotency-key': 'chosen' }]) {
+    const result = await ask(provider, { headers: { ...renamed, ...beside }, body: bytes })
+    t.match(result, { kind: 'refused', reason: 'missing_header' })
+  }
+  const both = { ...headers, 'svix-id': 'chosen', 'idempotency-key': 'chosen' }
+  t.match(await ask(provider, { headers: both, body: bytes }), { events: [{ eventId: 'msg_1' }] })
+})
+
+t.test('of headers under both names, those beside the signature count', async (t) => {
+  const { parties, body } = caseOf('standardWebhooks')
+  const { headers, body: bytes } = parties[0].sign(body, NOW)
+  const provider = standardWebhooks({ secret: parties[0].secret })
+  const { 'webhook-id': id = '', 'webhook-signature': signature = '', ...time } = headers
+  const send = (more: Record<string, string>) =>
+    ask(provider, { headers: { ...time, ...more }, body: bytes })
+  for (const more of [
+    { 'svix-id': id, 'webhook-signature': signature },
+    { 'webhook-id': id, 'svix-signature': signature },
+    { 'svix-id': id, 'webhook-id': 'chosen', 'webhook-signature': signature },
+    { 'webhook-id': id, 'svix-id': 'chosen', 'svix-signature': signature },
+  ]) {
+    t.equal((await send(more)).kind, 'refused', JSON.stringify(more))
+  }
+  const whole = { 'webhook-id': id, 'webhook-signature': signature }
+  const others = { 'svix-id': 'chosen', 'svix-timestamp': '1', 'svix-signature': 'v1,AAAA' }
+  t.match(await send({ ...whole, ...others }), { events: [{ eventId: 'msg_1' }] })
+})
+
 t.test('a signature of Flutterwave cannot be avoided with the older header', async (t) => {
   const headers = { 'flutterwave-signature': 'AAAA', 'verif-hash': 's' }
   t.equal((await verify(flutterwave({ secret: 's' }), headers, '{}')).kind, 'refused')
