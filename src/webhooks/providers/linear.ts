@@ -30,13 +30,16 @@ function read(incoming: Incoming): Read {
   if (header === undefined) return 'missing_header'
   const signature = fromHex(header)
   if (signature === undefined) return 'malformed'
-  const signed = { content: [incoming.body], signatures: [signature] }
+  const signedAtMs = () => timeOf(incoming.body)
+  return { content: [incoming.body], signatures: [signature], signedAtMs }
+}
+
+/** No time is none within the window. A body that cannot be read is found out next. */
+function timeOf(body: Buffer): number | undefined {
   try {
-    const sentAt = at(parseJson(incoming.body), 'webhookTimestamp')
-    // No time is none within the window.
-    return { ...signed, signedAtMs: typeof sentAt === 'number' ? sentAt : Number.NaN }
+    const sentAt = at(parseJson(body), 'webhookTimestamp')
+    return typeof sentAt === 'number' ? sentAt : Number.NaN
   } catch {
-    // If Linear did sign this, it is unreadable, which is found out next.
-    return signed
+    return undefined
   }
 }

@@ -8,6 +8,7 @@ import {
   flutterwave,
   github,
   gitlab,
+  linear,
   mailgun,
   meta,
   paystack,
@@ -388,6 +389,15 @@ t.test('an id that a change of Meta has can be found by whoever knows it', async
       { eventId: 'wamid.2' },
     ],
   })
+})
+
+t.test('a body of Linear is read once its signature was found genuine', async (t) => {
+  const parse = t.capture(JSON, 'parse', JSON.parse)
+  const headers = { 'linear-signature': '00'.repeat(32) }
+  const sent = { headers, body: Buffer.from('{"webhookTimestamp":1}') }
+  const forged = await ask(linear({ secret: 's' }), sent)
+  t.match(forged, { kind: 'refused', reason: 'no_match' })
+  t.equal(parse().length, 0)
 })
 
 t.test('a body of Linear without a time is refused, and none is made up', async (t) => {
