@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { InboxUnavailable, SignatureRefused, TenantUnknown, TooManyRefusals } from '../errors.js'
-import { failureOf, type Report, reporter } from '../events.js'
+import { failureOf, reporter } from '../events.js'
 import { createLimiter, type Limiter } from '../http/limiter.js'
 import { problem } from '../http/problem.js'
 import { hasStatus, NoTenant, tenantOf } from '../http/tenant.js'
@@ -71,7 +71,7 @@ export function addWebhookRoute(
         try {
           const answer = await greeting(query, request[TENANT] ?? '')
           return answer === undefined
-            ? reply.send(problem(reply, docs, new SignatureRefused()))
+            ? await refuse(request, reply, 'no_match', limiter)
             : send(reply, answer)
         } catch (error) {
           return notVerified(request, reply, error)
@@ -120,7 +120,7 @@ export function addWebhookRoute(
       return notVerified(request, reply, error)
     }
     if (verification.kind === 'refused') {
-      return refuse(request, reply, verification.reason, limiter, report)
+      return refuse(request, reply, verification.reason, limiter)
     }
     if (verification.kind === 'handshake') {
       report({ kind: 'webhook_handshake', provider: provider.name })
@@ -140,8 +140,8 @@ export function addWebhookRoute(
     reply: FastifyReply,
     reason: Refusal,
     limiter: Limiter | undefined,
-    report: Report,
   ): Promise<FastifyReply> {
+    const report = reporter(request.log, endpoint.name, undefined)
     report({ kind: 'webhook_refused', provider: provider.name, reason })
     const retryAfterS = await limiter?.(request, report)
     if (retryAfterS !== undefined) {
