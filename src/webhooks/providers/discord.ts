@@ -1,21 +1,24 @@
 import { createPublicKey, type KeyObject } from 'node:crypto'
+import type { Duration } from '../../core/duration.js'
 import { type Answer, at, defineProvider, type Provider, type Secrets } from '../provider.js'
-import { fromHex, headerOf, type Incoming, type Read } from '../signature.js'
+import { fromHex, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
+import { toleranceMs } from './hmac.js'
 
 export interface DiscordOptions {
   /** General Information → Public Key: 64 hexadecimal digits. */
   publicKey: Secrets
+  /** How far the signed time may lie from now, on both sides. Default `'5m'`. */
+  tolerance?: Duration
 }
 
 /** Discord asks for a status without a body, and for a type even so. */
 const NOTED: Answer = { status: 204, headers: { 'content-type': 'application/json' } }
 
 /**
- * Discord: webhook events, and the pings of both kinds of endpoints. The time is signed and has no
- * window. Events have no id, interactions do. Discord tests an endpoint with wrong signatures, and
+ * Discord: webhook events, and the pings of both kinds of endpoints. Window: 5 minutes. Events have no id, interactions do. Discord tests an endpoint with wrong signatures, and
  * wants 401 for them.
  */
-export function discord({ publicKey }: DiscordOptions): Provider {
+export function discord({ publicKey, tolerance = '5m' }: DiscordOptions): Provider {
   return defineProvider({
     name: 'discord',
     secret: publicKey,
@@ -24,6 +27,7 @@ export function discord({ publicKey }: DiscordOptions): Provider {
       algorithm: { kind: 'public-key', hash: null },
       toKey,
       secretForm: '64 hexadecimal digits, as the developer portal shows the public key',
+      toleranceMs: toleranceMs(tolerance, 'discord'),
       read,
     },
     keptHeaders: ['x-signature-ed25519', 'x-signature-timestamp'],
@@ -57,5 +61,8 @@ function read(incoming: Incoming): Read {
   const timestamp = headerOf(incoming, 'x-signature-timestamp')
   if (header === undefined || timestamp === undefined) return 'missing_header'
   const signature = fromHex(header)
-  return signature ? { content: [timestamp, incoming.body], signatures: [signature] } : 'malformed'
+  const seconds = wholeNumber(timestamp)
+  if (signature === undefined || seconds === undefined) return 'malformed'
+  const content = [timestamp, incoming.body]
+  return { content, signatures: [signature], signedAtMs: seconds * 1_000 }
 }

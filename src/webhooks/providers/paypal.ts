@@ -1,11 +1,15 @@
 import { crc32 } from 'node:zlib'
+import type { Duration } from '../../core/duration.js'
 import { at, defineProvider, type Provider, type Secrets } from '../provider.js'
-import { fromBase64, headerOf, type Part } from '../signature.js'
+import { fromBase64, headerOf, instantOf, type Part } from '../signature.js'
+import { toleranceMs } from './hmac.js'
 import { type Fetch, pinnedCertificates } from './pinned-certificates.js'
 
 export interface PaypalOptions {
   /** The webhook's id, from the app's page in the developer dashboard: it is part of what is signed. */
   webhookId: Secrets
+  /** How far the signed time may lie from now, on both sides. Default `'4d'`. */
+  tolerance?: Duration
   /** Fetches the certificate. Default: `fetch`. */
   fetch?: Fetch
 }
@@ -17,9 +21,15 @@ const SIGNER = /^CN=messageverificationcerts(?:\.sandbox)?\.paypal\.com$/m
 
 /**
  * PayPal signs with a certificate that it names in each request; it is fetched once, from PayPal's
- * own hosts only. There is no window: deliveries are repeated for 3 days.
+ * own hosts only. Of the body it signs the CRC-32, which is no hash: whoever has seen one request can
+ * make another body that has the same, and send it until its time is over. Window: 4 days, because
+ * deliveries are repeated for 3.
  */
-export function paypal({ webhookId, fetch = globalThis.fetch }: PaypalOptions): Provider {
+export function paypal({
+  webhookId,
+  tolerance = '4d',
+  fetch = globalThis.fetch,
+}: PaypalOptions): Provider {
   const certificateAt = pinnedCertificates({
     fetch,
     isTheirs: (url) =>
@@ -34,11 +44,13 @@ export function paypal({ webhookId, fetch = globalThis.fetch }: PaypalOptions): 
       algorithm: { kind: 'public-key', hash: 'sha256' },
       toKey: Buffer.from,
       secretForm: "the webhook's id, as the developer dashboard shows it",
+      toleranceMs: toleranceMs(tolerance, 'paypal'),
       read: async (incoming, { nowMs }) => {
         const [id, time, given, address] = NAMES.map((name) => headerOf(incoming, name))
         if (!id || !time || !given || !address) return 'missing_header'
         const signature = fromBase64(given)
-        if (signature === undefined) return 'malformed'
+        const signedAtMs = instantOf(time)
+        if (signature === undefined || signedAtMs === undefined) return 'malformed'
         const key = await certificateAt(address, nowMs)
         if (key === undefined) return 'no_match'
         const content = (webhook: unknown): Part[] => [
@@ -46,7 +58,7 @@ export function paypal({ webhookId, fetch = globalThis.fetch }: PaypalOptions): 
           webhook as Uint8Array,
           `|${crc32(incoming.body)}`,
         ]
-        return { content, signatures: [signature], key }
+        return { content, signatures: [signature], signedAtMs, key }
       },
     },
     keptHeaders: NAMES,

@@ -10,7 +10,13 @@ import { readFileSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
 import type { Provider } from '../../../src/webhooks/provider.js'
 import * as providers from '../../../src/webhooks/providers/index.js'
-import type { Names, Party, ProviderCase, Sent } from '../../contracts/provider.js'
+import {
+  type Names,
+  NOW,
+  type Party,
+  type ProviderCase,
+  type Sent,
+} from '../../contracts/provider.js'
 
 const file = new URL('../../fixtures/webhook-certificates.json', import.meta.url)
 export const certificates = JSON.parse(readFileSync(file, 'utf8'))
@@ -107,11 +113,16 @@ const hosts = certificateHost({
   [SUBSCRIBE]: 'confirmed',
 })
 
-export function paypalHeaders(webhookId: string, body: string, key = certificates.paypal.key) {
-  const text = `t-1|2027-01-15T12:00:00Z|${webhookId}|${crc32(body)}`
+export function paypalHeaders(
+  webhookId: string,
+  body: string,
+  { key = certificates.paypal.key, at = NOW } = {},
+) {
+  const time = new Date(at).toISOString().replace('.000Z', 'Z')
+  const text = `t-1|${time}|${webhookId}|${crc32(body)}`
   return {
     'paypal-transmission-id': 't-1',
-    'paypal-transmission-time': '2027-01-15T12:00:00Z',
+    'paypal-transmission-time': time,
     'paypal-auth-algo': 'SHA256withRSA',
     'paypal-cert-url': PAYPAL_CERT,
     'paypal-transmission-sig': signWithKey('sha256', Buffer.from(text), key).toString('base64'),
@@ -479,14 +490,15 @@ export const cases: readonly ProviderCase[] = [
   },
   {
     name: 'paypal',
-    make: (webhookId) => providers.paypal({ webhookId, fetch: hosts.fetch }),
-    parties: parties(['0EH40505U7160970P', '7XH40505U7160970P'], (id, body) =>
-      paypalHeaders(id, body),
+    make: (webhookId, tolerance) =>
+      providers.paypal({ webhookId, fetch: hosts.fetch, ...tolerant(tolerance) }),
+    parties: parties(['0EH40505U7160970P', '7XH40505U7160970P'], (id, body, at) =>
+      paypalHeaders(id, body, { at }),
     ),
     body: json({ id: 'WH-1', event_type: 'PAYMENT.SALE.COMPLETED', resource: { id: 'S-1' } }),
     event: { eventId: 'WH-1', type: 'PAYMENT.SALE.COMPLETED', object: 'S-1' },
     header: 'paypal-transmission-sig',
-    windowMs: null,
+    windowMs: 4 * 24 * 60 * MINUTE,
     nameless: { body: json({ event_type: 'PAYMENT.SALE.COMPLETED', resource: { id: 'S-1' } }) },
   },
   simple(providers.paystack, 'paystack', {
@@ -554,12 +566,12 @@ export const cases: readonly ProviderCase[] = [
   },
   {
     name: 'discord',
-    make: (publicKey) => providers.discord({ publicKey }),
+    make: (publicKey, tolerance) => providers.discord({ publicKey, ...tolerant(tolerance) }),
     parties: [discordParty(), discordParty()],
     body: interaction,
     event: { eventId: 'i-1', type: '2' },
     header: 'x-signature-ed25519',
-    windowMs: null,
+    windowMs: 5 * MINUTE,
     nameless: {
       body: json({
         type: 1,

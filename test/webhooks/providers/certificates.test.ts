@@ -22,7 +22,7 @@ function ofPaypal(
   { url = PAYPAL_CERT, key = certificates.paypal.key, at = NOW } = {},
 ) {
   const host = certificateHost({ [url]: pem })
-  const headers = { ...paypalHeaders(ID, BODY, key), 'paypal-cert-url': url }
+  const headers = { ...paypalHeaders(ID, BODY, { key, at }), 'paypal-cert-url': url }
   const provider = paypal({ webhookId: ID, fetch: host.fetch })
   return { ...host, result: ask(provider, { headers, body: Buffer.from(BODY) }, { at }) }
 }
