@@ -21,8 +21,9 @@ const ARN = /^arn:aws[\w-]*:sns:[\w-]+:\d{12}:[\w.-]{1,256}$/
 
 /**
  * Amazon SNS, without raw delivery, which is not signed. Messages of versions 1 and 2 are verified
- * with a certificate that is fetched from SNS only; `MessageAttributes` are not signed. A new subscription to the topic is confirmed
- * by visiting its address. There is no window: deliveries are repeated for weeks.
+ * with a certificate that is fetched from SNS only; `MessageAttributes` are not signed. A new
+ * subscription to the topic is confirmed by visiting its address. There is no window: deliveries are
+ * repeated for weeks.
  */
 export function awsSns({ topicArn, fetch = globalThis.fetch }: AwsSnsOptions): Provider {
   const certificateAt = pinnedCertificates({
