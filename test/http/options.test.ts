@@ -1,6 +1,7 @@
 import Fastify from 'fastify'
 import t, { test } from 'tap'
-import idempotency, { type PluginOptions } from '../../src/index.js'
+import { bullmq } from '../../src/dispatch/bullmq.js'
+import idempotency, { inProcess, type PluginOptions } from '../../src/index.js'
 import { DEFAULTS } from '../../src/options.js'
 import { buildApp, latch, newKey, recordOf, send } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
@@ -67,6 +68,25 @@ const boolean: Checked = {
   wrong: ['true', 1, 0, null, {}],
   right: [true, false],
   says: /must be true or false/,
+}
+
+const limit: Checked = {
+  wrong: [
+    true,
+    null,
+    5,
+    {},
+    { max: 1 },
+    { timeWindow: '1m' },
+    { max: 0, timeWindow: '1m' },
+    { max: 1.5, timeWindow: 1 },
+    { max: '1', timeWindow: 1 },
+    { max: 1, timeWindow: 0 },
+    { max: 1, timeWindow: '1 minute' },
+    { max: 1, timeWindow: 1, ban: 1 },
+  ],
+  right: [false, { max: 1, timeWindow: '1m' }, { max: 100, timeWindow: 1000 }],
+  says: /must be \{ max, timeWindow \} such as \{ max: 100, timeWindow: '1m' \}, or false/,
 }
 
 /** Options of a route, which are the plugin's as well. */
@@ -144,24 +164,15 @@ const PLUGIN: Record<string, Checked> = {
     says: /must be a function such as \(request\) => request.user.orgId, or false in an application with one tenant/,
   },
   global: boolean,
-  rateLimit: {
-    wrong: [
-      true,
-      null,
-      5,
-      {},
-      { max: 1 },
-      { timeWindow: '1m' },
-      { max: 0, timeWindow: '1m' },
-      { max: 1.5, timeWindow: 1 },
-      { max: '1', timeWindow: 1 },
-      { max: 1, timeWindow: 0 },
-      { max: 1, timeWindow: '1 minute' },
-      { max: 1, timeWindow: 1, ban: 1 },
-    ],
-    right: [false, { max: 1, timeWindow: '1m' }, { max: 100, timeWindow: 1000 }],
-    says: /must be \{ max, timeWindow \} such as \{ max: 100, timeWindow: '1m' \}, or false/,
+  rateLimit: limit,
+  failedSignatures: limit,
+  dispatch: {
+    wrong: [null, true, 'bullmq', {}, bullmq, { ...inProcess(), stop: undefined }],
+    right: [inProcess(), inProcess({ concurrency: 1 })],
+    says: /must be inProcess\(\{ … \}\), bullmq\(\{ … \}\), or another object/,
   },
+  worker: boolean,
+  drain: { ...duration('0'), right: [0, '10s'] },
   storeTimeout: { ...duration('1', 0), right: [1, '5s'] },
   pruneEvery: { ...duration('1000', 0, 999), right: [false, '1s', '1h'] },
   docs: {

@@ -5,9 +5,10 @@ import { type PostgresDatabase, postgresDatabase } from '../fixtures/database.js
 import { type ServerProcess, textPoster, webhooksProcess } from '../fixtures/processes.js'
 import { redisClient } from '../fixtures/redis.js'
 import { missing } from '../fixtures/services.js'
+import { size } from '../fixtures/size.js'
 import { signedByStripe, stripeEvent } from '../fixtures/webhooks.js'
 
-const EVENTS = 5_000
+const EVENTS = size({ full: 5_000, quick: 1_000 })
 const KILLS = 5
 /** So many requests are under way at once. */
 const POSTING = 50

@@ -9,9 +9,10 @@ import {
   textPoster,
 } from '../fixtures/processes.js'
 import { missing } from '../fixtures/services.js'
+import { size } from '../fixtures/size.js'
 import { eventOf, signedByBank } from '../fixtures/webhooks.js'
 
-const ROUNDS = 100
+const ROUNDS = size({ full: 100, quick: 25 })
 const PARALLEL = 100
 
 t.setTimeout(300_000)

@@ -7,7 +7,7 @@ import { toleranceMs } from './hmac.js'
 export interface DiscordOptions {
   /** General Information → Public Key: 64 hexadecimal digits. */
   publicKey: Secrets
-  /** How far the signed time may lie from now, on both sides. Default `'5m'`. */
+  /** How far the signed time may lie from now, on both sides. Default `'15m'`. */
   tolerance?: Duration
 }
 
@@ -15,10 +15,11 @@ export interface DiscordOptions {
 const NOTED: Answer = { status: 204, headers: { 'content-type': 'application/json' } }
 
 /**
- * Discord: webhook events, and the pings of both kinds of endpoints. Window: 5 minutes. Events have no id, interactions do. Discord tests an endpoint with wrong signatures, and
+ * Discord: webhook events, and the pings of both kinds of endpoints. Window: 15 minutes, because it repeats for 10.
+ * Events have no id, interactions do. Discord tests an endpoint with wrong signatures, and
  * wants 401 for them.
  */
-export function discord({ publicKey, tolerance = '5m' }: DiscordOptions): Provider {
+export function discord({ publicKey, tolerance = '15m' }: DiscordOptions): Provider {
   return defineProvider({
     name: 'discord',
     secret: publicKey,
