@@ -571,7 +571,7 @@ export const cases: readonly ProviderCase[] = [
     body: interaction,
     event: { eventId: 'i-1', type: '2' },
     header: 'x-signature-ed25519',
-    windowMs: 5 * MINUTE,
+    windowMs: 15 * MINUTE,
     nameless: {
       body: json({
         type: 1,
