@@ -15,7 +15,7 @@ const POSTING = 50
 /** Every so many events are delivered twice, as providers do without a reason. */
 const TWICE = 10
 
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 const noPostgres = await missing('postgres')
 const noRedis = await missing('redis')

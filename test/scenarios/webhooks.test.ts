@@ -15,7 +15,7 @@ import { eventOf, signedByBank } from '../fixtures/webhooks.js'
 const ROUNDS = size({ full: 100, quick: 25 })
 const PARALLEL = 100
 
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 const skip = await missing('postgres')
 
