@@ -25,7 +25,7 @@ type Endpoint = (typeof ENDPOINTS)[number]
 
 interface Scenario {
   readonly database: PostgresDatabase
-  start(WORKER: 'yes' | 'no', LEASE?: '1s' | '30s'): Promise<ServerProcess>
+  start(WORKER: 'yes' | 'no', LEASE?: '3s' | '30s'): Promise<ServerProcess>
   deliver(server: ServerProcess, endpoint: Endpoint, event: object): Promise<Answer>
   effects(eventId: string): Promise<number>
 }
@@ -35,7 +35,9 @@ async function scenario(t: Test): Promise<Scenario> {
   const post = textPoster(t, PARALLEL / 2)
   return {
     database,
-    start: (WORKER, LEASE = '1s') =>
+    // Longer than a busy machine makes a process stand still: an effect that is in no transaction is
+    // done again by whoever takes over.
+    start: (WORKER, LEASE = '3s') =>
       inlineWebhooksProcess(t, { DATABASE_URL: database.url, WORKER, LEASE }),
     deliver(server, endpoint, event) {
       const text = JSON.stringify(event)
@@ -126,7 +128,7 @@ t.test(
     t.type(await interrupted, Error)
     const { answer, tookMs } = await deliverUntilAcknowledged(all, second, 'atomic', event)
     t.equal(outcomeOf(answer), '200 processed')
-    t.ok(tookMs < 3_000, `after ${Math.round(tookMs)} ms, with a lease of 1000 ms`)
+    t.ok(tookMs < 12_000, `after ${Math.round(tookMs)} ms, with a lease of 3000 ms`)
     t.equal(await effects(event.id), 1)
     t.match(await eventOf(database, event.id, '', 'atomic'), { status: 'processed', fence: 2 })
   },
