@@ -47,6 +47,10 @@ const CAN_RUN = `(
 // Rows are inserted in the order of their names, so that two processes that record the same events
 // wait for each other but seldom in a circle; a lane can still make one, which is told and said
 // again. A row that is known takes no lane and is not compared with others.
+//
+// The look for the same body must be served by the index on it. Without statistics, the planner would
+// as soon search the unique key by its first two columns, and so read every event of the provider:
+// written as expressions, they cannot be searched for.
 const RECORD = `
 WITH a AS MATERIALIZED (
   SELECT a.*, EXISTS (
@@ -70,7 +74,8 @@ WITH a AS MATERIALIZED (
     CASE WHEN NOT a.is_known THEN coalesce(
       (
         SELECT e.id FROM webhook_event e
-        WHERE e.tenant_id = a.tenant_id AND e.provider = a.provider AND e.body_hash = a.body_hash
+        WHERE e.body_hash = a.body_hash
+          AND e.tenant_id || '' = a.tenant_id AND e.provider || '' = a.provider
           AND (e.event_id = a.event_id) IS NOT TRUE
         LIMIT 1
       ), (

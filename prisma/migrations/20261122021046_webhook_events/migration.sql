@@ -33,7 +33,7 @@ CREATE UNIQUE INDEX "webhook_event_running_lane_key" ON "webhook_event"("running
 CREATE INDEX "webhook_event_due_at_idx" ON "webhook_event"("due_at");
 
 -- CreateIndex
-CREATE INDEX "webhook_event_tenant_id_provider_body_hash_idx" ON "webhook_event"("tenant_id", "provider", "body_hash");
+CREATE INDEX "webhook_event_body_hash_idx" ON "webhook_event"("body_hash");
 
 -- CreateIndex
 CREATE INDEX "webhook_event_lane_status_idx" ON "webhook_event"("lane", "status");
