@@ -1,7 +1,6 @@
 // A database may be set to a stricter isolation level than usual. Then PostgreSQL refuses statements
 // that met each other, and says to repeat them.
 import { randomUUID } from 'node:crypto'
-import pg from 'pg'
 import t from 'tap'
 import { postgresStore } from '../../src/store/postgres.js'
 import { onPool } from '../../src/store/statements.js'
@@ -20,17 +19,11 @@ const ask = (): Ask => ({
 })
 const held = (list: readonly Ask[]) => list.map((a) => ({ ...a, fence: 1, response: null }))
 
-for (const level of ['read committed', 'repeatable read', 'serializable']) {
-  t.test(`at ${level}, lists that meet in any order are all answered`, { skip }, async (t) => {
-    const { url } = await postgresDatabase(t)
-    const pool = new pg.Pool({
-      connectionString: url,
-      max: 10,
-      options: `-c default_transaction_isolation=${level.replace(' ', '\\ ')}`,
-    })
-    t.teardown(() => pool.end())
+for (const isolation of ['read committed', 'repeatable read', 'serializable'] as const) {
+  t.test(`at ${isolation}, lists that meet in any order are all answered`, { skip }, async (t) => {
+    const { pool } = await postgresDatabase(t, { isolation })
     const { rows } = await pool.query('SHOW transaction_isolation')
-    t.equal(rows[0].transaction_isolation, level)
+    t.equal(rows[0].transaction_isolation, isolation)
     const store = postgresStore(onPool(pool))
     for (let round = 0; round < 5; round += 1) {
       const asks = Array.from({ length: 40 }, ask)
