@@ -30,7 +30,7 @@ CREATE TABLE "webhook_event" (
 CREATE UNIQUE INDEX "webhook_event_running_lane_key" ON "webhook_event"("running_lane");
 
 -- CreateIndex
-CREATE INDEX "webhook_event_due_at_idx" ON "webhook_event"("due_at");
+CREATE INDEX "webhook_event_due_at_id_idx" ON "webhook_event"("due_at", "id");
 
 -- CreateIndex
 CREATE INDEX "webhook_event_body_hash_idx" ON "webhook_event"("body_hash");
