@@ -4,8 +4,10 @@ import type { TenantId } from '../options.js'
 import type { Arrival } from '../store/event-store.js'
 import type { WebhookEvent } from './event.js'
 import type { EndpointSettings } from './options.js'
-import { type Provider, parseJson, type VerifiedEvent } from './provider.js'
+import { parseJson } from './payload.js'
+import type { Provider } from './provider.js'
 import { headerOf, type Incoming } from './signature.js'
+import type { VerifiedEvent } from './verify.js'
 
 /** What an application does with an event. What it returns does not matter; that it returns, does. */
 export type WebhookHandler = (event: WebhookEvent) => unknown
@@ -34,16 +36,14 @@ export function storableName(name: string): string {
   return isPlain ? name : `sha256:${sha256(Buffer.from(name, 'utf16le'))}`
 }
 
-/** Everything of a new event but its row's name and how it starts. */
+/** Everything of a new event but its row's name, its lane and how it starts. */
 export function arrivalOf(
-  { name, provider, settings }: Endpoint,
+  { name, provider }: Endpoint,
   tenantId: string,
   event: VerifiedEvent,
   headers: Readonly<Record<string, string>>,
-): Omit<Arrival, 'id' | 'status' | 'dueInMs'> {
-  const { eventId, type, object, payload, rawBody } = event
-  const facts = { provider: provider.name, eventId, type, object, payload }
-  const lane = laneOf(settings.serialize(facts))
+): Omit<Arrival, 'id' | 'lane' | 'status' | 'dueInMs'> {
+  const { eventId, type, rawBody } = event
   return {
     tenantId,
     provider: provider.name,
@@ -53,13 +53,23 @@ export function arrivalOf(
     payload: rawBody,
     headers,
     bodyHash: sha256(rawBody),
-    // Of this endpoint: what waits under a name that nobody serves any more holds up nothing else.
-    lane: lane === undefined ? null : sha256(JSON.stringify([tenantId, name, lane])),
   }
 }
 
+/** The lane of an event: those of one lane run one at a time. @throws what `serialize` throws. */
+export function laneOf(
+  { name, provider, settings }: Endpoint,
+  tenantId: string,
+  { eventId, type, object, payload }: VerifiedEvent,
+): string | null {
+  const facts = { provider: provider.name, eventId, type, object, payload }
+  const lane = laneName(settings.serialize(facts))
+  // Of this endpoint: what waits under a name that nobody serves any more holds up nothing else.
+  return lane === undefined ? null : sha256(JSON.stringify([tenantId, name, lane]))
+}
+
 /** @throws TypeError for what is no name, such as a promise: it would serialize nothing. */
-function laneOf(value: unknown): string | undefined {
+function laneName(value: unknown): string | undefined {
   if (value === undefined || value === null || value === '') return undefined
   if (typeof value === 'string') return value
   if (typeof value === 'number' || typeof value === 'bigint') return String(value)

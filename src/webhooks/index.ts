@@ -1,14 +1,6 @@
 // The entry point `fastify-idempotency/webhooks`: providers, and verifying without Fastify.
-export {
-  type Answer,
-  type DeliveryOutcome,
-  type Provider,
-  type Secret,
-  type Secrets,
-  type Verification,
-  type VerifiedEvent,
-  type VerifyOptions,
-  verify,
-} from './provider.js'
+export type { Answer, DeliveryOutcome, Provider } from './provider.js'
 export * from './providers/index.js'
+export type { Secret, Secrets } from './secrets.js'
 export type { Incoming, Refusal } from './signature.js'
+export { type Verification, type VerifiedEvent, type VerifyOptions, verify } from './verify.js'

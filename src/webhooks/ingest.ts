@@ -1,7 +1,8 @@
 import { OptionInvalid } from '../errors.js'
 import { bytesOf, type Endpoint, keptOf } from './endpoint.js'
-import { eventOf, parseJson, type VerifiedEvent } from './provider.js'
+import { parseJson } from './payload.js'
 import type { Incoming } from './signature.js'
+import { eventOf, type VerifiedEvent } from './verify.js'
 
 /** An event that did not come over HTTP: fetched from a provider's API by a reconciler, say. */
 export interface EventToIngest {

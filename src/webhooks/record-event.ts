@@ -5,7 +5,8 @@ import { readWebhookOptions } from './check-options.js'
 import { bytesOf, type Endpoint } from './endpoint.js'
 import type { WebhookEvent } from './event.js'
 import type { Inbox } from './inbox.js'
-import { type Provider, parseJson } from './provider.js'
+import { parseJson } from './payload.js'
+import type { Provider } from './provider.js'
 
 /** An event that came to a route of the application's own. */
 export interface EventToRecord {

@@ -7,8 +7,10 @@ import { hasStatus, NoTenant, tenantOf } from '../http/tenant.js'
 import { answerOutcome, send, worstOf } from './answer.js'
 import { type Endpoint, keptOf } from './endpoint.js'
 import type { Inbox } from './inbox.js'
-import { type DeliveryOutcome, keysOf, type Verification, verifyIncoming } from './provider.js'
+import type { DeliveryOutcome } from './provider.js'
+import { keysOf } from './secrets.js'
 import type { Incoming, Refusal } from './signature.js'
+import { type Verification, verifyIncoming } from './verify.js'
 
 export interface RouteContext {
   readonly inbox: Inbox

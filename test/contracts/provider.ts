@@ -1,12 +1,8 @@
 // What every webhook provider promises, run against each of them.
 import type { Test } from 'tap'
-import {
-  type Answer,
-  keysOf,
-  type Provider,
-  type Secrets,
-  verifyIncoming,
-} from '../../src/webhooks/provider.js'
+import type { Answer, Provider } from '../../src/webhooks/provider.js'
+import { keysOf, type Secrets } from '../../src/webhooks/secrets.js'
+import { verifyIncoming } from '../../src/webhooks/verify.js'
 
 /** A signed request, as the provider would send it. */
 export interface Sent {

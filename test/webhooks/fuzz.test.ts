@@ -1,7 +1,9 @@
 // Requests that nobody would send, to every provider. Run one again with FUZZ_SEED=<number>.
 import t from 'tap'
-import { keysOf, type Provider, verifyIncoming } from '../../src/webhooks/provider.js'
+import type { Provider } from '../../src/webhooks/provider.js'
+import { keysOf } from '../../src/webhooks/secrets.js'
 import type { Incoming, Key } from '../../src/webhooks/signature.js'
+import { verifyIncoming } from '../../src/webhooks/verify.js'
 import { NOW, type ProviderCase, type Sent } from '../contracts/provider.js'
 import { createOddRequests, ODD_TEXTS } from '../fixtures/odd-requests.js'
 import { cases } from './providers/cases.js'

@@ -2,7 +2,7 @@
 import crypto, { generateKeyPairSync } from 'node:crypto'
 import { syncBuiltinESMExports } from 'node:module'
 import t, { type Test } from 'tap'
-import { parseForm, verify } from '../../src/webhooks/provider.js'
+import { parseForm } from '../../src/webhooks/payload.js'
 import { hmac, mailgun, twilio } from '../../src/webhooks/providers/index.js'
 import {
   CertificateUnreachable,
@@ -12,6 +12,7 @@ import {
   type Scheme,
   type Signed,
 } from '../../src/webhooks/signature.js'
+import { verify } from '../../src/webhooks/verify.js'
 import { ask, NOW, type Sent } from '../contracts/provider.js'
 import { cases } from './providers/cases.js'
 

@@ -1,12 +1,6 @@
-import {
-  type Answer,
-  at,
-  defineProvider,
-  nameOfAll,
-  type Provider,
-  parseJson,
-  type Secrets,
-} from '../provider.js'
+import { at, nameOfAll, parseJson } from '../payload.js'
+import { type Answer, defineProvider, type Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import { fromBase64, fromHex, type Incoming, type Read, type Signed } from '../signature.js'
 
 export interface AdyenOptions {

@@ -1,11 +1,6 @@
-import {
-  type Answer,
-  at,
-  defineProvider,
-  type Provider,
-  parseJson,
-  type Secrets,
-} from '../provider.js'
+import { at, parseJson } from '../payload.js'
+import { type Answer, defineProvider, type Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import { fromBase64, type Incoming, isEqual, type Known, type Read } from '../signature.js'
 import { type Fetch, isPlainHttps, pinnedCertificates } from './pinned-certificates.js'
 

@@ -1,6 +1,8 @@
 import { createPublicKey, type KeyObject } from 'node:crypto'
 import type { Duration } from '../../core/duration.js'
-import { type Answer, at, defineProvider, type Provider, type Secrets } from '../provider.js'
+import { at } from '../payload.js'
+import { type Answer, defineProvider, type Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import { fromHex, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
 import { toleranceMs } from './hmac.js'
 

@@ -1,4 +1,5 @@
-import { at, defineProvider, nameOfAll, type Provider } from '../provider.js'
+import { at, nameOfAll } from '../payload.js'
+import { defineProvider, type Provider } from '../provider.js'
 import { fromBase64, headerOf, type Incoming, type Read } from '../signature.js'
 import type { SecretOptions } from './hmac.js'
 

@@ -1,4 +1,5 @@
-import { at, type Provider, parseForm, parseJson } from '../provider.js'
+import { at, parseForm, parseJson } from '../payload.js'
+import type { Provider } from '../provider.js'
 import { isForm } from '../signature.js'
 import { hmac, type SecretOptions } from './hmac.js'
 

@@ -1,5 +1,7 @@
 import { OptionInvalid } from '../../errors.js'
-import { at, defineProvider, type Provider, type Secrets } from '../provider.js'
+import { at } from '../payload.js'
+import { defineProvider, type Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import { headerOf, type Incoming, type Read, type Scheme } from '../signature.js'
 import { type TolerantOptions, toleranceMs } from './hmac.js'
 import { keyOf, readSigned, STANDARD_HEADERS, STANDARD_SECRET } from './standard-webhooks.js'

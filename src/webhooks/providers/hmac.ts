@@ -1,6 +1,8 @@
 import { type Duration, parseDuration } from '../../core/duration.js'
 import { OptionInvalid } from '../../errors.js'
-import { at, defineProvider, type HeaderReader, type Provider, type Secrets } from '../provider.js'
+import { at } from '../payload.js'
+import { defineProvider, type HeaderReader, type Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import {
   fromBase64,
   fromHex,

@@ -1,4 +1,5 @@
-import { at, type Provider } from '../provider.js'
+import { at } from '../payload.js'
+import type { Provider } from '../provider.js'
 import { hmac, type SecretOptions } from './hmac.js'
 
 /**

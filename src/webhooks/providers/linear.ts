@@ -1,4 +1,5 @@
-import { at, defineProvider, type Provider, parseJson } from '../provider.js'
+import { at, parseJson } from '../payload.js'
+import { defineProvider, type Provider } from '../provider.js'
 import { fromHex, headerOf, type Incoming, type Read } from '../signature.js'
 import { type TolerantOptions, toleranceMs } from './hmac.js'
 

@@ -1,13 +1,7 @@
 import type { Duration } from '../../core/duration.js'
-import {
-  at,
-  defineProvider,
-  nameOf,
-  type Provider,
-  parseForm,
-  parseJson,
-  type Secrets,
-} from '../provider.js'
+import { at, nameOf, parseForm, parseJson } from '../payload.js'
+import { defineProvider, type Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import { fromHex, type Incoming, isForm, type Read, wholeNumber } from '../signature.js'
 import { toleranceMs } from './hmac.js'
 

@@ -1,12 +1,6 @@
-import {
-  type Answer,
-  at,
-  checkSecrets,
-  keysOf,
-  type Provider,
-  type SecretOwner,
-  type Secrets,
-} from '../provider.js'
+import { at } from '../payload.js'
+import type { Answer, Provider } from '../provider.js'
+import { checkSecrets, keysOf, type SecretOwner, type Secrets } from '../secrets.js'
 import { isEqual } from '../signature.js'
 import { hmac, type Payload, type SecretOptions } from './hmac.js'
 

@@ -1,4 +1,5 @@
-import { at, defineProvider, type Provider } from '../provider.js'
+import { at } from '../payload.js'
+import { defineProvider, type Provider } from '../provider.js'
 import { type TolerantOptions, toleranceMs } from './hmac.js'
 import { readPairs } from './pairs.js'
 

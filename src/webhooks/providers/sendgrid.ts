@@ -1,5 +1,7 @@
 import type { KeyObject } from 'node:crypto'
-import { at, defineProvider, type Provider, type Secrets } from '../provider.js'
+import { at } from '../payload.js'
+import { defineProvider, type Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import { fromBase64, headerOf, type Incoming, publicKeyOf, type Read } from '../signature.js'
 
 export interface SendgridOptions {

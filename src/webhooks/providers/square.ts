@@ -1,4 +1,6 @@
-import { at, type Provider, type Secrets } from '../provider.js'
+import { at } from '../payload.js'
+import type { Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import { hmac } from './hmac.js'
 import { checkPublicUrl } from './public-url.js'
 

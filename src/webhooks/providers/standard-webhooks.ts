@@ -1,4 +1,5 @@
-import { at, defineProvider, type HeaderReader, type Provider } from '../provider.js'
+import { at } from '../payload.js'
+import { defineProvider, type HeaderReader, type Provider } from '../provider.js'
 import { fromBase64, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
 import { type TolerantOptions, toleranceMs } from './hmac.js'
 

@@ -1,12 +1,7 @@
 import { createHash } from 'node:crypto'
-import {
-  at,
-  defineProvider,
-  type Provider,
-  parseForm,
-  parseJson,
-  type Secrets,
-} from '../provider.js'
+import { at, parseForm, parseJson } from '../payload.js'
+import { defineProvider, type Provider } from '../provider.js'
+import type { Secrets } from '../secrets.js'
 import {
   fromBase64,
   fromHex,

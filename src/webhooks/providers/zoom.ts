@@ -1,5 +1,6 @@
 import { createHash, createHmac } from 'node:crypto'
-import { at, nameOf, type Provider } from '../provider.js'
+import { at, nameOf } from '../payload.js'
+import type { Provider } from '../provider.js'
 import { hmac, type TolerantOptions } from './hmac.js'
 
 /**

@@ -37,7 +37,7 @@ import { Webhook } from 'standardwebhooks'
 import Stripe from 'stripe'
 import { Webhook as SvixWebhook } from 'svix'
 import t from 'tap'
-import { type Provider, verify } from '../../../src/webhooks/provider.js'
+import type { Provider } from '../../../src/webhooks/provider.js'
 import {
   awsSns,
   discord,
@@ -49,6 +49,7 @@ import {
   stripe,
   svix,
 } from '../../../src/webhooks/providers/index.js'
+import { verify } from '../../../src/webhooks/verify.js'
 import { certificateHost, certificates, SNS_CERT, snsBody } from './cases.js'
 
 const RUNS = { seed: 20_270_115, numRuns: 400 }

@@ -1,7 +1,6 @@
 // What single providers do that nobody else does.
 import { createHash, createHmac } from 'node:crypto'
 import t from 'tap'
-import { verify } from '../../../src/webhooks/provider.js'
 import {
   adyen,
   discord,
@@ -19,6 +18,7 @@ import {
   zendesk,
   zoom,
 } from '../../../src/webhooks/providers/index.js'
+import { verify } from '../../../src/webhooks/verify.js'
 import { ask, NOW, type Sent } from '../../contracts/provider.js'
 import { adyenItem, cases, TWILIO_URL } from './cases.js'
 

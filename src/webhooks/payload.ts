@@ -1,0 +1,57 @@
+// Reading what somebody has sent: it may be anything.
+
+const utf8 = new TextDecoder('utf-8', { fatal: true })
+
+/** @throws for bytes that are no UTF-8, and for text that is no JSON. */
+export function parseJson(body: Uint8Array): unknown {
+  return JSON.parse(utf8.decode(body))
+}
+
+/** No provider sends that many; somebody who sends more wants them sorted. */
+const MOST_FIELDS = 1_000
+
+/**
+ * A form as an object; a name that comes twice has a list.
+ *
+ * @throws for bytes that are no UTF-8, and for more than a thousand fields.
+ */
+export function parseForm(body: Uint8Array): Record<string, string | string[]> {
+  const text = utf8.decode(body)
+  if (text.split('&', MOST_FIELDS + 1).length > MOST_FIELDS) throw new RangeError('too many fields')
+  const fields = new Map<string, string[]>()
+  for (const [name, value] of new URLSearchParams(text)) {
+    const values = fields.get(name)
+    if (values === undefined) fields.set(name, [value])
+    else values.push(value)
+  }
+  return Object.fromEntries(
+    [...fields].map(([name, values]) => [
+      name,
+      values.length === 1 ? (values[0] as string) : values,
+    ]),
+  )
+}
+
+/** Text, or a number that is written as text; anything else names nothing. */
+export function nameOf(value: unknown): string | null {
+  if (typeof value === 'number' && Number.isSafeInteger(value)) return String(value)
+  return typeof value === 'string' && value !== '' ? value : null
+}
+
+/** Names that only together name something; none if one of them is missing. */
+export function nameOfAll(...values: readonly unknown[]): string | null {
+  const names = values.map(nameOf)
+  return names.includes(null) ? null : names.join(':')
+}
+
+/** Reads `a.b.c` of something that may be anything. */
+export function at(value: unknown, path: string): unknown {
+  let current = value
+  for (const name of path.split('.')) {
+    if (typeof current !== 'object' || current === null || !Object.hasOwn(current, name)) {
+      return undefined
+    }
+    current = Reflect.get(current, name)
+  }
+  return current
+}

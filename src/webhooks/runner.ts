@@ -1,0 +1,220 @@
+import type { FastifyBaseLogger } from 'fastify'
+import type { Dispatch, Job, JobName, JobOutcome, Work } from '../dispatch/dispatch.js'
+import { type Report, reporter } from '../events.js'
+import type { PrismaClientLike } from '../store/client.js'
+import type { DatabaseClock } from '../store/clock.js'
+import { oneOf } from '../store/combine.js'
+import type { Endpoints, EventStore, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
+import { within } from '../within.js'
+import { type Endpoint, payloadOf } from './endpoint.js'
+import { Run, type RunContext, type RunOutcome } from './run.js'
+
+export interface RunnerOptions {
+  readonly store: EventStore
+  readonly prisma: PrismaClientLike
+  readonly clock: DatabaseClock
+  readonly dispatch: Dispatch
+  /** How long the store may take for one answer. */
+  readonly storeTimeoutMs: number
+  /** How long a closing server waits for the events that it runs. */
+  readonly drainMs: number
+  readonly log: FastifyBaseLogger
+}
+
+/** Every run of this process: claimed, under its lease until it ended, and waited for at the end. */
+export class Runner implements Work {
+  readonly report: Report
+  readonly #options: RunnerOptions
+  readonly #endpoints: ReadonlyMap<string, Endpoint>
+  readonly #open = new Set<Run>()
+  /** Claims under way, each of which may become a run. */
+  readonly #starting = new Set<Promise<unknown>>()
+  readonly #end: (end: RunEnd) => Promise<boolean>
+  readonly #extend: (hold: RunHold & { leaseMs: number }) => Promise<boolean>
+  #isWorking = false
+  #isStopped = false
+  #onEmpty: (() => void) | undefined
+
+  constructor(options: RunnerOptions, endpoints: ReadonlyMap<string, Endpoint>) {
+    const { store, storeTimeoutMs, log } = options
+    this.#options = options
+    this.#endpoints = endpoints
+    this.report = reporter(log, undefined, undefined)
+    this.#end = oneOf(store, store.end, storeTimeoutMs)
+    this.#extend = oneOf(store, store.extend, storeTimeoutMs)
+  }
+
+  /** Begins to run what is due. Once. */
+  work(): void {
+    if (this.#isWorking) return
+    this.#isWorking = true
+    this.#options.dispatch.start(this)
+  }
+
+  /**
+   * Makes the run of what was claimed. A claim that took long on its way may be over by now: then it
+   * is renewed first, and `undefined` means that somebody else was faster.
+   */
+  async begin(
+    endpoint: Endpoint,
+    stored: StoredEvent,
+    claimedAt: number,
+    log: FastifyBaseLogger,
+    report: Report,
+  ): Promise<Run | undefined> {
+    const { prisma, clock, storeTimeoutMs, dispatch } = this.#options
+    const { leaseMs } = endpoint.settings
+    let askedAt = claimedAt
+    if (performance.now() - askedAt > leaseMs / 2) {
+      askedAt = performance.now()
+      const renewing = this.#extend({ id: stored.id, fence: stored.fence, leaseMs })
+      if (!(await within(renewing, storeTimeoutMs).catch(() => false))) return undefined
+    }
+    const context: RunContext = {
+      prisma,
+      clock,
+      storeTimeoutMs,
+      log,
+      report,
+      extend: this.#extend,
+      end: async (end) => {
+        const isEnded = await this.#end(end)
+        if (isEnded && end.status === 'retrying' && end.dueInMs !== null) {
+          this.enqueue({ id: end.id, fence: end.fence, inMs: end.dueInMs })
+        }
+        return isEnded
+      },
+      onEnd: (ended) => {
+        this.#open.delete(ended)
+        if (this.#open.size === 0) this.#onEmpty?.()
+        // The next one of its lane may run.
+        if (stored.lane !== null) dispatch.lookAgain()
+      },
+    }
+    const run = new Run(endpoint, stored, askedAt, context)
+    this.#open.add(run)
+    return run
+  }
+
+  /** `undefined`: it may not run now, because somebody else runs it or its lane. */
+  async claimAndRun(
+    endpoint: Endpoint,
+    id: string,
+    log: FastifyBaseLogger,
+    report?: Report,
+  ): Promise<RunOutcome | undefined> {
+    const askedAt = performance.now()
+    const claiming = this.#options.store.claim(id, endpoint.settings.leaseMs)
+    const claimed = this.#claimInTime(claiming.then((stored) => (stored ? [stored] : [])))
+    const starting = claimed.then(
+      ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, log, report),
+    )
+    const start = await this.#tracked(starting)
+    return start?.()
+  }
+
+  /** Claimed too late, for somebody who is gone: free for the next one, and no attempt. */
+  giveBack(claimed: Pick<StoredEvent, 'id' | 'fence' | 'attempts' | 'deferrals' | 'errors'>): void {
+    const { id, fence, attempts, deferrals, errors } = claimed
+    const end = { status: 'retrying', dueInMs: 0, attempts: attempts - 1, wakes: null } as const
+    this.#end({ id, fence, deferrals, errors, ...end }).catch(() => {})
+  }
+
+  /** Says that an event wants to be run. */
+  enqueue(job: Job): void {
+    this.#options.dispatch.enqueue(job, this.report)
+  }
+
+  async startDue(limit: number): Promise<Promise<void>[]> {
+    const { store, log } = this.#options
+    const askedAt = performance.now()
+    const claimed = await this.#claimInTime(store.claimDue(limit, this.#served()))
+    return claimed.map(async (stored) => {
+      const endpoint = this.#endpoints.get(stored.endpoint)
+      // The store was asked for these endpoints only.
+      if (endpoint === undefined) return
+      const start = await this.#tracked(this.#beginStored(endpoint, stored, askedAt, log))
+      await start?.()
+    })
+  }
+
+  async run({ id, fence }: JobName): Promise<JobOutcome> {
+    const { store, storeTimeoutMs, log } = this.#options
+    const found = await within(store.find(id), storeTimeoutMs)
+    const endpoint = found && this.#endpoints.get(found.endpoint)
+    // A job of an earlier run: the pause that this one waits for is another.
+    if (endpoint === undefined || found?.fence !== fence) return 'over'
+    if (!['received', 'retrying', 'processing'].includes(found.status)) return 'over'
+    if (this.#isStopped) return 'held'
+    const outcome = await this.claimAndRun(endpoint, id, log)
+    return outcome === undefined ? 'held' : 'ran'
+  }
+
+  listDue(limit: number): Promise<JobName[]> {
+    const { store, storeTimeoutMs } = this.#options
+    return within(store.listDue(limit, this.#served()), storeTimeoutMs)
+  }
+
+  /** Begins nothing more. Requests that run an event go on. */
+  async stop(): Promise<void> {
+    this.#isStopped = true
+    await this.#options.dispatch.stop()
+  }
+
+  /** Waits for the events that are running, and hands back those that take too long. */
+  async close(): Promise<void> {
+    const { drainMs, storeTimeoutMs, dispatch } = this.#options
+    await Promise.allSettled(this.#starting)
+    const emptied = new Promise<void>((resolve) => {
+      this.#onEmpty = resolve
+      if (this.#open.size === 0) resolve()
+    })
+    await within(emptied, drainMs).catch(() => {})
+    await Promise.all([...this.#open].map((run) => run.handBack()))
+    await within(emptied, storeTimeoutMs).catch(() => {})
+    for (const run of this.#open) run.abandon('the server closed before it was recorded')
+    await dispatch.close()
+  }
+
+  #served(): Endpoints {
+    const all = [...this.#endpoints.values()]
+    return {
+      names: all.map(({ name }) => name),
+      leasesMs: all.map(({ settings }) => settings.leaseMs),
+    }
+  }
+
+  async #claimInTime(claiming: Promise<readonly StoredEvent[]>): Promise<readonly StoredEvent[]> {
+    try {
+      return await within(claiming, this.#options.storeTimeoutMs)
+    } catch (error) {
+      claiming.then(
+        (claimed) => {
+          for (const stored of claimed) this.giveBack(stored)
+        },
+        () => {},
+      )
+      throw error
+    }
+  }
+
+  /** A server that closes waits for what is about to run, as it does for what runs. */
+  #tracked<T>(starting: Promise<T>): Promise<T> {
+    this.#starting.add(starting)
+    return starting.finally(() => this.#starting.delete(starting))
+  }
+
+  /** Makes the run of an event as it stands in the table; returns what runs it. */
+  async #beginStored(
+    endpoint: Endpoint,
+    stored: StoredEvent,
+    askedAt: number,
+    log: FastifyBaseLogger,
+    report = reporter(log, endpoint.name, { tenantId: stored.tenantId, key: stored.id }),
+  ): Promise<(() => Promise<RunOutcome>) | undefined> {
+    const run = await this.begin(endpoint, stored, askedAt, log, report)
+    const { buffer, byteOffset, byteLength } = stored.payload
+    const body = Buffer.from(buffer, byteOffset, byteLength)
+    return run && (() => run.execute(() => payloadOf(endpoint, body, stored.headers)))
+  }
+}
