@@ -111,7 +111,11 @@ async function run(): Promise<void> {
     server.disconnect()
     await once(server, 'exit')
   }
-  if (values.json) console.log(JSON.stringify({ connections, rounds, seconds, report }))
+  if (values.json) {
+    const { statements } = values
+    const setting = { connections, rounds, seconds, statements, node: process.version }
+    console.log(JSON.stringify({ ...setting, report }, undefined, 1))
+  }
 }
 
 async function measure(
