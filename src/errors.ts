@@ -97,6 +97,12 @@ export const InboxUnavailable = createError(
   'This webhook cannot be recorded now; deliver it again later',
   503,
 )
+/** Whoever keeps the locks does not answer. The routine was not run. */
+export const LockUnavailable = createError(
+  'IDEMPOTENCY_LOCK_UNAVAILABLE',
+  'Whether somebody holds this lock cannot be found out now; nothing was executed, repeat it later',
+  503,
+)
 /** A step or transaction with a name that this attempt used before, or without one. */
 export const StepNameUsed: FastifyErrorConstructor<
   { code: 'IDEMPOTENCY_STEP_NAME_USED' },

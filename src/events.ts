@@ -78,6 +78,47 @@ export type InboxHappening =
   | { readonly kind: 'inbox_unavailable'; readonly failure: Failure }
   | { readonly kind: 'dispatch_failed'; readonly failure: Failure }
 
+/** What keeps different operations on the same thing apart, and what it had to keep apart. */
+export type GuardHappening =
+  | { readonly kind: 'locked'; readonly names: readonly string[]; readonly waitedMs: number }
+  | { readonly kind: 'lock_busy'; readonly names: readonly string[]; readonly waitedMs: number }
+  | { readonly kind: 'lock_lost'; readonly names: readonly string[]; readonly why: string }
+  | {
+      readonly kind: 'lock_heartbeat_failed'
+      readonly names: readonly string[]
+      readonly failure: Failure
+    }
+  | {
+      readonly kind: 'lock_release_failed'
+      readonly names: readonly string[]
+      readonly failure: Failure
+    }
+  | { readonly kind: 'lock_unavailable'; readonly failure: Failure }
+  | { readonly kind: 'lock_redis_lost'; readonly failure: Failure }
+  | { readonly kind: 'lock_redis_back' }
+  | { readonly kind: 'redis_may_evict'; readonly policy: string }
+  | {
+      readonly kind: 'reserved' | 'slots_taken' | 'reservation_confirmed' | 'reservation_cancelled'
+      readonly resource: string
+      readonly slots: readonly string[]
+    }
+  | {
+      readonly kind: 'status_advanced'
+      readonly entity: string
+      readonly entityId: string
+      readonly from: string
+      readonly to: string
+      readonly overridden: boolean
+    }
+  | {
+      readonly kind: 'status_blocked'
+      readonly entity: string
+      readonly entityId: string
+      readonly from: string
+      readonly to: string
+      readonly why: string
+    }
+
 /** Everything that happens, each with the facts that a log line or a metric needs. */
 export type Happening =
   | { readonly kind: 'claimed'; readonly attempt: number }
@@ -113,6 +154,7 @@ export type Happening =
   | { readonly kind: 'pruned'; readonly count: number; readonly tookMs: number }
   | { readonly kind: 'prune_failed'; readonly failure: Failure }
   | InboxHappening
+  | GuardHappening
 
 /** What it happened to. A key is a secret of its client: it is told apart by `keyId` alone. */
 export interface EventSubject {
@@ -177,6 +219,24 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
     'warn',
     'Webhook events that are due could not be handed on; trying again later',
   ],
+  locked: ['debug', 'Locked'],
+  lock_busy: ['info', 'Somebody else holds this lock'],
+  lock_lost: ['warn', 'Lock lost; somebody else may have it'],
+  lock_heartbeat_failed: ['warn', 'Lock could not be renewed; trying again'],
+  lock_release_failed: ['warn', 'Lock could not be released; it will run out'],
+  lock_unavailable: ['error', 'Locks do not answer'],
+  lock_redis_lost: ['warn', 'Redis does not answer; locks are taken in the database alone'],
+  lock_redis_back: ['info', 'Redis answers again; locks are taken there first'],
+  redis_may_evict: [
+    'warn',
+    'Redis may evict locks when its memory is full: set maxmemory-policy to noeviction',
+  ],
+  reserved: ['debug', 'Slots reserved'],
+  slots_taken: ['info', 'Slots are taken by somebody else'],
+  reservation_confirmed: ['debug', 'Reservation confirmed'],
+  reservation_cancelled: ['debug', 'Reservation cancelled'],
+  status_advanced: ['info', 'Status changed'],
+  status_blocked: ['warn', 'Status not changed: its flow does not allow it'],
   prune_failed: ['warn', 'Expired idempotency records could not be deleted; trying again later'],
 }
 

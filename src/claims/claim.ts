@@ -1,7 +1,7 @@
 import type { RecordKey, StoredResponse } from '../core/record.js'
 import { failureOf, type Report } from '../events.js'
+import { Lease, type LeaseTerms } from '../lease.js'
 import type { Extend, Finish } from '../store/store.js'
-import { Lease, type LeaseTerms } from './lease.js'
 
 /** What a claim needs of its surroundings. */
 export interface ClaimContext {

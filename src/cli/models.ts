@@ -13,6 +13,11 @@ export const CHOSEN_BY_OTHERS: ReadonlySet<string> = new Set([
   'eventId',
   'lane',
   'runningLane',
+  'name',
+  'resource',
+  'slot',
+  'holder',
+  'entityId',
 ])
 
 /**

@@ -7,7 +7,9 @@ type Call = (args: any) => PromiseLike<any>
 /** The part of a generated model delegate that the library calls. */
 export interface ModelDelegate {
   create: Call
+  createMany: Call
   findUnique: Call
+  findFirst: Call
   findMany: Call
   updateMany: Call
   deleteMany: Call
@@ -18,6 +20,10 @@ export interface PrismaClientLike {
   readonly idempotencyRecord: ModelDelegate
   /** An application that only uses Idempotency-Keys may lack it. */
   readonly webhookEvent?: ModelDelegate
+  /** One without locks in the database may lack it, and so on. */
+  readonly namedLock?: ModelDelegate
+  readonly slotReservation?: ModelDelegate
+  readonly statusChange?: ModelDelegate
   $queryRawUnsafe<T = unknown>(query: string, ...values: unknown[]): PromiseLike<T>
   // biome-ignore lint/suspicious/noExplicitAny: the application's own transaction client and options
   $transaction(fn: (tx: any) => Promise<any>, options?: any): PromiseLike<any>
@@ -67,6 +73,20 @@ const MODELS = {
     'steps',
     'errors',
     'receivedAt',
+  ],
+  namedLock: ['tenantId', 'name', 'owner', 'holder', 'fence', 'heldUntil'],
+  slotReservation: ['id', 'tenantId', 'resource', 'slot', 'holder', 'heldUntil', 'createdAt'],
+  statusChange: [
+    'id',
+    'tenantId',
+    'entity',
+    'entityId',
+    'from',
+    'to',
+    'occurredAt',
+    'reason',
+    'actor',
+    'createdAt',
   ],
 } as const
 

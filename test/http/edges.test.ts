@@ -236,6 +236,8 @@ test('a pool is refused beside a client of another database', async (t) => {
   const call = async () => null
   const idempotencyRecord = {
     create: call,
+    createMany: call,
+    findFirst: call,
     findUnique: call,
     findMany: call,
     updateMany: call,

@@ -1,6 +1,6 @@
-import { backoff } from '../core/backoff.js'
-import { failureOf, type Report } from '../events.js'
-import { within } from '../within.js'
+import { backoff } from './core/backoff.js'
+import { failureOf, type Report } from './events.js'
+import { within } from './within.js'
 
 /** What a lease needs of its surroundings. */
 export interface LeaseContext<Ending> {
