@@ -46,10 +46,14 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
       : "must be the application's PrismaClient: { prisma: new PrismaClient({ adapter }) }",
   pool: (value) =>
     typeof Object(value).query === 'function' ? undefined : 'must be a pg.Pool, or be left out',
-  redis: (value) =>
-    typeof Object(value).defineCommand === 'function'
+  redis: (value) => {
+    const clients: unknown[] = Array.isArray(value) ? value : [value]
+    const areClients = clients.every((one) => typeof Object(one).defineCommand === 'function')
+    return areClients && clients.length > 0
       ? undefined
-      : 'must be an ioredis client, or be left out',
+      : 'must be an ioredis client, several independent ones, or be left out'
+  },
+  locks: isOneOf('auto', 'redis', 'database', 'memory'),
   tenant: (value) =>
     value === false || typeof value === 'function'
       ? undefined
@@ -77,6 +81,11 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
 export function readPluginOptions(options: PluginOptions): PluginSettings {
   check('', PLUGIN_CHECKS, options, ['prisma', 'tenant'])
   const given = { ...DEFAULTS, ...defined(options) }
+  const redis: readonly object[] =
+    given.redis === undefined ? [] : Array.isArray(given.redis) ? given.redis : [given.redis]
+  if (given.locks === 'redis' && redis.length === 0) {
+    throw new OptionInvalid('option "locks" is \'redis\', which needs option "redis" as well')
+  }
   return {
     tenant: given.tenant,
     isGlobal: given.global,
@@ -89,6 +98,8 @@ export function readPluginOptions(options: PluginOptions): PluginSettings {
           timeWindowMs: toMs(given.failedSignatures.timeWindow),
         }
       : undefined,
+    redis,
+    locks: given.locks,
     hasWorker: given.worker,
     drainMs: toMs(given.drain),
     storeTimeoutMs: toMs(given.storeTimeout),

@@ -78,6 +78,12 @@ export type InboxHappening =
   | { readonly kind: 'inbox_unavailable'; readonly failure: Failure }
   | { readonly kind: 'dispatch_failed'; readonly failure: Failure }
 
+/** Which slots something happened to. */
+export interface SlotsSubject {
+  readonly resource: string
+  readonly slots: readonly string[]
+}
+
 /** What keeps different operations on the same thing apart, and what it had to keep apart. */
 export type GuardHappening =
   | { readonly kind: 'locked'; readonly names: readonly string[]; readonly waitedMs: number }
@@ -97,11 +103,10 @@ export type GuardHappening =
   | { readonly kind: 'lock_redis_lost'; readonly failure: Failure }
   | { readonly kind: 'lock_redis_back' }
   | { readonly kind: 'redis_may_evict'; readonly policy: string }
-  | {
-      readonly kind: 'reserved' | 'slots_taken' | 'reservation_confirmed' | 'reservation_cancelled'
-      readonly resource: string
-      readonly slots: readonly string[]
-    }
+  | ({ readonly kind: 'reserved' } & SlotsSubject)
+  | ({ readonly kind: 'slots_taken' } & SlotsSubject)
+  | ({ readonly kind: 'reservation_confirmed' } & SlotsSubject)
+  | ({ readonly kind: 'reservation_cancelled' } & SlotsSubject)
   | {
       readonly kind: 'status_advanced'
       readonly entity: string

@@ -67,14 +67,26 @@ export interface RouteOptions {
 /** A tenant's name, or nothing when the request belongs to no tenant. */
 export type TenantId = string | number | bigint | null | undefined
 
+/** Where locks are kept. */
+export type LocksKind = 'auto' | 'redis' | 'database' | 'memory'
+
 /** Options of the plugin. */
 export interface PluginOptions extends RouteOptions {
   /** The application's own client, with the library's models in its schema. */
   prisma: PrismaClientLike
   /** The `pg.Pool` under the client's adapter, on PostgreSQL: statements then take the fast path. */
   pool?: PoolLike
-  /** The application's ioredis client: counts new keys for all processes together. */
-  redis?: object
+  /**
+   * The application's ioredis client: counts new keys for all processes together, and keeps those who
+   * wait for a lock away from the database. Several that know nothing of each other keep locks by
+   * their majority; the first of them counts.
+   */
+  redis?: object | readonly object[]
+  /**
+   * Where locks are kept: `'auto'` (default) in the database, behind Redis while that answers;
+   * `'redis'` in Redis alone, `'database'` in the database alone, `'memory'` in this process alone.
+   */
+  locks?: LocksKind
   /**
    * Whose keys a request uses: part of every look-up. Called after authentication, never with
    * anything but the request. `false` for an application with one tenant.
@@ -130,6 +142,9 @@ export interface PluginSettings {
   readonly isGlobal: boolean
   readonly rateLimit: { readonly max: number; readonly timeWindowMs: number } | undefined
   readonly failedSignatures: { readonly max: number; readonly timeWindowMs: number } | undefined
+  /** None without Redis. */
+  readonly redis: readonly object[]
+  readonly locks: LocksKind
   readonly hasWorker: boolean
   readonly drainMs: number
   readonly storeTimeoutMs: number
@@ -154,6 +169,7 @@ export const DEFAULTS = {
   global: true,
   // A secret that is being changed makes some of the provider's own fail for a while.
   failedSignatures: { max: 60, timeWindow: '1m' },
+  locks: 'auto',
   worker: true,
   drain: '10s',
   storeTimeout: '5s',

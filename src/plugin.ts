@@ -32,7 +32,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     settings.rateLimit &&
     (await createLimiter(app, {
       ...settings.rateLimit,
-      redis: options.redis,
+      redis: settings.redis[0],
       keyOf: (request) => exchangeOf(request)?.tenantId ?? '',
     }))
   bindHooks(app, options, { settings, claims, limiter })
@@ -44,7 +44,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   }
   const { recordEvent, ...webhooks } = bindWebhooks(app, {
     settings,
-    redis: options.redis,
+    redis: settings.redis[0],
     inbox,
   })
   app.decorateRequest('idempotency', {

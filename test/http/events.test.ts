@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import t, { test } from 'tap'
-import type { Happening, InboxHappening } from '../../src/events.js'
+import type { GuardHappening, Happening, InboxHappening } from '../../src/events.js'
 import type { PluginOptions } from '../../src/index.js'
 import {
   begin,
@@ -103,7 +103,10 @@ function down(): never {
 const failure = { name: 'Error', code: 'ECONNREFUSED', hint: 'the database cannot be reached' }
 
 // Those of webhooks are provoked in test/webhooks/events.test.ts.
-const EVENTS: Record<Exclude<Happening['kind'], InboxHappening['kind']>, Provoked> = {
+const EVENTS: Record<
+  Exclude<Happening['kind'], (InboxHappening | GuardHappening)['kind']>,
+  Provoked
+> = {
   claimed: { level: 'debug', run: ({ call }) => call('/things'), event: { attempt: 1 } },
   completed: {
     level: 'debug',

@@ -154,9 +154,9 @@ const PLUGIN: Record<string, Checked> = {
     says: /must be a pg.Pool, or be left out/,
   },
   redis: {
-    wrong: [null, {}, 'redis://localhost', true],
+    wrong: [null, {}, 'redis://localhost', true, [], [{}]],
     right: [],
-    says: /must be an ioredis client, or be left out/,
+    says: /must be an ioredis client, several independent ones, or be left out/,
   },
   tenant: {
     wrong: [undefined, null, true, '', 'orgId', {}, 0],
@@ -170,6 +170,11 @@ const PLUGIN: Record<string, Checked> = {
     wrong: [null, true, 'bullmq', {}, bullmq, { ...inProcess(), stop: undefined }],
     right: [inProcess(), inProcess({ concurrency: 1 })],
     says: /must be inProcess\(\{ … \}\), bullmq\(\{ … \}\), or another object/,
+  },
+  locks: {
+    wrong: ['', 'postgres', true, null, ['auto']],
+    right: ['auto', 'database', 'memory'],
+    says: /must be 'auto' or 'redis' or 'database' or 'memory'/,
   },
   worker: boolean,
   drain: { ...duration('0'), right: [0, '10s'] },
@@ -444,4 +449,10 @@ test('registering the plugin twice in one context is refused by Fastify', async 
   await t.rejects(async () => app.register(idempotency, complete as PluginOptions), {
     code: 'FST_ERR_DEC_ALREADY_PRESENT',
   })
+})
+
+test('locks in Redis alone need a Redis', async (t) => {
+  const error = await errorOf(register({ ...complete, locks: 'redis' }))
+  t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID')
+  t.match(error.message, /option "locks" is 'redis', which needs option "redis" as well/)
 })
