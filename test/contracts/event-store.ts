@@ -10,15 +10,12 @@ import type {
   RunEnd,
   StoredEvent,
 } from '../../src/store/event-store.js'
+import type { Way } from '../fixtures/ways.js'
 
-export interface EventStoreUnderTest {
+export interface EventStoreUnderTest extends Pick<Way, 'sql' | 'dropIndex' | 'hasOwnClock'> {
   readonly store: EventStore
   /** The same table, for looking at it and for moving its times. */
   readonly events: ModelDelegate
-  readonly sql: (statement: string) => PromiseLike<unknown>
-  readonly dropIndex: (name: string) => string
-  /** PGlite runs in this process and has no clock but its. */
-  readonly hasOwnClock: boolean
 }
 
 const PAST = new Date('2001-01-01T00:00:00Z')
@@ -322,7 +319,7 @@ export async function eventStoreContract(
       await t.rejects(store.record([processing({ endpoint: 'same', lane: 'l' })]))
     } finally {
       await events.deleteMany({})
-      await sql(dropIndex('other_constraint'))
+      await sql(dropIndex('other_constraint', 'webhook_event'))
     }
   })
 

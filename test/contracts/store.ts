@@ -4,15 +4,12 @@ import type { Test } from 'tap'
 import type { StoredResponse } from '../../src/core/record.js'
 import type { ModelDelegate } from '../../src/store/client.js'
 import type { Ask, Store } from '../../src/store/store.js'
+import type { Way } from '../fixtures/ways.js'
 
-export interface StoreUnderTest {
+export interface StoreUnderTest extends Pick<Way, 'sql' | 'dropIndex' | 'hasOwnClock'> {
   readonly store: Store
   /** The same table, for looking at it and for moving its times. */
   readonly records: ModelDelegate
-  readonly sql: (statement: string) => PromiseLike<unknown>
-  readonly dropIndex: (name: string) => string
-  /** PGlite runs in this process and has no clock but its. */
-  readonly hasOwnClock: boolean
 }
 
 const PAST = new Date('2001-01-01T00:00:00Z')
@@ -282,7 +279,7 @@ export async function storeContract(
         await t.rejects(store.insert([ask({ fingerprint: 'same' })]))
       } finally {
         await records.deleteMany({})
-        await sql(dropIndex('other_constraint'))
+        await sql(dropIndex('other_constraint', 'idempotency_record'))
       }
     },
   )

@@ -1,81 +1,28 @@
 import t, { type Test } from 'tap'
-import type { ModelDelegate, PrismaClientLike, Provider } from '../../src/store/client.js'
+import type { Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
 import { postgresStore } from '../../src/store/postgres.js'
 import { prismaStore } from '../../src/store/prisma.js'
 import { onPool, onPrisma } from '../../src/store/statements.js'
-import type { Store } from '../../src/store/store.js'
 import { storeContract } from '../contracts/store.js'
-import {
-  mariadbDatabase,
-  pgliteDatabase,
-  postgresDatabase,
-  sqliteDatabase,
-} from '../fixtures/database.js'
+import { mariadbDatabase, postgresDatabase, sqliteDatabase } from '../fixtures/database.js'
 import { missing } from '../fixtures/services.js'
-
-interface Client extends PrismaClientLike {
-  readonly idempotencyRecord: ModelDelegate & { createMany: ModelDelegate['create'] }
-  $executeRawUnsafe(statement: string): PromiseLike<unknown>
-}
+import { type Client, WAYS } from '../fixtures/ways.js'
 
 const portable = (prisma: Client, provider: Provider) =>
   prismaStore(prisma, databaseClock(prisma, provider))
 
-function contract(
-  t: Test,
-  prisma: Client,
-  store: Store,
-  provider: Provider,
-  hasOwnClock = true,
-): Promise<void> {
-  return storeContract(t, {
-    store,
-    records: prisma.idempotencyRecord,
-    sql: (statement) => prisma.$executeRawUnsafe(statement),
-    hasOwnClock,
-    dropIndex: (name) =>
-      provider === 'mysql' ? `DROP INDEX ${name} ON idempotency_record` : `DROP INDEX ${name}`,
+for (const { name, skip, open } of WAYS) {
+  t.test(name, { skip }, async (t) => {
+    const way = await open(t)
+    const { prisma, run, clock } = way
+    const store = run ? postgresStore(run) : prismaStore(prisma, clock)
+    await storeContract(t, { ...way, store, records: prisma.idempotencyRecord })
   })
 }
 
 const noPostgres = await missing('postgres')
 const noMariadb = await missing('mariadb')
-
-t.test('PostgreSQL, statements on the pool', { skip: noPostgres }, async (t) => {
-  const { prisma, pool } = await postgresDatabase(t)
-  await contract(t, prisma, postgresStore(onPool(pool)), 'postgresql')
-})
-
-t.test('PostgreSQL, statements through Prisma', { skip: noPostgres }, async (t) => {
-  const { prisma } = await postgresDatabase(t)
-  await contract(t, prisma, postgresStore(onPrisma(prisma)), 'postgresql')
-})
-
-t.test('PostgreSQL, Prisma alone', { skip: noPostgres }, async (t) => {
-  const { prisma } = await postgresDatabase(t)
-  await contract(t, prisma, portable(prisma, 'postgresql'), 'postgresql')
-})
-
-t.test('PGlite, statements through Prisma', async (t) => {
-  const { prisma } = await pgliteDatabase(t)
-  await contract(t, prisma, postgresStore(onPrisma(prisma)), 'postgresql', false)
-})
-
-t.test('PGlite, Prisma alone', async (t) => {
-  const { prisma } = await pgliteDatabase(t)
-  await contract(t, prisma, portable(prisma, 'postgresql'), 'postgresql', false)
-})
-
-t.test('MariaDB, Prisma alone', { skip: noMariadb }, async (t) => {
-  const { prisma } = await mariadbDatabase(t)
-  await contract(t, prisma, portable(prisma, 'mysql'), 'mysql')
-})
-
-t.test('SQLite, Prisma alone', async (t) => {
-  const { prisma } = await sqliteDatabase(t)
-  await contract(t, prisma, portable(prisma, 'sqlite'), 'sqlite')
-})
 
 // A delete that names each row by its two columns has a limit: on SQLite, Prisma refuses more than
 // 999 parameters in one condition (P2029), and on MariaDB 12,000 rows at once took 18 s.
