@@ -1,0 +1,43 @@
+import type { Report } from '../events.js'
+import type { PrismaClientLike, Provider } from '../store/client.js'
+import type { DatabaseClock } from '../store/clock.js'
+import { autoLock } from './auto.js'
+import { databaseLock } from './database.js'
+import { warnOfEviction } from './eviction.js'
+import type { LockBackend } from './lock.js'
+import { Locks } from './locks.js'
+import { memoryLock } from './memory.js'
+import { readRedisClients, redisLock } from './redis.js'
+
+export interface LocksSettings {
+  readonly kind: 'auto' | 'redis' | 'database' | 'memory'
+  /** The application's clients, each of one Redis; an odd number, if any. */
+  readonly redis: readonly object[]
+  readonly prisma: PrismaClientLike
+  readonly clock: DatabaseClock
+  readonly provider: Provider
+  readonly patienceMs: number
+  /** For what happens to all locks, and not to one of them. */
+  readonly report: Report
+}
+
+/**
+ * Picks who keeps the locks.
+ *
+ * @throws OptionInvalid for Redis clients that cannot keep any.
+ * @throws ModelsMissing when the database is to keep them and has no table for it.
+ */
+export function createLocks(settings: LocksSettings): Locks {
+  return new Locks({ backend: backendOf(settings), patienceMs: settings.patienceMs })
+}
+
+function backendOf({ kind, redis, prisma, clock, provider, report }: LocksSettings): LockBackend {
+  if (kind === 'memory') return memoryLock()
+  if (kind === 'database' || (kind === 'auto' && redis.length === 0)) {
+    return databaseLock(prisma, clock, provider)
+  }
+  const clients = readRedisClients(redis)
+  void warnOfEviction(clients, report)
+  if (kind === 'redis') return redisLock(clients)
+  return autoLock(databaseLock(prisma, clock, provider), redisLock(clients), report)
+}

@@ -1,0 +1,62 @@
+import { hostname } from 'node:os'
+import { type Check, check, defined, isDuration, toMs } from '../checks.js'
+import type { Duration } from '../core/duration.js'
+import { OptionInvalid } from '../errors.js'
+import type { LockAsk } from './lock.js'
+
+export interface LockOptions {
+  /**
+   * How long after a crash the lock is still held: it is renewed three times in that time while the
+   * routine runs. At least 1 s. Default `'30s'`.
+   */
+  ttl?: Duration
+  /** How long to wait while somebody else has it. Default 0: `busy` at once. */
+  wait?: Duration
+  /** Who this is, for people. Default: the name of the host, and the process's id. */
+  holder?: string
+}
+
+export const LOCK_DEFAULTS = { ttl: '30s', wait: 0 } as const satisfies LockOptions
+
+/** They are taken by one statement each, in one transaction. */
+const MOST_NAMES = 100
+
+/** PostgreSQL stores no NUL, and halves of characters would all become the same one. */
+const isName = (value: unknown): value is string =>
+  typeof value === 'string' &&
+  value.length >= 1 &&
+  value.length <= 255 &&
+  !value.includes('\0') &&
+  Buffer.from(value).toString() === value
+
+const CHECKS: Record<keyof LockOptions, Check> = {
+  // Shorter than that, a moment in which the process stands still loses it.
+  ttl: isDuration(1_000, '30s'),
+  wait: isDuration(0, '5s'),
+  holder: (value) =>
+    isName(value) ? undefined : "must be 1 to 255 characters, such as 'invoices'",
+}
+
+/** @throws OptionInvalid */
+export function readLock(
+  tenantId: string,
+  given: string | readonly string[],
+  options: LockOptions,
+): LockAsk & { readonly waitMs: number } {
+  const names: readonly unknown[] = Array.isArray(given) ? given : [given]
+  if (names.length === 0 || names.length > MOST_NAMES || !names.every(isName)) {
+    throw new OptionInvalid(
+      `a lock needs a name, such as 'venue:7', or a list of at most ${MOST_NAMES}, each of 1 to 255 characters`,
+    )
+  }
+  check(' of a lock', CHECKS, options)
+  const { ttl, wait, holder } = { ...LOCK_DEFAULTS, ...defined(options) }
+  return {
+    tenantId,
+    // In the same order everywhere: two who want the same names do not wait for each other.
+    names: [...new Set(names)].sort(),
+    holder: holder ?? `${hostname()}:${process.pid}`,
+    ttlMs: Math.ceil(toMs(ttl)),
+    waitMs: toMs(wait),
+  }
+}

@@ -1,0 +1,101 @@
+/// <reference path="./redlock.d.ts" />
+import Redlock, { ExecutionError, ResourceLockedError } from 'redlock'
+import { OptionInvalid } from '../errors.js'
+import { within } from '../within.js'
+import { BUSY, type LockBackend } from './lock.js'
+
+/** The part of an ioredis client that is used. */
+export interface RedisClientLike {
+  evalsha(...args: unknown[]): Promise<unknown>
+  eval(...args: unknown[]): Promise<unknown>
+  config(...args: unknown[]): Promise<unknown>
+}
+
+/**
+ * A Redis that is paused, or away behind a client that queues, answers nothing. One that takes
+ * longer counts as one that does not answer; an acquisition that fails takes twice as long, because
+ * redlock gives back what it got.
+ */
+const PATIENCE_MS = 500
+
+const PREFIX = 'fastify-idempotency:lock:'
+
+/**
+ * Locks in one Redis, or in the majority of several that know nothing of each other, through
+ * redlock. What Redis forgets (a restart without persistence, an eviction, a failover) is free, so
+ * there is no fence.
+ *
+ * @throws OptionInvalid
+ */
+export function redisLock(clients: readonly RedisClientLike[]): LockBackend {
+  const redlock = new Redlock(clients.map(impatient), { retryCount: 0 })
+  return {
+    async acquire({ tenantId, names, ttlMs }) {
+      const askedAt = performance.now()
+      const keys = names.map((name) => `${PREFIX}${JSON.stringify([tenantId, name])}`)
+      const lock = await unlessRefused(() => redlock.acquire(keys, ttlMs))
+      if (lock === undefined) return BUSY
+      const isDone = async (ask: () => Promise<unknown>) => (await unlessRefused(ask)) !== undefined
+      const held = {
+        fence: undefined,
+        askedAt,
+        extend() {
+          // redlock would look at the clock of this process; Redis knows whether it still has it.
+          lock.expiration = Number.POSITIVE_INFINITY
+          return isDone(() => redlock.extend(lock, ttlMs))
+        },
+        release: () => isDone(() => redlock.release(lock)),
+      }
+      return { kind: 'acquired', held }
+    },
+    prune: async () => 0,
+  }
+}
+
+/** @throws OptionInvalid unless they can keep locks by their majority. */
+export function readRedisClients(clients: readonly object[]): readonly RedisClientLike[] {
+  for (const client of clients) {
+    const { evalsha, isCluster } = client as { evalsha?: unknown; isCluster?: unknown }
+    if (typeof evalsha !== 'function' || isCluster === true) {
+      throw new OptionInvalid(
+        'option "redis" must be an ioredis client of one Redis, such as new Redis(process.env.REDIS_URL), or several of them, and not of a cluster',
+      )
+    }
+  }
+  // Of two, or four, half is no majority: one more server makes it no safer, and less available.
+  if (clients.length % 2 === 0) {
+    throw new OptionInvalid(
+      `option "redis" has ${clients.length} clients, and locks are kept by their majority: give an odd number`,
+    )
+  }
+  return clients as readonly RedisClientLike[]
+}
+
+/**
+ * The client as redlock sees it: each server answers in time, or its vote is lost. What was sent to
+ * it may still be run, and then so is the release that redlock, or the holder, sends behind it.
+ */
+function impatient(client: RedisClientLike): object {
+  return {
+    evalsha: (...args: unknown[]) => within(client.evalsha(...args), PATIENCE_MS),
+    eval: (...args: unknown[]) => within(client.eval(...args), PATIENCE_MS),
+  }
+}
+
+/**
+ * `undefined` when the servers said no: it is somebody else's. redlock says the same when they said
+ * nothing, so the votes are counted.
+ */
+async function unlessRefused<T>(ask: () => Promise<T>): Promise<T | undefined> {
+  try {
+    return await ask()
+  } catch (error) {
+    const stats = error instanceof ExecutionError ? await error.attempts[0] : undefined
+    if (stats === undefined) throw error
+    const failures = [...stats.votesAgainst.values()].filter(
+      (failure) => !(failure instanceof ResourceLockedError),
+    )
+    if (stats.membershipSize - failures.length >= stats.quorumSize) return undefined
+    throw failures[0]
+  }
+}
