@@ -1,0 +1,431 @@
+import { randomUUID } from 'node:crypto'
+import { type Check, check, isDuration, LONGEST_RETENTION_MS, toMs } from './checks.js'
+import type { Duration } from './core/duration.js'
+import { hasLapsed, type SlotHold, soonest, standing } from './core/reservation.js'
+import type { Report } from './events.js'
+import {
+  isUniqueViolation,
+  type ModelDelegate,
+  type PrismaClientLike,
+  type Provider,
+} from './store/client.js'
+import { type DatabaseClock, databaseClock } from './store/clock.js'
+import { sayAgain } from './store/say-again.js'
+
+/** What a reservation asks of the client of an open transaction. */
+export type ReservationTransaction = Pick<PrismaClientLike, 'slotReservation' | '$queryRawUnsafe'>
+
+export interface SlotsOptions {
+  /** What the slots belong to, such as a venue: 1 to 255 characters. */
+  resource: string
+  /** One or several, such as dates: 1 to 255 characters each, at most 1,000. All of them or none. */
+  slots: string | readonly string[]
+  /** Who wants them, such as the id of a booking: 1 to 255 characters. The same in every retry. */
+  holder: string
+  /**
+   * An open transaction of the application: what happens to the slots is committed, or rolled back,
+   * with it. Without it, the call is a transaction of its own.
+   */
+  tx?: ReservationTransaction
+}
+
+export interface ReserveOptions extends SlotsOptions {
+  /** How long the slots are kept for the holder, from now on. Default `'15m'`. */
+  hold?: Duration
+}
+
+export interface AvailabilityOptions {
+  resource: string
+  /** Which slots to look at. Default: all that are not free. */
+  slots?: string | readonly string[]
+}
+
+export interface Reserved {
+  readonly kind: 'reserved'
+  readonly resource: string
+  /** Without duplicates, sorted. */
+  readonly slots: readonly string[]
+  readonly holder: string
+  /** From this time of the database's clock on, the first of the slots is free. `null`: confirmed. */
+  readonly until: Date | null
+  /** `false` when all of the slots were his already. */
+  readonly isNew: boolean
+}
+
+/** Somebody else has these of the slots; nothing was reserved. */
+export interface Taken {
+  readonly kind: 'taken'
+  readonly slots: readonly string[]
+}
+
+export interface Confirmed {
+  readonly kind: 'confirmed'
+  readonly resource: string
+  readonly slots: readonly string[]
+  readonly holder: string
+}
+
+/** These of the slots are not his, or not any more; nothing was confirmed. */
+export interface Missing {
+  readonly kind: 'missing'
+  readonly slots: readonly string[]
+}
+
+export interface Cancelled {
+  readonly kind: 'cancelled'
+  /** Those that were his, and are free now. */
+  readonly slots: readonly string[]
+}
+
+export type Availability =
+  | { readonly slot: string; readonly kind: 'free' }
+  | {
+      readonly slot: string
+      readonly kind: 'held'
+      readonly holder: string
+      readonly until: Date
+    }
+  | { readonly slot: string; readonly kind: 'confirmed'; readonly holder: string }
+
+/** One holder per slot: the constraint on (tenant, resource, slot) decides who that is. */
+export interface Reservations {
+  /**
+   * Holds all of the slots for the holder, or none. Asking again gets the same reservation, and does
+   * not prolong it. A process that dies meanwhile leaves all of them held, or none.
+   *
+   * @throws OptionInvalid; whatever the database throws: then ask again, it happens once.
+   */
+  reserve(tenantId: string, report: Report, options: ReserveOptions): Promise<Reserved | Taken>
+  /**
+   * Keeps all of the slots for good, or none. A hold that has run out is confirmed as well, as long
+   * as nobody else took the slot. Confirming twice is confirmed again.
+   *
+   * @throws as `reserve` does.
+   */
+  confirm(tenantId: string, report: Report, options: SlotsOptions): Promise<Confirmed | Missing>
+  /**
+   * Frees those of the slots that are the holder's, confirmed or not. Cancelling twice frees nothing
+   * more; what is somebody else's stays.
+   *
+   * @throws as `reserve` does.
+   */
+  cancel(tenantId: string, report: Report, options: SlotsOptions): Promise<Cancelled>
+  /** Who has which slots now. To be shown, not to be relied upon: `reserve` decides. */
+  availability(tenantId: string, options: AvailabilityOptions): Promise<Availability[]>
+  /** Deletes at most `limit` holds that ran out at least a day ago; returns how many. */
+  prune(limit: number): Promise<number>
+}
+
+export interface ReservationsContext {
+  readonly prisma: PrismaClientLike
+  readonly clock: DatabaseClock
+  readonly provider: Provider
+}
+
+interface Wanted {
+  readonly tenantId: string
+  readonly resource: string
+  readonly slots: readonly string[]
+  readonly holder: string
+}
+
+/** A row as it is looked at. */
+type Row = SlotHold & { readonly tenantId: string; readonly resource: string }
+
+const SEEN = { id: true, tenantId: true, resource: true, slot: true, holder: true, heldUntil: true }
+
+// Each time, somebody else was faster and has let go again before the next look, or a transaction
+// does not show what its constraint knows.
+const LOOKS = 5
+
+// On SQLite Prisma takes 999 parameters in one condition.
+const AT_A_TIME = 200
+
+const MOST_SLOTS = 1_000
+
+// Longer than Prisma's 5 s, in which a transaction of somebody else's may hold what this one waits
+// for; and as patient as a query outside of a transaction while many want a connection.
+const PATIENCE = { maxWait: 10_000, timeout: 10_000 }
+
+// Until then, whoever was too late finds his hold and can still confirm it.
+const KEPT_MS = 86_400_000
+
+/** @throws TypeError when the client lacks the model. */
+export function createReservations({ prisma, clock, provider }: ReservationsContext): Reservations {
+  const holds = holdsOf(prisma)
+
+  /** Where the options say that it happens, and what time it is there. */
+  function placeOf(tx: ReservationTransaction | undefined) {
+    // The transaction has its connection; another one may not be free while it is open.
+    return tx === undefined
+      ? { holds, clock }
+      : { holds: holdsOf(tx), clock: databaseClock(tx, provider) }
+  }
+
+  /** Writes all of it or nothing. Within the caller's transaction, only he can say it again. */
+  function write(
+    tx: ReservationTransaction | undefined,
+    isOneRow: boolean,
+    fn: (holds: ModelDelegate) => Promise<boolean>,
+  ): Promise<boolean> {
+    if (tx !== undefined) return fn(holdsOf(tx))
+    if (isOneRow) return sayAgain(() => fn(holds))
+    return sayAgain(() =>
+      prisma.$transaction((open: ReservationTransaction) => fn(holdsOf(open)), { ...PATIENCE }),
+    )
+  }
+
+  /** Inserts all of the rows or none, and breaks no transaction that it is part of. */
+  async function insert(holds: ModelDelegate, rows: readonly { id: string }[]): Promise<boolean> {
+    if (rows.length === 0) return true
+    if (provider !== 'postgresql') {
+      try {
+        await holds.createMany({ data: rows })
+        return true
+      } catch (error) {
+        if (!isUniqueViolation(error)) throw error
+      }
+      // MySQL has undone the statement, and looking for rows that are not there would lock the gaps.
+      if (provider === 'mysql') return false
+    } else {
+      // Without an error: that would abort the transaction, or cost the pool its connection.
+      const { count } = await holds.createMany({ data: rows, skipDuplicates: true })
+      if (count === rows.length) return true
+      if (count === 0) return false
+    }
+    for (const some of portions(rows.map(({ id }) => id))) {
+      await holds.deleteMany({ where: { id: { in: some } } })
+    }
+    return false
+  }
+
+  return {
+    async reserve(tenantId, report, options) {
+      check(' of reserve', RESERVE_CHECKS, options, SLOTS_REQUIRED)
+      const { tx, hold = '15m' } = options
+      const wanted = wantedOf(tenantId, options)
+      const { resource, slots, holder } = wanted
+      const place = placeOf(tx)
+      const reserved = (until: Date | null, isNew: boolean): Reserved => {
+        return { kind: 'reserved', resource, slots, holder, until, isNew }
+      }
+      const taken = (slots: readonly string[]): Taken => {
+        report({ kind: 'slots_taken', resource, slots })
+        return { kind: 'taken', slots }
+      }
+
+      for (let look = 1; ; look += 1) {
+        const found = await find(place.holds, wanted)
+        const now = await timeFor(found, place.clock)
+        const seen = standing(slots, found, holder, now)
+        if (seen.kind === 'taken') return taken(seen.slots)
+        if (seen.kind === 'his') return reserved(seen.until, false)
+
+        const { unheld, lapsed } = seen
+        const heldUntil = new Date(now.getTime() + toMs(hold))
+        const isOneRow = unheld.length + lapsed.length === 1
+        const isHis = await write(tx, isOneRow, async (holds) => {
+          const stillLapsed = { heldUntil: { lte: now } }
+          // A write that changes nothing locks them: what is written last is certain then, and
+          // nothing has to be undone.
+          if (!isOneRow && !(await update(holds, lapsed, stillLapsed, { tenantId }))) return false
+          // In the order of the slots, so that two who want the same do not wait in a circle.
+          const rows = unheld.map((slot) => {
+            return { id: randomUUID(), tenantId, resource, slot, holder, heldUntil, createdAt: now }
+          })
+          if (!(await insert(holds, rows))) return false
+          return update(holds, lapsed, stillLapsed, { holder, heldUntil, createdAt: now })
+        })
+        const news = [...unheld, ...lapsed.map(({ slot }) => slot)].sort()
+        if (isHis) {
+          report({ kind: 'reserved', resource, slots: news })
+          return reserved(soonest([seen.until, heldUntil]), true)
+        }
+        if (look === LOOKS) return taken(news)
+      }
+    },
+
+    async confirm(tenantId, report, options) {
+      check(' of confirm', SLOTS_CHECKS, options, SLOTS_REQUIRED)
+      const { tx } = options
+      const wanted = wantedOf(tenantId, options)
+      const { resource, slots, holder } = wanted
+      const place = placeOf(tx)
+      for (let look = 1; ; look += 1) {
+        const found = await find(place.holds, wanted)
+        const his = new Set(found.filter(isOf(holder)).map(({ slot }) => slot))
+        const missing = slots.filter((slot) => !his.has(slot))
+        if (missing.length > 0) return { kind: 'missing', slots: missing }
+
+        const open = found.filter(({ heldUntil }) => heldUntil !== null)
+        const isOneRow = open.length === 1
+        const isHis = await write(tx, isOneRow || open.length === 0, async (holds) => {
+          // Locked first, for the same reason.
+          if (!isOneRow && !(await update(holds, open, { holder }, { holder }))) return false
+          return update(holds, open, { holder }, { heldUntil: null })
+        })
+        if (isHis) {
+          if (open.length > 0) report({ kind: 'reservation_confirmed', resource, slots })
+          return { kind: 'confirmed', resource, slots, holder }
+        }
+        if (look === LOOKS) return { kind: 'missing', slots: open.map(({ slot }) => slot).sort() }
+      }
+    },
+
+    async cancel(tenantId, report, options) {
+      check(' of cancel', SLOTS_CHECKS, options, SLOTS_REQUIRED)
+      const { tx } = options
+      const wanted = wantedOf(tenantId, options)
+      const { resource, holder } = wanted
+      const his = (await find(placeOf(tx).holds, wanted)).filter(isOf(holder))
+      const slots = his.map(({ slot }) => slot).sort()
+      if (slots.length === 0) return { kind: 'cancelled', slots }
+      await write(tx, his.length <= AT_A_TIME, async (holds) => {
+        for (const some of portions(his.map(({ id }) => id))) {
+          // Asked again in the delete: what somebody else took since the look is his.
+          await holds.deleteMany({ where: { id: { in: some }, holder } })
+        }
+        return true
+      })
+      report({ kind: 'reservation_cancelled', resource, slots })
+      return { kind: 'cancelled', slots }
+    },
+
+    async availability(tenantId, options) {
+      check(' of availability', AVAILABILITY_CHECKS, options, ['resource'])
+      const { resource } = options
+      const slots = options.slots === undefined ? undefined : listed(options.slots)
+      const rows = await find(holds, { tenantId, resource, slots })
+      const now = await clock.estimate()
+      const kept = rows.filter((row) => !hasLapsed(row, now)).map(availabilityOf)
+      const bySlot = new Map(kept.map((one) => [one.slot, one]))
+      return (slots ?? [...bySlot.keys()].sort()).map(
+        (slot) => bySlot.get(slot) ?? { slot, kind: 'free' },
+      )
+    },
+
+    async prune(limit) {
+      const isDoomed = { heldUntil: { lte: new Date((await clock.ask()).getTime() - KEPT_MS) } }
+      const found: { id: string }[] = await holds.findMany({
+        where: isDoomed,
+        select: { id: true },
+        orderBy: { heldUntil: 'asc' },
+        take: limit,
+      })
+      let deleted = 0
+      for (const some of portions(found.map(({ id }) => id))) {
+        // Asked again in the delete: one that was confirmed or taken in between stays.
+        const where = { id: { in: some }, ...isDoomed }
+        const { count } = await sayAgain<{ count: number }>(() => holds.deleteMany({ where }))
+        deleted += count
+      }
+      return deleted
+    },
+  }
+}
+
+/** The rows of these slots, or of all that the resource has. */
+async function find(
+  holds: ModelDelegate,
+  wanted: Pick<Wanted, 'tenantId' | 'resource'> & { readonly slots: readonly string[] | undefined },
+): Promise<Row[]> {
+  const { tenantId, resource, slots } = wanted
+  const found: Row[] = []
+  for (const some of slots === undefined ? [undefined] : portions(slots)) {
+    const slot = some && { slot: { in: some } }
+    found.push(...(await holds.findMany({ where: { tenantId, resource, ...slot }, select: SEEN })))
+  }
+  // MySQL's usual collations find 'ABC' under 'abc'. Two slots, or two tenants, must never share a
+  // row, so this is an answer that cannot be given.
+  const isAsked = new Set(slots)
+  for (const row of found) {
+    const isSlot = slots === undefined || isAsked.has(row.slot)
+    if (row.tenantId === tenantId && row.resource === resource && isSlot) continue
+    throw new Error(
+      'slot_reservation compares names without regard to case: give tenant_id, resource, slot and holder a binary collation',
+    )
+  }
+  return found
+}
+
+/** Changes all of these rows if all of them still match. `false`: at least one did not. */
+async function update(
+  holds: ModelDelegate,
+  rows: readonly SlotHold[],
+  guard: object,
+  data: object,
+): Promise<boolean> {
+  for (const some of portions(rows.map(({ id }) => id))) {
+    const { count } = await holds.updateMany({ where: { id: { in: some }, ...guard }, data })
+    if (count !== some.length) return false
+  }
+  return true
+}
+
+// An estimate is good enough to find a hold running; to take a slot over, ask.
+async function timeFor(rows: readonly SlotHold[], clock: DatabaseClock): Promise<Date> {
+  const estimate = await clock.estimate()
+  return rows.some((row) => hasLapsed(row, estimate)) ? clock.ask() : estimate
+}
+
+function holdsOf({ slotReservation }: Pick<PrismaClientLike, 'slotReservation'>): ModelDelegate {
+  if (slotReservation === undefined) throw new TypeError('the client lacks model SlotReservation')
+  return slotReservation
+}
+
+function availabilityOf({ slot, holder, heldUntil }: SlotHold): Availability {
+  return heldUntil === null
+    ? { slot, kind: 'confirmed', holder }
+    : { slot, kind: 'held', holder, until: heldUntil }
+}
+
+function isOf(holder: string): (row: SlotHold) => boolean {
+  return (row) => row.holder === holder
+}
+
+function wantedOf(tenantId: string, { resource, slots, holder }: SlotsOptions): Wanted {
+  return { tenantId, resource, slots: listed(slots), holder }
+}
+
+function listed(slots: string | readonly string[]): string[] {
+  return [...new Set(typeof slots === 'string' ? [slots] : slots)].sort()
+}
+
+function portions<T>(items: readonly T[]): T[][] {
+  const count = Math.ceil(items.length / AT_A_TIME)
+  return Array.from({ length: count }, (_, n) => items.slice(n * AT_A_TIME, (n + 1) * AT_A_TIME))
+}
+
+// PostgreSQL stores no NUL, and halves of characters would all become the same one on their way
+// into the database.
+const isText: Check = (value) =>
+  typeof value === 'string' &&
+  value.length >= 1 &&
+  value.length <= 255 &&
+  !value.includes('\0') &&
+  Buffer.from(value).toString() === value
+    ? undefined
+    : 'must be text of 1 to 255 characters, without NUL and without halves of characters'
+
+const isSlots: Check = (value) => {
+  const slots: unknown[] = Array.isArray(value) ? value : [value]
+  return slots.length >= 1 &&
+    slots.length <= MOST_SLOTS &&
+    slots.every((slot) => isText(slot) === undefined)
+    ? undefined
+    : `must be a text or a list of 1 to ${MOST_SLOTS} texts such as ['2027-06-05'], each of 1 to 255 characters, without NUL and without halves of characters`
+}
+
+const isOpenTransaction: Check = (value) => {
+  const delegate: unknown = Reflect.get(Object(value), 'slotReservation')
+  // A whole client has it, and what a transaction gives has not.
+  const isClient = typeof Reflect.get(Object(value), '$connect') === 'function'
+  return typeof delegate === 'object' && delegate !== null && !isClient
+    ? undefined
+    : 'must be the client that $transaction gives to its function; leave it out where no transaction is open'
+}
+
+const SLOTS_REQUIRED = ['resource', 'slots', 'holder']
+const SLOTS_CHECKS = { resource: isText, slots: isSlots, holder: isText, tx: isOpenTransaction }
+const RESERVE_CHECKS = { ...SLOTS_CHECKS, hold: isDuration(1, '15m', LONGEST_RETENTION_MS) }
+const AVAILABILITY_CHECKS = { resource: isText, slots: isSlots }
