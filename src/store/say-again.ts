@@ -2,8 +2,9 @@ import { backoff } from '../core/backoff.js'
 import { errorCode } from './client.js'
 
 // Serialization failure and deadlock: the server has rolled all of it back, and what is said is
-// guarded, so it can be said again. The first comes with a stricter isolation level than usual.
-const ROLLED_BACK = ['40001', '40P01']
+// guarded, so it can be said again. The first comes with a stricter isolation level than usual; the
+// last is MySQL's own number for a deadlock.
+const ROLLED_BACK = ['40001', '40P01', '1213']
 const SAY_AGAIN = { firstMs: 5, mostMs: 100 }
 const TRIES = 10
 
