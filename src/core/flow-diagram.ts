@@ -1,0 +1,43 @@
+import type { FlowGraph } from './flow-graph.js'
+
+/** Words of a state diagram's own. */
+const RESERVED = [
+  'as',
+  'class',
+  'classDef',
+  'default',
+  'direction',
+  'end',
+  'note',
+  'state',
+  'style',
+]
+
+/** A flow as Mermaid draws it: a `stateDiagram-v2`. */
+export function flowDiagram(
+  { statuses, initial, terminal, next }: FlowGraph,
+  name: string | undefined,
+): string {
+  // Names with a space or a dash are told beside the picture, and then all are: no two can meet.
+  const arePlain = statuses.every((status) => /^[a-z]\w*$/i.test(status) && !isReserved(status))
+  const idOf = (status: string) => (arePlain ? status : `s${statuses.indexOf(status)}`)
+  const lines = [
+    ...(arePlain ? [] : statuses.map((status) => `state ${text(status)} as ${idOf(status)}`)),
+    ...initial.map((status) => `[*] --> ${idOf(status)}`),
+    ...statuses.flatMap((from) =>
+      (next.get(from) ?? []).map((to) => `${idOf(from)} --> ${idOf(to)}`),
+    ),
+    ...terminal.map((status) => `${idOf(status)} --> [*]`),
+  ]
+  const title = name === undefined ? '' : `---\ntitle: ${JSON.stringify(name)}\n---\n`
+  return `${title}stateDiagram-v2\n${lines.map((line) => `  ${line}\n`).join('')}`
+}
+
+function isReserved(status: string): boolean {
+  return RESERVED.some((word) => word.toLowerCase() === status.toLowerCase())
+}
+
+/** Mermaid has no escapes but those of HTML, with a `#`. */
+function text(status: string): string {
+  return `"${status.replace(/["#;\n]/g, (odd) => `#${odd.charCodeAt(0)};`)}"`
+}
