@@ -147,6 +147,14 @@ const MOST_SLOTS = 1_000
 // for; and as patient as a query outside of a transaction while many want a connection.
 const PATIENCE = { maxWait: 10_000, timeout: 10_000 }
 
+// Every write is guarded by itself, so no stricter isolation is needed; with the one that is usual on
+// MySQL, those who want slots side by side lock each other's gaps. SQLite has but one.
+const ISOLATION: Record<Provider, object> = {
+  postgresql: { isolationLevel: 'ReadCommitted' },
+  mysql: { isolationLevel: 'ReadCommitted' },
+  sqlite: {},
+}
+
 // Until then, whoever was too late finds his hold and can still confirm it.
 const KEPT_MS = 86_400_000
 
@@ -171,7 +179,10 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
     if (tx !== undefined) return fn(holdsOf(tx))
     if (isOneRow) return sayAgain(() => fn(holds))
     return sayAgain(() =>
-      prisma.$transaction((open: ReservationTransaction) => fn(holdsOf(open)), { ...PATIENCE }),
+      prisma.$transaction((open: ReservationTransaction) => fn(holdsOf(open)), {
+        ...PATIENCE,
+        ...ISOLATION[provider],
+      }),
     )
   }
 
