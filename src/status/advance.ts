@@ -168,7 +168,7 @@ async function change(delegate: StatusDelegate, ask: Ask, seen: Seen): Promise<b
   const { to, occurredAt, override, data, fields } = ask
   const time = occurredAt && { [fields.occurredAt]: occurredAt }
   const { count } = await delegate.updateMany({
-    where: { AND: [asSeen(ask, seen), override === undefined ? notAfter(ask) : {}] },
+    where: { AND: [asSeen(ask, seen), override === undefined ? notAfter(ask, seen) : {}] },
     data: { ...data, ...time, [fields.status]: to },
   })
   return count > 0
@@ -183,7 +183,7 @@ async function noteTime(delegate: StatusDelegate, ask: Ask, seen: Seen): Promise
   if (occurredAt === undefined) return true
   if (seen.occurredAt !== null && !isAfter(occurredAt, seen.occurredAt)) return true
   const { count } = await delegate.updateMany({
-    where: { AND: [asSeen(ask, seen), notAfter(ask)] },
+    where: { AND: [asSeen(ask, seen), notAfter(ask, seen)] },
     data: { [fields.occurredAt]: occurredAt },
   })
   return count > 0
@@ -195,11 +195,10 @@ function asSeen({ where, fields }: Ask, { id, status }: Seen): object {
 }
 
 /** Finds it as long as nothing that happened later was applied. */
-function notAfter({ occurredAt, fields }: Ask): object {
+function notAfter({ occurredAt, fields }: Ask, seen: Seen): object {
   if (occurredAt === undefined) return {}
-  return {
-    OR: [{ [fields.occurredAt]: null }, { [fields.occurredAt]: { lte: occurredAt } }],
-  }
+  // Only a column that may be null can be compared with it.
+  return { [fields.occurredAt]: seen.occurredAt === null ? null : { lte: occurredAt } }
 }
 
 function isAfter(time: Date | null, other: Date): boolean {
