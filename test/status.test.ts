@@ -1,5 +1,6 @@
 import t from 'tap'
-import { type Client, statusContract } from './contracts/status.js'
+import { type AdvanceOptions, createStatuses, defineFlow, type Override } from '../src/status.js'
+import { type Client, flow, statusContract } from './contracts/status.js'
 import {
   mariadbDatabase,
   pgliteDatabase,
@@ -29,4 +30,118 @@ t.test('MariaDB', { skip: noMariadb }, async (t) => {
 t.test('SQLite', async (t) => {
   const prisma = (await sqliteDatabase(t)).prisma as Client
   await statusContract(t, prisma, { provider: 'sqlite', parallel: 20 })
+})
+
+t.test('a flow that contradicts itself is refused when it is defined', async (t) => {
+  const refused = { code: 'IDEMPOTENCY_OPTION_INVALID' }
+  t.throws(() => defineFlow({ name: 'order', levels: { placed: 0, paid: 1 } }), {
+    ...refused,
+    message: /the flow "order" leads nowhere from 'paid': name it in terminal/,
+  })
+  t.throws(() => defineFlow({ levels: { placed: 0 }, terminal: ['paid'] as never[] }), refused)
+  for (const [options, message] of [
+    [undefined, /options of defineFlow must be an object/],
+    [{}, /the flow has no statuses/],
+    [{ level: {} }, /option "level" of defineFlow is not known; the options are name, levels/],
+    [{ name: '' }, /option "name" of defineFlow must be text/],
+    [{ levels: { a: '1' } }, /must be numbers by status/],
+    [{ levels: { a: Number.NaN } }, /must be numbers by status/],
+    [{ levels: ['a'] }, /must be numbers by status/],
+    [{ transitions: { a: 'b' } }, /must be lists by status/],
+    [{ transitions: { a: [1] } }, /must be lists by status/],
+    [{ initial: 1 }, /must be a status, or a list/],
+    [{ terminal: 'paid' }, /must be a list of statuses/],
+  ] as const) {
+    t.throws(() => defineFlow(options as object), { ...refused, message }, `${message}`)
+  }
+})
+
+t.test('what cannot be asked for is refused with what to write instead', async (t) => {
+  const { prisma } = await pgliteDatabase(t)
+  const id = (await prisma.payment.create({ data: { tenantId: 'a', amount: 1, currency: 'EUR' } }))
+    .id
+  const statuses = createStatuses(prisma, 'postgresql')
+  const advance = (over: object, payments: object = prisma.payment) =>
+    statuses.advance('acme', () => {}, payments as Client['payment'], {
+      ...{ where: { id }, flow, to: 'succeeded' },
+      ...over,
+    })
+  for (const [over, message] of [
+    [{ where: undefined }, /"where" of advance\(\) must be what findFirst takes/],
+    [{ where: {} }, /name one entity/],
+    [{ where: { id: undefined } }, /nothing in it may be undefined/],
+    [{ flow: {} }, /"flow" of advance\(\) must be what defineFlow returned/],
+    [{ to: 'paid' }, /must be a status of the flow; these are pending, authorized/],
+    [{ to: undefined }, /must be a status of the flow/],
+    [{ occurredAt: '2026-01-01' }, /must be a Date/],
+    [{ occurredAt: new Date('never') }, /must be a Date/],
+    [{ override: {} }, /a reason of 1 to 191 characters/],
+    [{ override: { reason: ' ' } }, /a reason of 1 to 191 characters/],
+    [{ override: { reason: 'x'.repeat(192) } }, /a reason of 1 to 191 characters/],
+    [{ override: { reason: 'mistake', actor: '' } }, /a reason of 1 to 191 characters/],
+    [{ override: true }, /a reason of 1 to 191 characters/],
+    [{ data: { status: 'refunded' } }, /must not set status/],
+    [{ data: { statusAt: null } }, /must not set statusAt/],
+    [{ data: { id: 'another' } }, /must not set id/],
+    [{ fields: { state: 'state' } }, /must be the names of columns/],
+    [{ fields: { status: 'state' } }, /needs the column state in this model: add it, or say/],
+    [{ fields: { occurredAt: 'when' }, occurredAt: new Date(0) }, /needs the column when/],
+    [{ force: true }, /option "force" of advance\(\) is not known/],
+  ] as const) {
+    const refused = { code: 'IDEMPOTENCY_OPTION_INVALID', message }
+    await t.rejects(advance(over), refused, `${message}`)
+  }
+  await t.rejects(advance({}, prisma), { message: /takes a model of your Prisma client first/ })
+  t.match(await prisma.payment.findFirst({ where: { id } }), { status: 'pending' })
+  t.equal(await prisma.statusChange.count(), 0)
+})
+
+t.test('without the audit’s model nothing changes', async (t) => {
+  const { prisma } = await pgliteDatabase(t)
+  const id = (await prisma.payment.create({ data: { tenantId: 'a', amount: 1, currency: 'EUR' } }))
+    .id
+  const payment = { updateMany: () => t.fail('nothing is written') }
+  const tx = { payment, statusChange: undefined }
+  const poor = {
+    ...{ payment: prisma.payment, idempotencyRecord: prisma.idempotencyRecord },
+    $queryRawUnsafe: prisma.$queryRawUnsafe,
+    $transaction: (fn: (client: object) => Promise<unknown>) => fn(tx),
+  }
+  const statuses = createStatuses(poor as never, 'postgresql')
+  const work = statuses.advance('acme', () => {}, prisma.payment, {
+    ...{ where: { id }, flow },
+    to: 'succeeded',
+  })
+  await t.rejects(work, { code: 'IDEMPOTENCY_MODELS_MISSING', message: /model StatusChange/ })
+})
+
+t.test('statuses, where and data are known to the compiler', async (t) => {
+  const { prisma } = await pgliteDatabase(t)
+  const statuses = createStatuses(prisma, 'postgresql')
+  const report = () => {}
+  const { payment } = prisma
+  type Where = AdvanceOptions<string, typeof payment>['where']
+  const where = { id: 'none' }
+  const round = defineFlow({
+    transitions: { on: ['off'], off: ['on', 'gone'] },
+    terminal: ['gone'],
+  })
+  // @ts-expect-error: no status of the flow
+  await t.rejects(statuses.advance('', report, payment, { where, flow, to: 'paid' }))
+  // @ts-expect-error: no column of the model
+  const misspelt: Where = { ident: '' }
+  await t.rejects(statuses.advance('', report, payment, { where: misspelt, flow, to: 'failed' }))
+  // @ts-expect-error: an amount is a number
+  await statuses.advance('', report, payment, { where, flow, to: 'failed', data: { amount: '1' } })
+  // @ts-expect-error: a reason is needed
+  const override: Override = {}
+  await t.rejects(statuses.advance('', report, payment, { where, flow, to: 'failed', override }))
+  // @ts-expect-error: no status of the flow
+  t.throws(() => defineFlow({ levels: { on: 0, off: 1 }, terminal: ['of'] }))
+  const result = await statuses.advance('', report, payment, { where, flow: round, to: 'gone' })
+  if (result.kind === 'unchanged') {
+    const status: 'on' | 'off' | 'gone' = result.status
+    t.fail(status)
+  }
+  t.strictSame(result, { kind: 'missing' })
 })

@@ -80,7 +80,7 @@ export function createStatuses(prisma: PrismaClientLike, provider: Provider): St
         const isOlder = occurredAt !== undefined && isAfter(seen.occurredAt, occurredAt)
         const move = flow.decide(from, to, isOlder)
         if (move.kind === 'unchanged') {
-          if (await noteTime(delegate, ask, seen)) return { kind: 'unchanged', status: to }
+          if (await noteTime(entities, ask, seen)) return { kind: 'unchanged', status: to }
           continue
         }
         if (move.kind === 'blocked' && override === undefined) {
@@ -178,15 +178,21 @@ async function change(delegate: StatusDelegate, ask: Ask, seen: Seen): Promise<b
  * Of an entity that has its status already, only the time moves on: what happened in between and
  * arrives after this is older than it. `false` when the entity is no more what was seen.
  */
-async function noteTime(delegate: StatusDelegate, ask: Ask, seen: Seen): Promise<boolean> {
+async function noteTime<Delegate extends StatusDelegate>(
+  { transact }: Entities<Delegate>,
+  ask: Ask,
+  seen: Seen,
+): Promise<boolean> {
   const { occurredAt, fields } = ask
   if (occurredAt === undefined) return true
   if (seen.occurredAt !== null && !isAfter(occurredAt, seen.occurredAt)) return true
-  const { count } = await delegate.updateMany({
-    where: { AND: [asSeen(ask, seen), notAfter(ask, seen)] },
-    data: { [fields.occurredAt]: occurredAt },
+  return transact(async (delegate) => {
+    const { count } = await delegate.updateMany({
+      where: { AND: [asSeen(ask, seen), notAfter(ask, seen)] },
+      data: { [fields.occurredAt]: occurredAt },
+    })
+    return count > 0
   })
-  return count > 0
 }
 
 /** Finds the entity as long as it has the status that was seen. */
