@@ -4,20 +4,23 @@
 import { CannotStart } from '../examples/payments/cannot-start.js'
 import { type Environment, readEnvironment } from '../examples/payments/environment.js'
 import { type RunningApi, start } from '../examples/payments/start.js'
+import { playBookings } from './demo/bookings.js'
 import { playPayments } from './demo/payments.js'
 import { type Row, styled, table } from './demo/table.js'
 import { playWebhooks } from './demo/webhooks.js'
 
-/** Plays both scenarios at an API; returns whether everything was as it should be. */
+/** Plays all scenarios at an API; returns whether everything was as it should be. */
 async function demonstrate(url: string, { secrets }: Environment): Promise<boolean> {
   console.log('Clients that retry, or are mistaken')
   const payments = await playPayments(url)
   console.log('\nProviders that deliver again, and others that only say that they are providers')
   const webhooks = await playWebhooks(url, secrets)
-  console.log(`\n${table(payments)}\n\n${table(webhooks)}\n`)
+  console.log('\nWhat wants the same thing at the same time, or comes in the wrong order')
+  const bookings = await playBookings(url, secrets)
+  console.log(`\n${[payments, webhooks, bookings].map(table).join('\n\n')}\n`)
   console.log(`Providers repeat what is answered 503 because its event is being processed, and so does this:
 such a delivery is counted once.\n`)
-  return tellWhether([...payments, ...webhooks])
+  return tellWhether([...payments, ...webhooks, ...bookings])
 }
 
 function tellWhether(rows: readonly Row[]): boolean {

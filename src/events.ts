@@ -254,14 +254,19 @@ export type Report = (event: Happening) => void
 export function reporter(
   log: FastifyBaseLogger,
   route: string | undefined,
-  subject: RecordKey | undefined,
+  subject: (Pick<RecordKey, 'tenantId'> & Partial<RecordKey>) | undefined,
 ): Report {
   let about: EventSubject | undefined
   return (happening) => {
     const [level, text] = LOGGED[happening.kind]
     const isLogged = isLevelEnabled(log, level)
     if (!isLogged && !published.hasSubscribers) return
-    about ??= { tenantId: subject?.tenantId, keyId: subject && keyIdOf(subject), route }
+    if (about === undefined) {
+      const { tenantId, key } = subject ?? {}
+      const keyId =
+        tenantId === undefined || key === undefined ? undefined : keyIdOf({ tenantId, key })
+      about = { tenantId, keyId, route }
+    }
     const event: IdempotencyEvent = { ...happening, ...about }
     if (isLogged) log[level]({ idempotency: event }, text)
     if (published.hasSubscribers) published.publish(event)

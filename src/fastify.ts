@@ -1,3 +1,4 @@
+import type { Guards } from './guards.js'
 import type { RequestIdempotency } from './http/request.js'
 import type { RouteOptions as IdempotencyOptions } from './options.js'
 import type { WebhookHandler } from './webhooks/endpoint.js'
@@ -6,7 +7,12 @@ import type { RequestEvents } from './webhooks/record-event.js'
 import type { WebhookEvents } from './webhooks/webhooks.js'
 
 /** Idempotency outside a request: `app.idempotency`. */
-export interface Idempotency extends WebhookEvents {
+export interface Idempotency extends WebhookEvents, Guards {
+  /**
+   * The guards of a tenant: its locks, reservations and audits are its own. Those of
+   * `app.idempotency` itself belong to the application, or to the only tenant.
+   */
+  for(tenantId: string): Guards
   /**
    * Deletes expired records and events, 1,000 at a time, until none is left; several processes may
    * do it at once. An expired key is free whether its record is deleted or not. Returns how many were
@@ -31,7 +37,7 @@ declare module 'fastify' {
 
   interface FastifyRequest {
     /** Idempotency of this request. */
-    idempotency: RequestIdempotency & RequestEvents
+    idempotency: RequestIdempotency & RequestEvents & Guards
   }
 
   interface FastifyContextConfig {

@@ -1,6 +1,7 @@
 export type { TransactionOptions } from './claims/steps.js'
 export type { OnLeaseExpired } from './core/decide.js'
 export type { Duration } from './core/duration.js'
+export type { BlockedReason, Flow, Move } from './core/flow.js'
 export type { Dispatch, Job, Work } from './dispatch/dispatch.js'
 export { type InProcessOptions, inProcess } from './dispatch/in-process.js'
 export * as errors from './errors.js'
@@ -8,14 +9,34 @@ export {
   CHANNEL,
   type EventSubject,
   type Failure,
+  type GuardHappening,
   type Happening,
   type IdempotencyEvent,
 } from './events.js'
 export type { Idempotency } from './fastify.js'
+export type { Guards } from './guards.js'
 export type { RequestIdempotency } from './http/request.js'
+export type { LockBusy } from './locks/lock.js'
+export type { LockResult, LockRoutine } from './locks/locks.js'
+export type { LockOptions } from './locks/options.js'
+export { type Once, once } from './once.js'
 export { isAnswer, type PluginOptions, type RouteOptions, type TenantId } from './options.js'
 export { default } from './plugin.js'
 export type { Register } from './register.js'
+export type {
+  Availability,
+  AvailabilityOptions,
+  Cancelled,
+  Confirmed,
+  Missing,
+  Reserved,
+  ReserveOptions,
+  SlotsOptions,
+  Taken,
+} from './reservations.js'
+export { type AdvanceResult, WriteConflict } from './status/advance.js'
+export { defineFlow, type FlowOptions } from './status/define-flow.js'
+export type { AdvanceOptions, Override, StatusDelegate, StatusFields } from './status/options.js'
 export type { PrismaClientLike } from './store/client.js'
 export type { PoolLike } from './store/statements.js'
 export type { WebhookHandler } from './webhooks/endpoint.js'

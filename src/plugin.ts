@@ -3,15 +3,17 @@ import fp from 'fastify-plugin'
 import { readPluginOptions } from './check-options.js'
 import { Claims } from './claims/claims.js'
 import { inProcess } from './dispatch/in-process.js'
-import { ModelsMissing, OptionInvalid } from './errors.js'
+import { OptionInvalid } from './errors.js'
 import { reporter } from './events.js'
 import type { Idempotency } from './fastify.js'
+import { type ApplicationGuards, createGuards } from './guards.js'
 import { bindHooks, exchangeOf } from './http/hooks.js'
 import { createLimiter } from './http/limiter.js'
 import { requestIdempotency } from './http/request.js'
+import { demandModel } from './models.js'
 import type { PluginOptions, PluginSettings } from './options.js'
 import { pruneAll, pruneRegularly } from './retention.js'
-import { type ModelName, missingFromClient, providerOf } from './store/client.js'
+import { type Provider, providerOf } from './store/client.js'
 import { type DatabaseClock, databaseClock } from './store/clock.js'
 import type { EventStore } from './store/event-store.js'
 import { postgresStore } from './store/postgres.js'
@@ -25,7 +27,7 @@ import { bindWebhooks } from './webhooks/webhooks.js'
 async function idempotency(app: FastifyInstance, options: PluginOptions): Promise<void> {
   const settings = readPluginOptions(options)
   const database = databaseOf(options)
-  const { run, clock } = database
+  const { run, clock, provider } = database
   const store = run ? postgresStore(run) : prismaStore(options.prisma, clock)
   const claims = new Claims(store, settings)
   const limiter =
@@ -37,26 +39,46 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     }))
   bindHooks(app, options, { settings, claims, limiter })
 
+  const report = reporter(app.log, undefined, undefined)
+  const guards = createGuards({
+    kind: settings.locks,
+    redis: settings.redis,
+    prisma: options.prisma,
+    clock,
+    provider,
+    patienceMs: settings.storeTimeoutMs,
+    report,
+  })
+
   let opened: { inbox: Inbox; events: EventStore } | undefined
   const inbox = () => {
-    opened ??= openInbox(app, options, settings, database)
+    opened ??= openInbox(app, options, settings, database, guards)
     return opened.inbox
   }
-  const { recordEvent, ...webhooks } = bindWebhooks(app, {
+  const { recordEvent, tenantOf, ...webhooks } = bindWebhooks(app, {
     settings,
     redis: settings.redis[0],
     inbox,
   })
   app.decorateRequest('idempotency', {
     getter() {
-      const events = { recordEvent: recordEvent.bind(undefined, this) }
-      return Object.assign(requestIdempotency(this), events)
+      const { method, routeOptions, log } = this
+      const route = `${method} ${routeOptions.url ?? ''}`
+      return Object.assign(requestIdempotency(this), {
+        recordEvent: recordEvent.bind(undefined, this),
+        ...guards.of({ tenantId: () => tenantOf(this), log, route }),
+      })
     },
   })
 
-  const report = reporter(app.log, undefined, undefined)
-  const prunes = () => [store.prune, ...(opened ? [opened.events.prune] : [])]
-  const api: Idempotency = { ...webhooks, prune: () => pruneAll(prunes(), report) }
+  const prunes = () => [store.prune, ...(opened ? [opened.events.prune] : []), ...guards.prunes()]
+  const guardsOf = (tenantId: string) => guards.of({ tenantId: () => tenantId, log: app.log })
+  const api: Idempotency = {
+    ...webhooks,
+    ...guardsOf(''),
+    for: guardsOf,
+    prune: () => pruneAll(prunes(), report),
+  }
   app.decorate('idempotency', api)
   if (settings.pruneEveryMs !== undefined) {
     pruneRegularly(app, prunes, report, {
@@ -70,6 +92,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   // Fastify lets requests finish before `onClose`; those that only wait are let go before that.
   app.addHook('preClose', async () => {
     claims.stopWaiting()
+    guards.close()
     await opened?.inbox.stop()
   })
   app.addHook('onClose', async () => {
@@ -82,11 +105,12 @@ interface Reach {
   /** Statements of its own, on PostgreSQL. */
   readonly run: RunStatement | undefined
   readonly clock: DatabaseClock
+  readonly provider: Provider
 }
 
 /** Picks what fits the database. */
 function databaseOf({ prisma, pool }: PluginOptions): Reach {
-  demand(prisma, 'idempotencyRecord')
+  demandModel(prisma, 'idempotencyRecord')
   const provider = providerOf(prisma) ?? (pool && 'postgresql')
   if (provider === undefined) {
     throw new OptionInvalid(
@@ -94,17 +118,13 @@ function databaseOf({ prisma, pool }: PluginOptions): Reach {
     )
   }
   const clock = databaseClock(prisma, provider)
-  if (provider === 'postgresql') return { run: pool ? onPool(pool) : onPrisma(prisma), clock }
-  if (pool === undefined) return { run: undefined, clock }
+  if (provider === 'postgresql') {
+    return { run: pool ? onPool(pool) : onPrisma(prisma), clock, provider }
+  }
+  if (pool === undefined) return { run: undefined, clock, provider }
   throw new OptionInvalid(
     `option "pool" is for PostgreSQL, and the database of option "prisma" is ${provider}; leave it out`,
   )
-}
-
-/** @throws ModelsMissing */
-function demand(prisma: object, model: ModelName): void {
-  const missing = missingFromClient(prisma, [model])
-  if (missing.length > 0) throw new ModelsMissing(missing.join(', '))
 }
 
 function openInbox(
@@ -112,8 +132,9 @@ function openInbox(
   { prisma, dispatch = inProcess() }: PluginOptions,
   { storeTimeoutMs, drainMs, hasWorker }: PluginSettings,
   { run, clock }: Reach,
+  guards: ApplicationGuards,
 ): { inbox: Inbox; events: EventStore } {
-  demand(prisma, 'webhookEvent')
+  demandModel(prisma, 'webhookEvent')
   const events = run ? postgresEventStore(run) : prismaEventStore(prisma, clock)
   const inbox = new Inbox({
     store: events,
@@ -123,6 +144,7 @@ function openInbox(
     storeTimeoutMs,
     drainMs,
     hasWorker,
+    guards,
     log: app.log,
   })
   return { inbox, events }

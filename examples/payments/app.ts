@@ -5,6 +5,7 @@ import type { PrismaClient } from '../../prisma/generated/postgresql/client.js'
 // In an application of your own: from 'fastify-idempotency'.
 import idempotency from '../../src/index.js'
 import { authenticate } from './authenticate.js'
+import { bookingRoutes } from './bookings.js'
 import { countRuns } from './count-runs.js'
 import { paymentRoutes } from './payments.js'
 import { statsRoute } from './stats.js'
@@ -37,6 +38,7 @@ export async function buildApp(
   app.register(async (api) => {
     authenticate(api)
     paymentRoutes(api, prisma, runs)
+    bookingRoutes(api, prisma)
     statsRoute(api, prisma, runs)
   })
   webhooks(app, prisma, secrets, runs)

@@ -2,6 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import createError from '@fastify/error'
 import type { FastifyInstance } from 'fastify'
 import type { PrismaClient } from '../../prisma/generated/postgresql/client.js'
+// In an application of your own: from 'fastify-idempotency'.
+import { defineFlow } from '../../src/index.js'
 import type { Runs } from './count-runs.js'
 
 interface Order {
@@ -34,7 +36,14 @@ const PaymentNotFound = createError('PAYMENT_NOT_FOUND', 'There is no payment %s
 
 const PaymentExists = createError('PAYMENT_EXISTS', 'There is a payment %s already', 409)
 
-const shown = { id: true, amount: true, currency: true, createdAt: true }
+const shown = { id: true, amount: true, currency: true, status: true, createdAt: true }
+
+/** What becomes of a payment, in whatever order its provider tells of it. */
+export const paymentFlow = defineFlow({
+  name: 'payment',
+  levels: { pending: 0, processing: 1, authorized: 2, succeeded: 3, cancelled: 3 },
+  terminal: ['succeeded', 'cancelled'],
+})
 
 /** The routes: the only thing in them that is about idempotency is `config`. */
 export function paymentRoutes(app: FastifyInstance, prisma: PrismaClient, runs: Runs): void {

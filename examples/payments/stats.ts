@@ -12,6 +12,8 @@ export function statsRoute(app: FastifyInstance, prisma: PrismaClient, runs: Run
       eventRuns: runs.of('event', tenant),
       confirmationsStored: await prisma.confirmation.count(mine),
       pushesStored: await prisma.push.count(mine),
+      statusChanges: await prisma.statusChange.count(mine),
+      bookingsStored: await prisma.booking.count(mine),
     }
   })
 }

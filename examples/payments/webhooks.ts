@@ -5,6 +5,7 @@ import type { WebhookEvent } from '../../src/index.js'
 // In an application of your own: from 'fastify-idempotency/webhooks'.
 import { github, hmac, stripe } from '../../src/webhooks/index.js'
 import type { Runs } from './count-runs.js'
+import { paymentFlow } from './payments.js'
 
 // So that `tx` has this application's models. In an application of your own:
 // `declare module 'fastify-idempotency'`.
@@ -20,6 +21,14 @@ export interface WebhookSecrets {
   github: string
   bank: string
 }
+
+/** What Stripe's events say of a payment. */
+const STRIPE_STATUSES = {
+  'payment_intent.processing': 'processing',
+  'payment_intent.amount_capturable_updated': 'authorized',
+  'payment_intent.succeeded': 'succeeded',
+  'payment_intent.canceled': 'cancelled',
+} as const
 
 /** What a call to somebody else takes, so that deliveries that are sent at once really overlap. */
 const NETWORK_MS = 100
@@ -37,12 +46,16 @@ export function webhooks(
     {
       provider: stripe({ secret: secrets.stripe }),
       tenant: 'acme',
-      types: ['payment_intent.succeeded'],
+      types: Object.keys(STRIPE_STATUSES),
     },
     async (event) => {
       runs.count('event', event.tenantId)
-      const isConfirmed = await confirm(event, event.payload.data.object.metadata?.payment)
-      if (isConfirmed) await event.step('receipt', () => sendReceipt(event.keyFor('receipt')))
+      const { data, created } = event.payload
+      const status = STRIPE_STATUSES[event.type as keyof typeof STRIPE_STATUSES]
+      const isKnown = await advance(event, data.object.metadata?.payment, status, created)
+      if (isKnown && status === 'succeeded') {
+        await event.step('receipt', () => sendReceipt(event.keyFor('receipt')))
+      }
     },
   )
 
@@ -82,12 +95,21 @@ export function webhooks(
     },
     async (event) => {
       runs.count('event', event.tenantId)
-      await confirm(event, event.payload.payment)
+      await advance(event, event.payload.payment, 'succeeded')
     },
   )
 
-  /** Stores that a payment has arrived; puts the event back while there is no such payment. */
-  async function confirm(event: WebhookEvent, paymentId: unknown): Promise<boolean> {
+  /**
+   * Takes a payment to the status that the event tells of, unless it is past that; puts the event back
+   * while there is no such payment.
+   */
+  async function advance(
+    event: WebhookEvent,
+    paymentId: unknown,
+    to: 'processing' | 'authorized' | 'succeeded' | 'cancelled',
+    /** In seconds. */
+    occurredAt?: number,
+  ): Promise<boolean> {
     const { tenantId, provider } = event
     if (typeof paymentId !== 'string') {
       event.reject('it names no payment')
@@ -99,8 +121,16 @@ export function webhooks(
       event.defer({ after: '30s' })
       return false
     }
-    const data = { tenantId, paymentId, provider }
-    await event.transaction((tx) => tx.confirmation.create({ data }))
+    await event.transaction(async (tx) => {
+      await event.advance(tx.payment, {
+        where: { id: paymentId },
+        flow: paymentFlow,
+        to,
+        ...(occurredAt !== undefined && { occurredAt: new Date(occurredAt * 1_000) }),
+      })
+      if (to === 'succeeded')
+        await tx.confirmation.create({ data: { tenantId, paymentId, provider } })
+    })
     return true
   }
 }

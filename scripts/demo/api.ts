@@ -10,6 +10,8 @@ export interface Stats {
   eventRuns: number
   confirmationsStored: number
   pushesStored: number
+  statusChanges: number
+  bookingsStored: number
 }
 
 /** What the API says of itself, for both tenants together. */
@@ -22,6 +24,8 @@ export async function stats(url: string): Promise<Stats> {
     eventRuns: sum('eventRuns'),
     confirmationsStored: sum('confirmationsStored'),
     pushesStored: sum('pushesStored'),
+    statusChanges: sum('statusChanges'),
+    bookingsStored: sum('bookingsStored'),
   }
 }
 
@@ -52,5 +56,36 @@ export function pay(
       ...(key !== undefined && { 'idempotency-key': key }),
     },
     body: JSON.stringify({ ...(id !== undefined && { id }), amount, currency: 'EUR' }),
+  })
+}
+
+/** A payment as the API shows it. */
+export async function paymentOf(url: string, id: string): Promise<{ status: string }> {
+  const headers = { authorization: `Bearer ${TENANTS.acme}` }
+  return (await (await fetch(`${url}/payments/${id}`, { headers })).json()) as { status: string }
+}
+
+export interface Evening {
+  venue: string
+  evening: string
+  guest: string
+  seconds?: number
+}
+
+/** Holds an evening for a guest. */
+export function hold(url: string, { venue, evening, ...guest }: Evening): Promise<Response> {
+  return postJson(`${url}/venues/${venue}/${evening}/hold`, guest)
+}
+
+/** Books an evening that is held for the guest. */
+export function book(url: string, { venue, evening, ...guest }: Evening): Promise<Response> {
+  return postJson(`${url}/venues/${venue}/${evening}/booking`, guest)
+}
+
+function postJson(url: string, body: object): Promise<Response> {
+  return fetch(url, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${TENANTS.acme}`, 'content-type': 'application/json' },
+    body: JSON.stringify(body),
   })
 }

@@ -19,12 +19,16 @@ interface Otherwise {
 export function deliveries(secrets: WebhookSecrets) {
   return {
     stripe(
-      { id, payment }: { id: string; payment: string },
+      {
+        id,
+        payment,
+        type = 'payment_intent.succeeded',
+        created = nowInSeconds(),
+      }: { id: string; payment: string; type?: string; created?: number },
       { secret = secrets.stripe, signedIn = 0 }: Otherwise = {},
     ): Delivery {
-      const type = 'payment_intent.succeeded'
       const object = { id: `pi_${randomUUID()}`, amount: 4900, metadata: { payment } }
-      const body = JSON.stringify({ id, type, data: { object } })
+      const body = JSON.stringify({ id, type, created, data: { object } })
       const time = nowInSeconds() + signedIn
       const signature = hexHmac(secret, `${time}.${body}`)
       return delivery('/webhooks/stripe', body, { 'stripe-signature': `t=${time},v1=${signature}` })

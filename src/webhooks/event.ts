@@ -3,6 +3,7 @@ import type { Steps, TransactionOptions } from '../claims/steps.js'
 import type { Duration } from '../core/duration.js'
 import { parseDuration } from '../core/duration.js'
 import { OptionInvalid } from '../errors.js'
+import type { Guards } from '../guards.js'
 import type { ApplicationTransaction } from '../register.js'
 import type { StoredEvent } from '../store/event-store.js'
 
@@ -14,7 +15,7 @@ export type Verdict =
 
 /** What a handler is given: one event, however often it was delivered. */
 // biome-ignore lint/suspicious/noExplicitAny: what a provider sends has no type here
-export class WebhookEvent<Payload = any> {
+export class WebhookEvent<Payload = any> implements Guards {
   /** What the inbox calls the event: the same in every attempt, different for every event. */
   readonly id: string
   readonly tenantId: string
@@ -37,6 +38,15 @@ export class WebhookEvent<Payload = any> {
   /** Names the event in each line. */
   readonly log: FastifyBaseLogger
 
+  // What keeps operations apart, for the event's tenant.
+  readonly lock: Guards['lock']
+  readonly reserve: Guards['reserve']
+  readonly confirm: Guards['confirm']
+  readonly cancel: Guards['cancel']
+  readonly availability: Guards['availability']
+  readonly advance: Guards['advance']
+  readonly once: Guards['once']
+
   readonly #steps: Steps
   readonly #signal: () => AbortSignal
   #verdict: Verdict | undefined
@@ -44,7 +54,7 @@ export class WebhookEvent<Payload = any> {
   constructor(
     stored: StoredEvent,
     payload: Payload,
-    context: { log: FastifyBaseLogger; steps: Steps; signal: () => AbortSignal },
+    context: { log: FastifyBaseLogger; steps: Steps; signal: () => AbortSignal; guards: Guards },
   ) {
     this.id = stored.id
     this.tenantId = stored.tenantId
@@ -61,6 +71,14 @@ export class WebhookEvent<Payload = any> {
     this.log = context.log
     this.#steps = context.steps
     this.#signal = context.signal
+    const { guards } = context
+    this.lock = guards.lock
+    this.reserve = guards.reserve
+    this.confirm = guards.confirm
+    this.cancel = guards.cancel
+    this.availability = guards.availability
+    this.advance = guards.advance
+    this.once = guards.once
   }
 
   /**

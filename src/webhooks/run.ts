@@ -4,6 +4,7 @@ import { fullJitter } from '../core/backoff.js'
 import { KEPT_ERRORS, type RunError } from '../core/event.js'
 import { StepNotAwaited } from '../errors.js'
 import { failureOf, type Report, type WebhookSubject } from '../events.js'
+import type { ApplicationGuards } from '../guards.js'
 import { Lease } from '../lease.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
@@ -15,6 +16,7 @@ import { WebhookEvent } from './event.js'
 export interface RunContext {
   readonly prisma: PrismaClientLike
   readonly clock: DatabaseClock
+  readonly guards: ApplicationGuards
   readonly end: (end: RunEnd) => Promise<boolean>
   readonly extend: (hold: RunHold & { leaseMs: number }) => Promise<boolean>
   readonly storeTimeoutMs: number
@@ -92,6 +94,11 @@ export class Run {
       log,
       steps,
       signal: () => this.#lease.signal,
+      guards: this.#context.guards.of({
+        tenantId: () => this.#stored.tenantId,
+        log,
+        route: this.#endpoint.name,
+      }),
     })
     try {
       await handler(event)

@@ -1,6 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import type { Dispatch, Job, JobName, JobOutcome, Work } from '../dispatch/dispatch.js'
 import { type Report, reporter } from '../events.js'
+import type { ApplicationGuards } from '../guards.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
 import { oneOf } from '../store/combine.js'
@@ -18,6 +19,7 @@ export interface RunnerOptions {
   readonly storeTimeoutMs: number
   /** How long a closing server waits for the events that it runs. */
   readonly drainMs: number
+  readonly guards: ApplicationGuards
   readonly log: FastifyBaseLogger
 }
 
@@ -62,7 +64,7 @@ export class Runner implements Work {
     log: FastifyBaseLogger,
     report: Report,
   ): Promise<Run | undefined> {
-    const { prisma, clock, storeTimeoutMs, dispatch } = this.#options
+    const { prisma, clock, guards, storeTimeoutMs, dispatch } = this.#options
     const { leaseMs } = endpoint.settings
     let askedAt = claimedAt
     if (performance.now() - askedAt > leaseMs / 2) {
@@ -73,6 +75,7 @@ export class Runner implements Work {
     const context: RunContext = {
       prisma,
       clock,
+      guards,
       storeTimeoutMs,
       log,
       report,

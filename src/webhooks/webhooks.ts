@@ -56,7 +56,11 @@ type RecordEvent = (request: FastifyRequest, event: EventToRecord) => Promise<Re
 export function bindWebhooks(
   app: FastifyInstance,
   { settings, redis, inbox }: WebhooksContext,
-): WebhookEvents & { recordEvent: RecordEvent } {
+): WebhookEvents & {
+  recordEvent: RecordEvent
+  /** Whose request it is. @throws TenantUnknown, and what `tenant` throws. */
+  tenantOf: (request: FastifyRequest) => Promise<string>
+} {
   const { docs, failedSignatures } = settings
 
   app.decorate(
@@ -120,6 +124,7 @@ export function bindWebhooks(
   }
 
   return {
+    tenantOf: tenantOrError,
     async recordEvent(request, event) {
       return recordEvent(inbox(), request, await tenantOrError(request), event)
     },

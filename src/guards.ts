@@ -1,0 +1,151 @@
+import type { FastifyBaseLogger } from 'fastify'
+import { reporter } from './events.js'
+import { createLocks, type LocksSettings } from './locks/create-locks.js'
+import type { LockResult, LockRoutine, Locks } from './locks/locks.js'
+import type { LockOptions } from './locks/options.js'
+import { demandModel } from './models.js'
+import { once } from './once.js'
+import {
+  type Availability,
+  type AvailabilityOptions,
+  type Cancelled,
+  type Confirmed,
+  createReservations,
+  type Missing,
+  type Reservations,
+  type Reserved,
+  type ReserveOptions,
+  type SlotsOptions,
+  type Taken,
+} from './reservations.js'
+import { type AdvanceResult, createStatuses, type Statuses } from './status/advance.js'
+import type { AdvanceOptions, StatusDelegate } from './status/options.js'
+
+/** What keeps different operations on the same thing apart. Names, resources and audits are a tenant's. */
+export interface Guards {
+  /**
+   * Runs `routine` while nobody else holds any of `names`: all of them are taken, or none. The lock is
+   * renewed while the routine runs; `signal` is aborted when it could not be kept, and `fence`, a
+   * number that only rises, guards what the routine writes. A lock saves work; what must not happen
+   * twice needs a constraint, or a write that is guarded by the fence.
+   *
+   * A process that dies leaves the lock for at most `ttl`. A release that fails is only told: the
+   * routine's result is the result.
+   *
+   * @throws IDEMPOTENCY_LOCK_UNAVAILABLE (503) when nobody can say who holds it; nothing ran. What the
+   * routine throws.
+   */
+  lock<T>(
+    names: string | readonly string[],
+    options: LockOptions,
+    routine: LockRoutine<T>,
+  ): Promise<LockResult<T>>
+  /**
+   * Holds all of the slots for the holder, or none. Asking again gets the same reservation, and does
+   * not prolong it. A hold that has run out is free for whoever comes next. A process that dies
+   * meanwhile leaves all of them held, or none.
+   */
+  reserve(options: ReserveOptions): Promise<Reserved | Taken>
+  /** Keeps all of the slots for good, or none; twice is the same as once. */
+  confirm(options: SlotsOptions): Promise<Confirmed | Missing>
+  /** Frees those of the slots that are the holder's; twice is the same as once. */
+  cancel(options: SlotsOptions): Promise<Cancelled>
+  /** Who has which slots now. To be shown, not to be relied upon: `reserve` decides. */
+  availability(options: AvailabilityOptions): Promise<Availability[]>
+  /**
+   * Gives one entity another status if its flow allows it, and notes that in `StatusChange` in the
+   * same transaction: that of the delegate (`tx.payment`), or one of its own (`prisma.payment`). After
+   * a crash there are both or none, and saying it again is `unchanged`.
+   */
+  advance<Status extends string, Delegate extends StatusDelegate>(
+    delegate: Delegate,
+    options: AdvanceOptions<Status, Delegate>,
+  ): Promise<AdvanceResult<Status>>
+  /** Creates what a unique constraint of yours allows once, and finds it when it is there. */
+  once: typeof once
+}
+
+/** Whose guards they are, and where they tell what they do. */
+export interface GuardsFor {
+  readonly tenantId: () => string | Promise<string>
+  readonly log: FastifyBaseLogger
+  /** The route, or the endpoint, that uses them. */
+  readonly route?: string | undefined
+}
+
+/** The guards of an application. */
+export interface ApplicationGuards {
+  of(subject: GuardsFor): Guards
+  /** What deletes, batch by batch, what is kept for nobody any more. */
+  prunes(): ((limit: number) => Promise<number>)[]
+  /** Nobody waits for a lock from now on. */
+  close(): void
+}
+
+/** Each part is made when it is used: an application may lack the tables of the others. */
+export function createGuards(settings: LocksSettings): ApplicationGuards {
+  const { prisma, clock, provider } = settings
+  let locks: Locks | undefined
+  let reservations: Reservations | undefined
+  let statuses: Statuses | undefined
+  let isClosed = false
+
+  function openLocks(): Locks {
+    if (locks === undefined) {
+      locks = createLocks(settings)
+      if (isClosed) locks.close()
+    }
+    return locks
+  }
+
+  function openReservations(): Reservations {
+    demandModel(prisma, 'slotReservation')
+    reservations ??= createReservations({ prisma, clock, provider })
+    return reservations
+  }
+
+  function openStatuses(): Statuses {
+    demandModel(prisma, 'statusChange')
+    statuses ??= createStatuses(prisma, provider)
+    return statuses
+  }
+
+  // So that Redis is looked at when the application starts, and not when the first lock is taken.
+  if (settings.redis.length > 0 && prisma.namedLock !== undefined) openLocks()
+
+  return {
+    of({ tenantId, log, route }) {
+      const subject = async () => {
+        const tenant = await tenantId()
+        return [tenant, reporter(log, route, { tenantId: tenant })] as const
+      }
+      return {
+        async lock(names, options, routine) {
+          return openLocks().lock(...(await subject()), names, options, routine)
+        },
+        async reserve(options) {
+          return openReservations().reserve(...(await subject()), options)
+        },
+        async confirm(options) {
+          return openReservations().confirm(...(await subject()), options)
+        },
+        async cancel(options) {
+          return openReservations().cancel(...(await subject()), options)
+        },
+        async availability(options) {
+          return openReservations().availability(await tenantId(), options)
+        },
+        async advance(delegate, options) {
+          return openStatuses().advance(...(await subject()), delegate, options)
+        },
+        once,
+      }
+    },
+    prunes: () =>
+      [locks, reservations].flatMap((part) => (part ? [(limit: number) => part.prune(limit)] : [])),
+    close() {
+      isClosed = true
+      locks?.close()
+    },
+  }
+}
