@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { type Check, check, isDuration, LONGEST_RETENTION_MS, toMs } from './checks.js'
 import type { Duration } from './core/duration.js'
-import { hasLapsed, type SlotHold, soonest, standing } from './core/reservation.js'
+import { type Free, hasLapsed, type SlotHold, soonest, standing } from './core/reservation.js'
 import type { Report } from './events.js'
 import {
   isUniqueViolation,
@@ -63,6 +63,8 @@ export interface Confirmed {
   readonly resource: string
   readonly slots: readonly string[]
   readonly holder: string
+  /** `false` when all of the slots were confirmed already: of several calls, one is new. */
+  readonly isNew: boolean
 }
 
 /** These of the slots are not his, or not any more; nothing was confirmed. */
@@ -171,13 +173,13 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
   }
 
   /** Writes all of it or nothing. Within the caller's transaction, only he can say it again. */
-  function write(
+  function write<T>(
     tx: ReservationTransaction | undefined,
-    isOneRow: boolean,
-    fn: (holds: ModelDelegate) => Promise<boolean>,
-  ): Promise<boolean> {
+    isOneStatement: boolean,
+    fn: (holds: ModelDelegate) => Promise<T>,
+  ): Promise<T> {
     if (tx !== undefined) return fn(holdsOf(tx))
-    if (isOneRow) return sayAgain(() => fn(holds))
+    if (isOneStatement) return sayAgain(() => fn(holds))
     return sayAgain(() =>
       prisma.$transaction((open: ReservationTransaction) => fn(holdsOf(open)), {
         ...PATIENCE,
@@ -210,6 +212,29 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
     return false
   }
 
+  /** Inserts what nobody had and takes over what ran out: all of it or nothing. */
+  function take(
+    { tenantId, resource, holder }: Wanted,
+    { unheld, lapsed }: Free,
+    now: Date,
+    heldUntil: Date,
+    tx: ReservationTransaction | undefined,
+  ): Promise<boolean> {
+    // In the order of the slots, so that two who want the same do not wait in a circle.
+    const rows = unheld.map((slot) => {
+      return { id: randomUUID(), tenantId, resource, slot, holder, heldUntil, createdAt: now }
+    })
+    const isOneRow = unheld.length + lapsed.length === 1
+    return write(tx, isOneRow, async (holds) => {
+      const takeOver = (data: object) => update(holds, lapsed, { heldUntil: { lte: now } }, data)
+      // Locked first, by a write that changes nothing: the last write is certain then, and nothing
+      // that it did would have to be undone.
+      if (!isOneRow && (await takeOver({ tenantId })) < lapsed.length) return false
+      if (!(await insert(holds, rows))) return false
+      return (await takeOver({ holder, heldUntil, createdAt: now })) === lapsed.length
+    })
+  }
+
   return {
     async reserve(tenantId, report, options) {
       check(' of reserve', RESERVE_CHECKS, options, SLOTS_REQUIRED)
@@ -232,22 +257,9 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
         if (seen.kind === 'taken') return taken(seen.slots)
         if (seen.kind === 'his') return reserved(seen.until, false)
 
-        const { unheld, lapsed } = seen
         const heldUntil = new Date(now.getTime() + toMs(hold))
-        const isOneRow = unheld.length + lapsed.length === 1
-        const isHis = await write(tx, isOneRow, async (holds) => {
-          const stillLapsed = { heldUntil: { lte: now } }
-          // A write that changes nothing locks them: what is written last is certain then, and
-          // nothing has to be undone.
-          if (!isOneRow && !(await update(holds, lapsed, stillLapsed, { tenantId }))) return false
-          // In the order of the slots, so that two who want the same do not wait in a circle.
-          const rows = unheld.map((slot) => {
-            return { id: randomUUID(), tenantId, resource, slot, holder, heldUntil, createdAt: now }
-          })
-          if (!(await insert(holds, rows))) return false
-          return update(holds, lapsed, stillLapsed, { holder, heldUntil, createdAt: now })
-        })
-        const news = [...unheld, ...lapsed.map(({ slot }) => slot)].sort()
+        const isHis = await take(wanted, seen, now, heldUntil, tx)
+        const news = [...seen.unheld, ...seen.lapsed.map(({ slot }) => slot)].sort()
         if (isHis) {
           report({ kind: 'reserved', resource, slots: news })
           return reserved(soonest([seen.until, heldUntil]), true)
@@ -269,15 +281,16 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
         if (missing.length > 0) return { kind: 'missing', slots: missing }
 
         const open = found.filter(({ heldUntil }) => heldUntil !== null)
-        const isOneRow = open.length === 1
-        const isHis = await write(tx, isOneRow || open.length === 0, async (holds) => {
-          // Locked first, for the same reason.
-          if (!isOneRow && !(await update(holds, open, { holder }, { holder }))) return false
-          return update(holds, open, { holder }, { heldUntil: null })
+        const confirmed = await write(tx, open.length === 0, async (holds) => {
+          // Locked first, for the same reason; what matches after that, nobody else has confirmed.
+          const hasAll = (await update(holds, open, { holder }, { holder })) === open.length
+          if (!hasAll) return undefined
+          return update(holds, open, { holder, heldUntil: { not: null } }, { heldUntil: null })
         })
-        if (isHis) {
-          if (open.length > 0) report({ kind: 'reservation_confirmed', resource, slots })
-          return { kind: 'confirmed', resource, slots, holder }
+        if (confirmed !== undefined) {
+          const isNew = confirmed > 0
+          if (isNew) report({ kind: 'reservation_confirmed', resource, slots })
+          return { kind: 'confirmed', resource, slots, holder, isNew }
         }
         if (look === LOOKS) return { kind: 'missing', slots: open.map(({ slot }) => slot).sort() }
       }
@@ -359,18 +372,19 @@ async function find(
   return found
 }
 
-/** Changes all of these rows if all of them still match. `false`: at least one did not. */
+/** Changes those of the rows that still match; returns how many. */
 async function update(
   holds: ModelDelegate,
   rows: readonly SlotHold[],
   guard: object,
   data: object,
-): Promise<boolean> {
+): Promise<number> {
+  let changed = 0
   for (const some of portions(rows.map(({ id }) => id))) {
     const { count } = await holds.updateMany({ where: { id: { in: some }, ...guard }, data })
-    if (count !== some.length) return false
+    changed += count
   }
-  return true
+  return changed
 }
 
 // An estimate is good enough to find a hold running; to take a slot over, ask.

@@ -178,6 +178,17 @@ t.test(
   },
 )
 
+t.test('an estimate of the time that runs ahead lets nobody in', async (t) => {
+  const { prisma } = await anyDatabase(t)
+  const { ask } = databaseClock(prisma, 'postgresql')
+  const clock = { ask, estimate: async () => new Date((await ask()).getTime() + 3_600_000) }
+  const reservations = createReservations({ prisma, provider: 'postgresql', clock })
+  const wanted = { resource: 'hall', slots: 'a' }
+  await on(prisma).reserve('acme', report, { ...wanted, holder: 'ann' })
+  const second = await reservations.reserve('acme', report, { ...wanted, holder: 'bob' })
+  t.match(second, { kind: 'taken' })
+})
+
 t.test('an error of the database that is no duplicate is not taken for one', async (t) => {
   const { prisma } = await anyDatabase(t)
   const failure = Object.assign(new Error('the disk is full'), { code: 'P2010' })

@@ -12,13 +12,16 @@ export type Standing =
   | { readonly kind: 'taken'; readonly slots: readonly string[] }
   /** All are his already. `until`: the first of them ends; `null` when all are confirmed. */
   | { readonly kind: 'his'; readonly until: Date | null }
-  /** What is not his yet is free: nobody has it, or whoever had it has let his time run out. */
-  | {
-      readonly kind: 'free'
-      readonly unheld: readonly string[]
-      readonly lapsed: readonly SlotHold[]
-      readonly until: Date | null
-    }
+  | Free
+
+/** What is not his yet is free: nobody has it, or whoever had it has let his time run out. */
+export interface Free {
+  readonly kind: 'free'
+  readonly unheld: readonly string[]
+  readonly lapsed: readonly SlotHold[]
+  /** When the first of those ends that are his already. */
+  readonly until: Date | null
+}
 
 export function hasLapsed({ heldUntil }: Pick<SlotHold, 'heldUntil'>, now: Date): boolean {
   return heldUntil !== null && heldUntil <= now

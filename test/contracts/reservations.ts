@@ -65,6 +65,14 @@ export async function reservationsContract(t: Test, context: Way): Promise<void>
   const lapse = (resource: string, slot: string | { in: string[] } = { in: EVENINGS }) =>
     rows.updateMany({ where: { resource, slot }, data: { heldUntil: PAST } })
 
+  await t.test('of many who confirm the same at once, one is new', async (t) => {
+    const resource = randomUUID()
+    await desk.reserve({ resource })
+    const all = await Promise.all(Array.from({ length: 8 }, () => desk.confirm({ resource })))
+    t.ok(all.every(({ kind }) => kind === 'confirmed'))
+    t.equal(all.filter((one) => one.kind === 'confirmed' && one.isNew).length, 1)
+  })
+
   for (const isInTx of [false, true]) {
     const where = isInTx ? "in the caller's transaction" : 'by itself'
     const within = <T>(fn: (own: { tx?: ReservationTransaction }) => Promise<T>): Promise<T> =>
@@ -230,9 +238,16 @@ export async function reservationsContract(t: Test, context: Way): Promise<void>
       t.notOk(
         (await left(resource)).some(({ heldUntil }: { heldUntil: unknown }) => heldUntil === null),
       )
+      const stale = await left(resource)
       const confirmed = { kind: 'confirmed', resource, slots: [first, second], holder: 'ann' }
-      t.strictSame(await confirm({ resource, slots: [second, first] }), confirmed)
-      t.strictSame(await confirm({ resource, slots: [first, second] }), confirmed, 'twice')
+      t.strictSame(await confirm({ resource, slots: [second, first] }), {
+        ...confirmed,
+        isNew: true,
+      })
+      const again = { ...confirmed, isNew: false }
+      t.strictSame(await confirm({ resource, slots: [first, second] }), again, 'twice')
+      const beside = await late([stale]).confirm({ resource, slots: [first, second] })
+      t.strictSame(beside, again, 'also when another call confirmed them since the look')
       t.match(await left(resource), [{ heldUntil: null }, { heldUntil: null }])
       await reserve({ resource, slots: third })
       t.match(await confirm({ resource }), { kind: 'confirmed' }, 'the rest of them')
