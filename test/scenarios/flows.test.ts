@@ -176,6 +176,31 @@ t.test('a change between the look and the write is looked at', { skip: noPostgre
 })
 
 t.test(
+  'an entity that no longer fits where it was looked for stays as it is',
+  { skip: noPostgres },
+  async (t) => {
+    const { prisma } = await postgresDatabase(t)
+    const { payment, find } = statusesOf(prisma as Client, 'postgresql')
+    const id = await payment()
+    const interrupted = prisma.$extends({
+      query: {
+        payment: {
+          async findMany({ args, query }) {
+            const rows = await query(args)
+            await prisma.payment.updateMany({ where: { id }, data: { tenantId: 'another' } })
+            return rows
+          },
+        },
+      },
+    })
+    const { advance } = statusesOf(interrupted as unknown as Client, 'postgresql')
+    const where = { id, tenantId: 'acme' }
+    t.strictSame(await advance(id, 'succeeded', { where }), { kind: 'missing' })
+    t.match(await find(id), { status: 'pending' })
+  },
+)
+
+t.test(
   'an entity that others change all the time is given up, and nothing was done',
   { skip: noPostgres },
   async (t) => {
