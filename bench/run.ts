@@ -16,7 +16,7 @@ const { values } = parseArgs({
     rounds: { type: 'string', default: '7' },
     seconds: { type: 'string', default: '3' },
     statements: { type: 'string', default: 'pool' },
-    what: { type: 'string', default: 'keys,webhooks' },
+    what: { type: 'string', default: 'keys,webhooks,reservations,statuses' },
     json: { type: 'boolean', default: false },
   },
 })
@@ -30,6 +30,8 @@ interface Kind {
   readonly path: string
   /** The request's own headers and body; `n` counts up over all requests of this kind. */
   readonly request: (n: number) => { headers?: Record<string, string>; body: string }
+  /** Whether it asks for what is there before. */
+  readonly isKnown?: boolean
   /** Waits, between rounds, until what was left to do in the background is done. */
   readonly isDrained?: boolean
 }
@@ -47,17 +49,36 @@ const signed = (id: string) => {
   return { headers: { 'x-signature': signature }, body }
 }
 
+const slot = (name: string) => ({ body: JSON.stringify({ slot: name }) })
+/** Each payment in its turn, there and back: every request is a change. */
+const change = (name: string) => (n: number) => ({
+  body: JSON.stringify({
+    id: `${name}-${n % KNOWN}`,
+    to: Math.trunc(n / KNOWN) % 2 === 0 ? 'active' : 'paused',
+  }),
+})
+
 const GROUPS: Record<string, readonly Kind[]> = {
   keys: [
     { name: 'bare route', path: '/bare', request: () => ({ body: BODY }) },
     { name: 'fresh key', path: '/protected', request: (n) => keyed(`fresh-${n}`) },
-    { name: 'replay', path: '/protected', request: (n) => keyed(`known-${n % KNOWN}`) },
+    {
+      name: 'replay',
+      path: '/protected',
+      request: (n) => keyed(`known-${n % KNOWN}`),
+      isKnown: true,
+    },
   ],
   webhooks: [
     { name: 'bare route', path: '/bare', request: () => ({ body: BODY }) },
     { name: 'inline, fresh', path: '/inline', request: (n) => signed(`fresh-${n}`) },
     { name: 'inline, one commit', path: '/inline-final', request: (n) => signed(`fresh-${n}`) },
-    { name: 'inline, duplicate', path: '/inline', request: (n) => signed(`known-${n % KNOWN}`) },
+    {
+      name: 'inline, duplicate',
+      path: '/inline',
+      request: (n) => signed(`known-${n % KNOWN}`),
+      isKnown: true,
+    },
     {
       name: 'deferred, fresh',
       path: '/deferred',
@@ -68,7 +89,28 @@ const GROUPS: Record<string, readonly Kind[]> = {
       name: 'deferred, duplicate',
       path: '/deferred',
       request: (n) => signed(`known-${n % KNOWN}`),
+      isKnown: true,
     },
+  ],
+  reservations: [
+    { name: 'bare insert', path: '/bare-slot', request: (n) => slot(`bare-${n}`) },
+    { name: 'reserve, free', path: '/reserve', request: (n) => slot(`fresh-${n}`) },
+    {
+      name: 'reserve, his already',
+      path: '/reserve',
+      request: (n) => slot(`known-${n % KNOWN}`),
+      isKnown: true,
+    },
+    {
+      name: 'reserve, taken',
+      path: '/reserve-taken',
+      request: (n) => slot(`known-${n % KNOWN}`),
+      isKnown: true,
+    },
+  ],
+  statuses: [
+    { name: 'bare update', path: '/bare-status', request: change('bare') },
+    { name: 'advance', path: '/advance', request: change('guarded') },
   ],
 }
 
@@ -125,9 +167,15 @@ async function measure(
 ): Promise<Record<string, Round[]>> {
   const results = Object.fromEntries(kinds.map(({ name }) => [name, [] as Round[]]))
   progress(`${group}: preparing`)
-  for (const { path, request } of kinds) {
+  if (group === 'statuses') {
+    for (let n = 0; n < 2 * KNOWN; n += 1) {
+      const id = `${n % 2 === 0 ? 'bare' : 'guarded'}-${Math.trunc(n / 2)}`
+      await post(`${url}/payments`, { body: JSON.stringify({ id }) })
+    }
+  }
+  for (const { path, request, isKnown } of kinds) {
     // Those that ask for what is known need it to be there.
-    if (!isKnown(request)) continue
+    if (!isKnown) continue
     for (let n = 0; n < KNOWN; n += 1) await post(`${url}${path}`, request(n))
   }
   const counts = new Map(kinds.map((kind) => [kind, 0]))
@@ -142,9 +190,6 @@ async function measure(
   }
   return results
 }
-
-const isKnown = (request: Kind['request']) =>
-  JSON.stringify(request(0)) === JSON.stringify(request(KNOWN)) && request(0).headers !== undefined
 
 async function load(
   url: string,

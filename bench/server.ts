@@ -4,7 +4,7 @@ import { PrismaPg } from '@prisma/adapter-pg'
 import Fastify from 'fastify'
 import pg from 'pg'
 import { PrismaClient } from '../prisma/generated/postgresql/client.js'
-import idempotency, { type WebhookEvent } from '../src/index.js'
+import idempotency, { defineFlow, type WebhookEvent } from '../src/index.js'
 import { hmac } from '../src/webhooks/index.js'
 
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 })
@@ -59,6 +59,39 @@ app.webhook(
   '/deferred',
   { provider: provider('deferred'), tenant, mode: 'deferred' },
   recordPayment,
+)
+
+// What keeps operations apart, beside the insert and the update that do not ask.
+interface Slot {
+  slot: string
+}
+app.post<{ Body: Slot }>('/bare-slot', async ({ body: { slot } }) => {
+  const now = new Date()
+  const data = { id: slot, tenantId: 'bare', resource: 'venue', slot, holder: 'x', createdAt: now }
+  return prisma.slotReservation.create({ data: { ...data, heldUntil: now } })
+})
+app.post<{ Body: Slot }>('/reserve', ({ body: { slot } }) =>
+  app.idempotency.reserve({ resource: 'venue', slots: slot, holder: slot }),
+)
+app.post<{ Body: Slot }>('/reserve-taken', ({ body: { slot } }) =>
+  app.idempotency.reserve({ resource: 'venue', slots: slot, holder: 'somebody else' }),
+)
+
+interface Change {
+  id: string
+  to: 'active' | 'paused'
+}
+const flow = defineFlow({
+  transitions: { pending: ['active'], active: ['paused'], paused: ['active'] },
+})
+app.post<{ Body: Change }>('/bare-status', ({ body: { id, to } }) =>
+  prisma.payment.updateMany({ where: { id }, data: { status: to } }),
+)
+app.post<{ Body: Change }>('/advance', ({ body: { id, to } }) =>
+  app.idempotency.advance(prisma.payment, { where: { id }, flow, to }),
+)
+app.post<{ Body: Pick<Change, 'id'> }>('/payments', ({ body: { id } }) =>
+  prisma.payment.create({ data: { id, tenantId: 'bench', amount: 1, currency: 'EUR' } }),
 )
 
 app.get('/round-trips', async () => ({ roundTrips }))

@@ -224,7 +224,7 @@ const AROUND = `
     const stripeClient: { events: { list: () => AsyncIterable<object> } }
   }
   declare module 'fastify' {
-    interface FastifyRequest { user: { orgId: string } }
+    interface FastifyRequest { user: { id: string; orgId: string } }
   }`
 
 t.test('the snippets of the documents compile in a strict application', async (t) => {
