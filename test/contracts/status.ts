@@ -2,12 +2,9 @@
 import { randomUUID } from 'node:crypto'
 import type { Test } from 'tap'
 import type { Happening } from '../../src/events.js'
-import {
-  type AdvanceOptions,
-  type AdvanceResult,
-  createStatuses,
-  defineFlow,
-} from '../../src/status.js'
+import { type AdvanceResult, createStatuses } from '../../src/status/advance.js'
+import { defineFlow } from '../../src/status/define-flow.js'
+import type { AdvanceOptions } from '../../src/status/options.js'
 import type { ModelDelegate, PrismaClientLike, Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
 

@@ -3,7 +3,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { createFlow } from '../../src/core/flow.js'
-import { createStatuses } from '../../src/status.js'
+import { createStatuses } from '../../src/status/advance.js'
 import { sayAgain } from '../../src/store/say-again.js'
 import { type Client, flow, isChain, statusesOf } from '../contracts/status.js'
 import { mariadbDatabase, postgresDatabase, sqliteDatabase } from '../fixtures/database.js'

@@ -1,13 +1,15 @@
 import t from 'tap'
-import { type AdvanceOptions, createStatuses, defineFlow, type Override } from '../src/status.js'
-import { type Client, flow, statusContract } from './contracts/status.js'
+import { createStatuses } from '../../src/status/advance.js'
+import { defineFlow } from '../../src/status/define-flow.js'
+import type { AdvanceOptions, Override } from '../../src/status/options.js'
+import { type Client, flow, statusContract } from '../contracts/status.js'
 import {
   mariadbDatabase,
   pgliteDatabase,
   postgresDatabase,
   sqliteDatabase,
-} from './fixtures/database.js'
-import { missing } from './fixtures/services.js'
+} from '../fixtures/database.js'
+import { missing } from '../fixtures/services.js'
 
 const noPostgres = await missing('postgres')
 const noMariadb = await missing('mariadb')
@@ -30,30 +32,6 @@ t.test('MariaDB', { skip: noMariadb }, async (t) => {
 t.test('SQLite', async (t) => {
   const prisma = (await sqliteDatabase(t)).prisma as Client
   await statusContract(t, prisma, { provider: 'sqlite', parallel: 20 })
-})
-
-t.test('a flow that contradicts itself is refused when it is defined', async (t) => {
-  const refused = { code: 'IDEMPOTENCY_OPTION_INVALID' }
-  t.throws(() => defineFlow({ name: 'order', levels: { placed: 0, paid: 1 } }), {
-    ...refused,
-    message: /the flow "order" leads nowhere from 'paid': name it in terminal/,
-  })
-  t.throws(() => defineFlow({ levels: { placed: 0 }, terminal: ['paid'] as never[] }), refused)
-  for (const [options, message] of [
-    [undefined, /options of defineFlow must be an object/],
-    [{}, /the flow has no statuses/],
-    [{ level: {} }, /option "level" of defineFlow is not known; the options are name, levels/],
-    [{ name: '' }, /option "name" of defineFlow must be text/],
-    [{ levels: { a: '1' } }, /must be numbers by status/],
-    [{ levels: { a: Number.NaN } }, /must be numbers by status/],
-    [{ levels: ['a'] }, /must be numbers by status/],
-    [{ transitions: { a: 'b' } }, /must be lists by status/],
-    [{ transitions: { a: [1] } }, /must be lists by status/],
-    [{ initial: 1 }, /must be a status, or a list/],
-    [{ terminal: 'paid' }, /must be a list of statuses/],
-  ] as const) {
-    t.throws(() => defineFlow(options as object), { ...refused, message }, `${message}`)
-  }
 })
 
 t.test('what cannot be asked for is refused with what to write instead', async (t) => {
@@ -136,8 +114,6 @@ t.test('statuses, where and data are known to the compiler', async (t) => {
   // @ts-expect-error: a reason is needed
   const override: Override = {}
   await t.rejects(statuses.advance('', report, payment, { where, flow, to: 'failed', override }))
-  // @ts-expect-error: no status of the flow
-  t.throws(() => defineFlow({ levels: { on: 0, off: 1 }, terminal: ['of'] }))
   const result = await statuses.advance('', report, payment, { where, flow: round, to: 'gone' })
   if (result.kind === 'unchanged') {
     const status: 'on' | 'off' | 'gone' = result.status
