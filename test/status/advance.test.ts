@@ -1,4 +1,8 @@
+import { PrismaMariaDb } from '@prisma/adapter-mariadb'
+import { PrismaPg } from '@prisma/adapter-pg'
 import t from 'tap'
+import { PrismaClient as MysqlClient } from '../../prisma/generated/mysql/client.js'
+import { PrismaClient } from '../../prisma/generated/postgresql/client.js'
 import { createStatuses } from '../../src/status/advance.js'
 import { defineFlow } from '../../src/status/define-flow.js'
 import type { AdvanceOptions, Override } from '../../src/status/options.js'
@@ -14,9 +18,14 @@ import { missing } from '../fixtures/services.js'
 const noPostgres = await missing('postgres')
 const noMariadb = await missing('mariadb')
 
+// A hundred wait for ten connections, on a machine that may be busy: Prisma's 2 s are not enough.
+const transactionOptions = { maxWait: 30_000 }
+
 t.test('PostgreSQL', { skip: noPostgres }, async (t) => {
-  const prisma = (await postgresDatabase(t)).prisma as Client
-  await statusContract(t, prisma, { provider: 'postgresql', parallel: 100 })
+  const { pool } = await postgresDatabase(t)
+  const prisma = new PrismaClient({ adapter: new PrismaPg(pool), transactionOptions })
+  t.teardown(() => prisma.$disconnect())
+  await statusContract(t, prisma as Client, { provider: 'postgresql', parallel: 100 })
 })
 
 t.test('PGlite', async (t) => {
@@ -25,8 +34,10 @@ t.test('PGlite', async (t) => {
 })
 
 t.test('MariaDB', { skip: noMariadb }, async (t) => {
-  const prisma = (await mariadbDatabase(t)).prisma as Client
-  await statusContract(t, prisma, { provider: 'mysql', parallel: 100 })
+  const { url } = await mariadbDatabase(t)
+  const prisma = new MysqlClient({ adapter: new PrismaMariaDb(url), transactionOptions })
+  t.teardown(() => prisma.$disconnect())
+  await statusContract(t, prisma as Client, { provider: 'mysql', parallel: 100 })
 })
 
 t.test('SQLite', async (t) => {
