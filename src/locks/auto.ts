@@ -2,7 +2,7 @@ import { failureOf, type Report } from '../events.js'
 import type { HeldLock, LockBackend } from './lock.js'
 
 /** After Redis did not answer, it is left alone for so long. Then one tries it. */
-const AGAIN_AFTER_MS = 5_000
+const AGAIN_AFTER_MS = 3_000
 
 /**
  * The row in the database decides, always; Redis is a gate in front of it that keeps those who wait
