@@ -451,5 +451,12 @@ export async function reservationsContract(t: Test, context: Way): Promise<void>
     t.equal(await reservations.prune(1_000), 240)
     t.equal(await reservations.prune(1_000), 0)
     t.match(await left(resource), [{ slot: 'confirmed' }, { slot: 'held' }, { slot: 'late' }])
+    const stale = seeing(prisma, await left(resource))
+    t.equal(await createReservations({ ...context, prisma: stale }).prune(10), 0)
+    t.equal(
+      (await left(resource)).length,
+      3,
+      'also when one was confirmed, or taken, since the look',
+    )
   })
 }
