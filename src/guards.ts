@@ -141,8 +141,11 @@ export function createGuards(settings: LocksSettings): ApplicationGuards {
         once,
       }
     },
-    prunes: () =>
-      [locks, reservations].flatMap((part) => (part ? [(limit: number) => part.prune(limit)] : [])),
+    // Also what other processes have left behind.
+    prunes: () => [
+      ...(prisma.namedLock ? [(limit: number) => openLocks().prune(limit)] : []),
+      ...(prisma.slotReservation ? [(limit: number) => openReservations().prune(limit)] : []),
+    ],
     close() {
       isClosed = true
       locks?.close()

@@ -29,6 +29,7 @@ export type {
   Cancelled,
   Confirmed,
   Missing,
+  ReservationTransaction,
   Reserved,
   ReserveOptions,
   SlotsOptions,

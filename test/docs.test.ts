@@ -191,15 +191,25 @@ t.test('docs/webhooks.md tells of every outcome what is answered', async (t) => 
   }
 })
 
-t.test('the statements of docs/operations.md are understood by PostgreSQL', async (t) => {
+t.test('the statements of the documents are understood by PostgreSQL', async (t) => {
   const { prisma } = await pgliteDatabase(t)
-  const blocks = (await read('docs/operations.md')).matchAll(/```sql\n([^`]+)```/g)
+  const text = (await read('docs/operations.md')) + (await read('docs/flows.md'))
+  const blocks = text.matchAll(/```sql\n([^`]+)```/g)
   const statements = [...blocks].flatMap(([, sql = '']) => sql.split(';').map((one) => one.trim()))
   t.ok(statements.length > 4)
   for (const sql of statements) {
     if (sql !== '') await t.resolves(prisma.$executeRawUnsafe(sql), sql.split('\n')[0] as string)
   }
 })
+
+const WITH_SNIPPETS = [
+  'README.md',
+  'docs/flows.md',
+  'docs/locks.md',
+  'docs/operations.md',
+  'docs/reservations.md',
+  'docs/webhooks.md',
+]
 
 // What the snippets take for granted: things of an application.
 const AROUND = `
@@ -237,7 +247,7 @@ t.test('the snippets of the documents compile in a strict application', async (t
           [model: string]: any
           idempotencyRecord: any
           $queryRawUnsafe: any
-          $transaction: any
+          $transaction<T>(fn: (tx: any) => Promise<T>, options?: object): Promise<T>
         }`,
       },
     },
@@ -255,7 +265,7 @@ t.test('the snippets of the documents compile in a strict application', async (t
     }),
     'package.json': '{ "type": "module" }',
   }
-  for (const file of ['README.md', 'docs/webhooks.md', 'docs/operations.md']) {
+  for (const file of WITH_SNIPPETS) {
     const blocks = [...(await read(file)).matchAll(/```ts\n(.*?)```/gs)]
     t.not(blocks.length, 0)
     for (const [n, [, code = '']] of blocks.entries()) {

@@ -137,6 +137,9 @@ const DEEPEST_CAUSE = 8
 /** The code that the database, the system or Prisma gave an error, the innermost first. */
 export function errorCode(error: unknown, depth = 0): string | undefined {
   if (typeof error !== 'object' || error === null || depth > DEEPEST_CAUSE) return undefined
+  // A conflict that COMMIT meets comes as the adapter threw it.
+  const own: unknown = Reflect.get(error, 'originalCode')
+  if (typeof own === 'string') return own
   // Prisma wraps what a raw query met: P2010 says nothing, the code of the database does.
   const inner: unknown = Reflect.get(Object(Reflect.get(error, 'meta')), 'driverAdapterError')
   const original: unknown = Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'originalCode')

@@ -7,6 +7,7 @@ const wrapped = (times: number, code: string): object =>
 t.test('the code of an error is found in what caused it, up to a depth', async (t) => {
   t.equal(errorCode({ code: 'P2034' }), '40001')
   t.equal(errorCode({ cause: { cause: { code: 'ECONNREFUSED' } } }), 'ECONNREFUSED')
+  t.equal(errorCode({ name: 'DriverAdapterError', cause: { originalCode: '40001' } }), '40001')
   t.equal(errorCode(wrapped(8, 'x')), 'x')
   t.equal(errorCode(wrapped(9, 'x')), undefined)
   for (const nothing of [undefined, null, 'x', 5, {}, { cause: null }, new Error('x')]) {
