@@ -99,16 +99,37 @@ t.test('an extension that arrives late takes nothing back', async (t) => {
   t.ok((await until()) >= before)
 })
 
+t.test('a renewal that is faster than whoever saw it run out keeps the lock', async (t) => {
+  const { prisma } = await anyDatabase(t)
+  const { clock, lock, ageBy } = lockIn(prisma, 'postgresql')
+  const held = heldOf(await lock.acquire(ask('a')))
+  await ageBy(1_000, 'a')
+  const { namedLock } = prisma
+  const renewedSinceTheLook = {
+    $queryRawUnsafe: prisma.$queryRawUnsafe.bind(prisma),
+    namedLock: {
+      findMany: async (args: object) => {
+        const rows = await namedLock.findMany(args)
+        await held.extend()
+        return rows
+      },
+      updateMany: namedLock.updateMany.bind(namedLock),
+    },
+  } as never
+  const other = databaseLock(renewedSinceTheLook, clock, 'postgresql')
+  t.equal((await other.acquire(ask('a'))).kind, 'busy')
+  t.equal(await held.extend(), true, 'still his')
+})
+
 t.test('nobody is let in early by an estimate that runs ahead', async (t) => {
   const { prisma } = await anyDatabase(t)
-  const { clock } = lockIn(prisma, 'postgresql')
+  const { clock, lock } = lockIn(prisma, 'postgresql')
   const ahead: DatabaseClock = {
     estimate: async () => new Date((await clock.estimate()).getTime() + 60_000),
     ask: clock.ask,
   }
-  const lock = databaseLock(prisma, ahead, 'postgresql')
   heldOf(await lock.acquire(ask('a')))
-  t.equal((await lock.acquire(ask('a'))).kind, 'busy')
+  t.equal((await databaseLock(prisma, ahead, 'postgresql').acquire(ask('a'))).kind, 'busy')
 })
 
 t.test(
