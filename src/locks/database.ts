@@ -35,8 +35,8 @@ const ROWS_AT_A_TIME = 200
 
 /**
  * Locks as rows, one for each name, with nothing but Prisma's own calls. A row is taken by raising
- * its fence from the value that was read; of two who try, the database lets one. Its clock decides
- * whether a row is free.
+ * its fence from the value that was read; of two who try, the database lets one, and none if its
+ * holder was faster to renew it. The database's clock decides whether a row is free.
  *
  * @throws ModelsMissing
  */
@@ -53,7 +53,8 @@ export function databaseLock(
   async function take(rows: ModelDelegate, seen: Row | undefined, taken: Row): Promise<boolean> {
     const { tenantId, name, ...data } = taken
     if (seen !== undefined) {
-      const where = { tenantId, name, fence: seen.fence }
+      const { fence, heldUntil } = seen
+      const where = { tenantId, name, fence, heldUntil }
       return (await rows.updateMany({ where, data })).count === 1
     }
     // There, a constraint that is hit costs a connection, or the transaction.
