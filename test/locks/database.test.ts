@@ -121,23 +121,6 @@ t.test('a renewal that is faster than whoever saw it run out keeps the lock', as
   t.equal(await held.extend(), true, 'still his')
 })
 
-t.test('a lock that is renewed after somebody saw it run out stays its holder’s', async (t) => {
-  const { prisma } = await anyDatabase(t)
-  const { clock, lock, ageBy } = lockIn(prisma, 'postgresql')
-  const held = heldOf(await lock.acquire(ask('a')))
-  await ageBy(1_000, 'a')
-  const meanwhile: DatabaseClock = {
-    estimate: clock.estimate,
-    async ask() {
-      const now = await clock.ask()
-      t.equal(await held.extend(), true)
-      return now
-    },
-  }
-  t.equal((await databaseLock(prisma, meanwhile, 'postgresql').acquire(ask('a'))).kind, 'busy')
-  t.equal(await held.release(), true)
-})
-
 t.test('nobody is let in early by an estimate that runs ahead', async (t) => {
   const { prisma } = await anyDatabase(t)
   const { clock, lock } = lockIn(prisma, 'postgresql')
