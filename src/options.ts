@@ -78,8 +78,8 @@ export interface PluginOptions extends RouteOptions {
   pool?: PoolLike
   /**
    * The application's ioredis client: counts new keys for all processes together, and keeps those who
-   * wait for a lock away from the database. Several that know nothing of each other keep locks by
-   * their majority; the first of them counts.
+   * wait for a lock away from the database. An odd number of them, of servers that know nothing of each
+   * other, keeps locks by their majority; the first of them counts.
    */
   redis?: object | readonly object[]
   /**

@@ -52,7 +52,7 @@ for (const { name, skip, url } of databases) {
     const { code, output } = await demo(t, { DATABASE_URL: await url(t), REDIS_URL: redisUrl })
     t.equal(code, 0, output)
     t.match(output, `(${name}`)
-    t.same(tablesOf(output), [heldPayments, heldWebhooks])
+    t.same(tablesOf(output), [heldPayments, heldWebhooks, heldBookings])
     t.match(output, 'Every expectation held')
     t.notMatch(output, /warning/i)
   })
@@ -78,7 +78,7 @@ for (const { name, skip, url } of databases) {
       t.match(answer, /^HTTP\/1.1 200 /)
       t.same(JSON.parse(bodyOf(answer)), { outcome })
     }
-    t.same(tablesOf(await shell(runDemo)), [heldPayments, heldWebhooks])
+    t.same(tablesOf(await shell(runDemo)), [heldPayments, heldWebhooks, heldBookings])
 
     server.child.kill('SIGTERM')
     t.same(await server.ended, { code: 0, signal: null })
@@ -184,9 +184,10 @@ test('without the plugin, the demo shows what goes wrong', async (t) => {
   t.teardown(() => app.close())
   const { code, output } = await demo(t, { DEMO_URL: await app.listen({ port: 0 }) })
   t.equal(code, 1)
-  const [payments, webhooks] = tablesOf(output)
+  const [payments, webhooks, bookings] = tablesOf(output)
   t.same(payments?.at(-1), ['total', '56', '55', '55', '0', '0', '1 × 401'])
   t.same(webhooks?.at(-1), ['total', '111', '58', '58', '58', '0', '53 × 404'])
+  t.same(bookings?.at(-1), ['total', '214', '208 × 404, 6 × ends pending', '0', '0'])
   t.match(output, 'Not as expected: "50 identical payments at once"')
 })
 
@@ -222,6 +223,19 @@ const heldWebhooks = [
   ['bank: three transfers in one request', '1', '3', '3', '1', '0', '0', '–', '✓'],
   ['bank: the three again, and a fourth', '1', '1', '1', '1', '0', '0', '–', '✓'],
   ['total', '111', '8', '7', '104', '1 × 503', '6 × 401'],
+]
+
+const heldBookings = [
+  [
+    'the three events of a payment, twice, in each of 6 orders',
+    ...['6', '6 × ends succeeded', '11', '0', '✓'],
+  ],
+  ['200 guests want the same evening', '200', '1 × got it, 199 × told no', '0', '0', '✓'],
+  ['the one who got it books it, five times', '5', '1 × got it, 4 × has it', '0', '1', '✓'],
+  ['an evening that somebody else holds for a second', '1', '1 × told no', '0', '0', '✓'],
+  ['the same evening after that second', '1', '1 × got it', '0', '0', '✓'],
+  ['the first one books, too late', '1', '1 × told no', '0', '0', '✓'],
+  ['total', '214', '6 × ends succeeded, 3 × got it, 201 × told no, 4 × has it', '11', '1'],
 ]
 
 /** The rows of the demo's tables, without their heads. */
