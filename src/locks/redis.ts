@@ -58,14 +58,14 @@ export function readRedisClients(clients: readonly object[]): readonly RedisClie
     const { evalsha, isCluster } = client as { evalsha?: unknown; isCluster?: unknown }
     if (typeof evalsha !== 'function' || isCluster === true) {
       throw new OptionInvalid(
-        'option "redis" must be an ioredis client of one Redis, such as new Redis(process.env.REDIS_URL), or several of them, and not of a cluster',
+        'option "redis" must be an ioredis client of one Redis, such as new Redis(process.env.REDIS_URL), or several of them, and not of a cluster. With locks: \'database\', locks do without it',
       )
     }
   }
   // Of two, or four, half is no majority: one more server makes it no safer, and less available.
   if (clients.length % 2 === 0) {
     throw new OptionInvalid(
-      `option "redis" has ${clients.length} clients, and locks are kept by their majority: give an odd number`,
+      `option "redis" has ${clients.length} clients, and locks are kept by their majority: give an odd number, or say locks: 'database'`,
     )
   }
   return clients as readonly RedisClientLike[]

@@ -50,7 +50,8 @@ test('as a process', async (t) => {
     t.same(Object.keys(written), ['prisma/schema.prisma'])
     t.ok(written['prisma/schema.prisma']?.startsWith(schema))
     t.same(await runCommand(folder, 'init'), {
-      stdout: 'prisma/schema.prisma has models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange; nothing to add.\n',
+      stdout:
+        'prisma/schema.prisma has models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange; nothing to add.\n',
       stderr: '',
       exitCode: 0,
     })
@@ -62,7 +63,8 @@ test('as a process', async (t) => {
     const before = await contents(folder)
     const check = await runCommand(folder, 'init', '--check')
     t.match(check, {
-      stdout: /lacks models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange/,
+      stdout:
+        /lacks models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange/,
       stderr: '',
       exitCode: 1,
     })
@@ -146,7 +148,9 @@ test('finds the schema where Prisma would', async (t) => {
       const report = await initIn(t.testdir(files), path)
       t.match(report, { stderr: '', exitCode: 0 })
       t.ok(
-        report.stdout.startsWith(`Added models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange ${where}`),
+        report.stdout.startsWith(
+          `Added models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange ${where}`,
+        ),
         report.stdout,
       )
     })
@@ -212,7 +216,10 @@ model Note {
 }
 `
   const folder = t.testdir({ 'schema.prisma': misleading })
-  t.match(await initIn(folder), { stdout: /^Added models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange / })
+  t.match(await initIn(folder), {
+    stdout:
+      /^Added models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange /,
+  })
   t.match(await initIn(folder), { stdout: /nothing to add/ })
 })
 

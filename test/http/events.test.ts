@@ -267,6 +267,7 @@ const EVENTS: Record<
       rateLimit: { max: 1, timeWindow: '1m' },
       redis: {
         defineCommand() {},
+        evalsha() {},
         rateLimit: (...call: unknown[]) => {
           try {
             down()
