@@ -111,7 +111,9 @@ export function createGuards(settings: LocksSettings): ApplicationGuards {
   }
 
   // So that Redis is looked at when the application starts, and not when the first lock is taken.
-  if (settings.redis.length > 0 && prisma.namedLock !== undefined) openLocks()
+  const { kind, redis } = settings
+  const mayUseRedis = kind === 'redis' || (kind === 'auto' && prisma.namedLock !== undefined)
+  if (mayUseRedis && redis.length > 0) openLocks()
 
   return {
     of({ tenantId, log, route }) {

@@ -191,6 +191,16 @@ test('in memory, locks need no table', async (t) => {
   t.equal(await lockOf('', name), null)
 })
 
+test('a Redis that may forget locks is told of at the start', async (t) => {
+  const events = collectEvents(t)
+  const redis = {
+    ...{ defineCommand() {}, eval: async () => {}, evalsha: async () => {} },
+    config: async () => ['maxmemory-policy', 'allkeys-lru'],
+  }
+  await buildApp(t, database, { plugin: { locks: 'redis', redis }, routes: () => {} })
+  t.match(await events.first('redis_may_evict'), { policy: 'allkeys-lru' })
+})
+
 test('a server that closes lets nobody wait for a lock', async (t) => {
   const app = await buildApp(t, database, { routes: () => {} })
   const held = latch()
