@@ -1,7 +1,4 @@
-import { type ChildProcess, fork } from 'node:child_process'
-import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { Redis } from 'ioredis'
 import type pg from 'pg'
 import t, { type Test } from 'tap'
@@ -11,6 +8,7 @@ import type { Locks } from '../../src/locks/locks.js'
 import { databaseClock } from '../../src/store/clock.js'
 import { type PostgresDatabase, postgresDatabase } from '../fixtures/database.js'
 import type { LockOrder } from '../fixtures/locks-process.js'
+import { type TestProcess, testProcess } from '../fixtures/processes.js'
 import { missingRedisServer, redisClient, redisServer } from '../fixtures/redis.js'
 import { missing } from '../fixtures/services.js'
 import { size } from '../fixtures/size.js'
@@ -23,36 +21,14 @@ const noServer = noPostgres || (await missingRedisServer())
 
 type Kind = 'auto' | 'redis' | 'database'
 
-interface LocksProcess {
-  readonly child: ChildProcess
+interface LocksProcess extends TestProcess {
   tell(order: LockOrder): void
-  /** The next message of this kind that the process sends. */
-  said(kind: string): Promise<Record<string, unknown>>
 }
 
 async function locksProcess(t: Test, env: object): Promise<LocksProcess> {
-  const script = fileURLToPath(new URL('../fixtures/locks-process.ts', import.meta.url))
-  const child = fork(script, {
-    env: { ...process.env, NODE_OPTIONS: '', ...env },
-    execArgv: ['--import', 'tsx'],
-  })
-  t.teardown(async () => {
-    if (child.exitCode !== null || child.signalCode !== null) return
-    child.kill('SIGKILL')
-    await once(child, 'exit')
-  })
-  const said = (kind: string) =>
-    new Promise<Record<string, unknown>>((resolve, reject) => {
-      const listener = (message: unknown) => {
-        if ((message as { kind: string }).kind !== kind) return
-        child.off('message', listener)
-        resolve(message as Record<string, unknown>)
-      }
-      child.on('message', listener)
-      child.once('exit', (code) => reject(new Error(`the process ended with ${code}`)))
-    })
-  await said('ready')
-  return { child, said, tell: (order) => void child.send(order) }
+  const started = testProcess(t, './locks-process.ts', env)
+  await started.said('ready')
+  return { ...started, tell: (order) => void started.child.send(order) }
 }
 
 function locksIn(
