@@ -66,9 +66,10 @@ function merged(counts: Counts = {}, more: Counts): Counts {
   return all
 }
 
-/** `{ 422: 1 }` as `1 × 422`. */
+/** `{ 422: 1 }` as `1 × 422`; in the order of the names, whichever came first. */
 function shown(value: Tally[string] = ''): string {
   if (typeof value !== 'object') return String(value)
-  const parts = Object.entries(value).map(([what, count]) => `${count} × ${what}`)
+  const counts = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))
+  const parts = counts.map(([what, count]) => `${count} × ${what}`)
   return parts.join(', ') || '0'
 }
