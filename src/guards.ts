@@ -143,7 +143,7 @@ export function createGuards(settings: LocksSettings): ApplicationGuards {
         once,
       }
     },
-    // Also what other processes have left behind.
+    // Also what other processes have left behind that keep theirs in the same place.
     prunes: () => [
       ...(prisma.namedLock ? [(limit: number) => openLocks().prune(limit)] : []),
       ...(prisma.slotReservation ? [(limit: number) => openReservations().prune(limit)] : []),

@@ -142,7 +142,11 @@ export class Lease<Ending> {
         return
       }
       this.#endsAt = askedAt + leaseMs
-      this.#heartbeat = setTimeout(() => this.#renew(), leaseMs / 3)
+      // An answer may be read late: this process stood still, and its lease did not. Then it may be
+      // over already, or nearly.
+      const stillMs = this.#endsAt - performance.now()
+      if (stillMs <= 0) this.lose('its lease could not be renewed in time')
+      this.#heartbeat = setTimeout(() => this.#renew(), Math.min(leaseMs / 3, Math.max(0, stillMs)))
     } catch (error) {
       if (this.#hasEnded) return
       const { report } = this.#context
@@ -150,6 +154,7 @@ export class Lease<Ending> {
       // No later than the lease ends, to say so in time. And on after that: as long as nobody took
       // over, a renewal makes it the only one again.
       const untilEndMs = this.#endsAt - performance.now()
+      if (untilEndMs <= 0) this.lose('its lease could not be renewed in time')
       const pauseMs = untilEndMs > 0 ? Math.min(leaseMs / 10, untilEndMs) : leaseMs / 10
       this.#heartbeat = setTimeout(() => this.#renew(), pauseMs)
     }

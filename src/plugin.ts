@@ -72,7 +72,15 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   })
 
   const prunes = () => [store.prune, ...(opened ? [opened.events.prune] : []), ...guards.prunes()]
-  const guardsOf = (tenantId: string) => guards.of({ tenantId: () => tenantId, log: app.log })
+  const guardsOf = (tenantId: string) => {
+    // Left out of a `where`, it would mean every tenant.
+    if (typeof tenantId !== 'string' || tenantId.length > 255) {
+      throw new OptionInvalid(
+        'app.idempotency.for needs the name of a tenant: text of at most 255 characters',
+      )
+    }
+    return guards.of({ tenantId: () => tenantId, log: app.log })
+  }
   const api: Idempotency = {
     ...webhooks,
     ...guardsOf(''),

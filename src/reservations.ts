@@ -215,7 +215,7 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
   /** Inserts what nobody had and takes over what ran out: all of it or nothing. */
   function take(
     { tenantId, resource, holder }: Wanted,
-    { unheld, lapsed }: Free,
+    { unheld, lapsed, kept }: Free,
     now: Date,
     heldUntil: Date,
     tx: ReservationTransaction | undefined,
@@ -224,8 +224,10 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
     const rows = unheld.map((slot) => {
       return { id: randomUUID(), tenantId, resource, slot, holder, heldUntil, createdAt: now }
     })
-    const isOneRow = unheld.length + lapsed.length === 1
+    const isOneRow = unheld.length + lapsed.length + kept.length === 1
     return write(tx, isOneRow, async (holds) => {
+      // What was his at the look may have run out since, and be somebody else's by now.
+      if ((await update(holds, kept, { holder }, { holder })) < kept.length) return false
       const takeOver = (data: object) => update(holds, lapsed, { heldUntil: { lte: now } }, data)
       // Locked first, by a write that changes nothing: the last write is certain then, and nothing
       // that it did would have to be undone.
@@ -281,9 +283,10 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
         if (missing.length > 0) return { kind: 'missing', slots: missing }
 
         const open = found.filter(({ heldUntil }) => heldUntil !== null)
-        const confirmed = await write(tx, open.length === 0, async (holds) => {
+        if (open.length === 0) return { kind: 'confirmed', resource, slots, holder, isNew: false }
+        const confirmed = await write(tx, false, async (holds) => {
           // Locked first, for the same reason; what matches after that, nobody else has confirmed.
-          const hasAll = (await update(holds, open, { holder }, { holder })) === open.length
+          const hasAll = (await update(holds, found, { holder }, { holder })) === found.length
           if (!hasAll) return undefined
           return update(holds, open, { holder, heldUntil: { not: null } }, { heldUntil: null })
         })
@@ -302,16 +305,22 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
       const wanted = wantedOf(tenantId, options)
       const { resource, holder } = wanted
       const his = (await find(placeOf(tx).holds, wanted)).filter(isOf(holder))
-      const slots = his.map(({ slot }) => slot).sort()
-      if (slots.length === 0) return { kind: 'cancelled', slots }
-      await write(tx, his.length <= AT_A_TIME, async (holds) => {
-        for (const some of portions(his.map(({ id }) => id))) {
-          // Asked again in the delete: what somebody else took since the look is his.
-          await holds.deleteMany({ where: { id: { in: some }, holder } })
+      if (his.length === 0) return { kind: 'cancelled', slots: [] }
+      const freed = await write(tx, his.length === 1, async (holds) => {
+        // Locked first. Where one is missing, another call has freed it, or somebody has it by now:
+        // each is asked for itself.
+        const isAll =
+          his.length > 1 && (await update(holds, his, { holder }, { holder })) === his.length
+        const freed: SlotHold[] = []
+        for (const some of isAll ? portions(his) : his.map((one) => [one])) {
+          const where = { id: { in: some.map(({ id }) => id) }, holder }
+          const { count } = await holds.deleteMany({ where })
+          if (count === some.length) freed.push(...some)
         }
-        return true
+        return freed
       })
-      report({ kind: 'reservation_cancelled', resource, slots })
+      const slots = freed.map(({ slot }) => slot).sort()
+      if (slots.length > 0) report({ kind: 'reservation_cancelled', resource, slots })
       return { kind: 'cancelled', slots }
     },
 

@@ -87,6 +87,13 @@ test('tenants, and the application itself, have locks and slots of their own', a
   }
 })
 
+test('a tenant without a name is none', async (t) => {
+  const app = await buildApp(t, database, { routes: () => {} })
+  for (const name of [undefined, null, 7, 'x'.repeat(256)]) {
+    t.throws(() => app.idempotency.for(name as string), { code: 'IDEMPOTENCY_OPTION_INVALID' })
+  }
+})
+
 test('what somebody holds is busy: who, and until when', async (t) => {
   const app = await buildApp(t, database, { routes: () => {} })
   const held = latch()

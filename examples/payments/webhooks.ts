@@ -52,8 +52,8 @@ export function webhooks(
       runs.count('event', event.tenantId)
       const { data, created } = event.payload
       const status = STRIPE_STATUSES[event.type as keyof typeof STRIPE_STATUSES]
-      const isKnown = await advance(event, data.object.metadata?.payment, status, created)
-      if (isKnown && status === 'succeeded') {
+      const isThere = await advance(event, data.object.metadata?.payment, status, created)
+      if (isThere && status === 'succeeded') {
         await event.step('receipt', () => sendReceipt(event.keyFor('receipt')))
       }
     },
@@ -100,8 +100,8 @@ export function webhooks(
   )
 
   /**
-   * Takes a payment to the status that the event tells of, unless it is past that; puts the event back
-   * while there is no such payment.
+   * Takes a payment to the status that the event tells of, and says whether it is there: not when it
+   * is past that, or has ended otherwise. Puts the event back while there is no such payment.
    */
   async function advance(
     event: WebhookEvent,
@@ -121,17 +121,20 @@ export function webhooks(
       event.defer({ after: '30s' })
       return false
     }
-    await event.transaction(async (tx) => {
-      await event.advance(tx.payment, {
+    return event.transaction(async (tx) => {
+      const { kind } = await event.advance(tx.payment, {
         where: { id: paymentId },
         flow: paymentFlow,
         to,
         ...(occurredAt !== undefined && { occurredAt: new Date(occurredAt * 1_000) }),
       })
-      if (to === 'succeeded')
+      // What came too late, or after the end, has no effect.
+      if (kind === 'blocked') return false
+      if (to === 'succeeded') {
         await tx.confirmation.create({ data: { tenantId, paymentId, provider } })
+      }
+      return true
     })
-    return true
   }
 }
 

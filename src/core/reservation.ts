@@ -19,6 +19,8 @@ export interface Free {
   readonly kind: 'free'
   readonly unheld: readonly string[]
   readonly lapsed: readonly SlotHold[]
+  /** Those that are his already. */
+  readonly kept: readonly SlotHold[]
   /** When the first of those ends that are his already. */
   readonly until: Date | null
 }
@@ -51,7 +53,7 @@ export function standing(
   const known = new Set(holds.map(({ slot }) => slot))
   const unheld = slots.filter((slot) => !known.has(slot))
   if (unheld.length === 0 && lapsed.length === 0) return { kind: 'his', until }
-  return { kind: 'free', unheld, lapsed, until }
+  return { kind: 'free', unheld, lapsed, kept, until }
 }
 
 /** The first of these times; `null` when there is none, as none of them ends. */

@@ -31,13 +31,14 @@ export function createLocks(settings: LocksSettings): Locks {
   return new Locks({ backend: backendOf(settings), patienceMs: settings.patienceMs })
 }
 
-function backendOf({ kind, redis, prisma, clock, provider, report }: LocksSettings): LockBackend {
+function backendOf(settings: LocksSettings): LockBackend {
+  const { kind, redis, prisma, clock, provider, patienceMs, report } = settings
   if (kind === 'memory') return memoryLock()
   if (kind === 'database' || (kind === 'auto' && redis.length === 0)) {
     return databaseLock(prisma, clock, provider)
   }
   const clients = readRedisClients(redis)
   void warnOfEviction(clients, report)
-  if (kind === 'redis') return redisLock(clients)
-  return autoLock(databaseLock(prisma, clock, provider), redisLock(clients), report)
+  if (kind === 'redis') return redisLock(clients, patienceMs)
+  return autoLock(databaseLock(prisma, clock, provider), redisLock(clients, patienceMs), report)
 }

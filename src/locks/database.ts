@@ -27,6 +27,10 @@ const NOBODY = ''
 // Between a look and the write after it, somebody else can take a name and give it back.
 const LOOKS = 10
 
+// As patient as a query outside of a transaction while many want a connection; how long it may take
+// in all is for the caller to say.
+const PATIENCE = { maxWait: 10_000, timeout: 10_000 }
+
 /** So long after it was last held, a row is of no use to anybody. */
 const FORGOTTEN_AFTER_MS = 86_400_000
 
@@ -79,10 +83,13 @@ export function databaseLock(
     if (taken.length === 1) return sayAgain(() => each(locks))
     try {
       return await sayAgain(() =>
-        client.$transaction(async (tx: TransactionClient) => {
-          if (!(await each(tx.namedLock as ModelDelegate))) throw new Outrun()
-          return true
-        }),
+        client.$transaction(
+          async (tx: TransactionClient) => {
+            if (!(await each(tx.namedLock as ModelDelegate))) throw new Outrun()
+            return true
+          },
+          { ...PATIENCE },
+        ),
       )
     } catch (error) {
       if (error instanceof Outrun) return false
@@ -160,11 +167,9 @@ export function databaseLock(
       for (let at = 0; at < found.length; at += ROWS_AT_A_TIME) {
         const rows = found.slice(at, at + ROWS_AT_A_TIME)
         // Asked again in the delete: a row that was taken in between stays.
-        const { count } = await locks.deleteMany({
-          where: {
-            AND: [{ OR: rows.map(({ tenantId, name }) => ({ tenantId, name })) }, isForgotten],
-          },
-        })
+        const names = { OR: rows.map(({ tenantId, name }) => ({ tenantId, name })) }
+        const where = { AND: [names, isForgotten] }
+        const { count } = await sayAgain<{ count: number }>(() => locks.deleteMany({ where }))
         deleted += count
       }
       return deleted

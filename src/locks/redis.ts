@@ -16,7 +16,7 @@ export interface RedisClientLike {
  * longer counts as one that does not answer; an acquisition that fails takes twice as long, because
  * redlock gives back what it got.
  */
-const PATIENCE_MS = 500
+const MOST_PATIENCE_MS = 500
 
 const PREFIX = 'fastify-idempotency:lock:'
 
@@ -27,8 +27,16 @@ const PREFIX = 'fastify-idempotency:lock:'
  *
  * @throws OptionInvalid
  */
-export function redisLock(clients: readonly RedisClientLike[]): LockBackend {
-  const redlock = new Redlock(clients.map(impatient), { retryCount: 0 })
+export function redisLock(
+  clients: readonly RedisClientLike[],
+  storePatienceMs = Number.POSITIVE_INFINITY,
+): LockBackend {
+  // Both votes of a failed acquisition, and the database after them, in the time that a store has.
+  const patienceMs = Math.min(MOST_PATIENCE_MS, storePatienceMs / 4)
+  const redlock = new Redlock(
+    clients.map((client) => impatient(client, patienceMs)),
+    { retryCount: 0 },
+  )
   return {
     async acquire({ tenantId, names, ttlMs }) {
       const askedAt = performance.now()
@@ -75,10 +83,12 @@ export function readRedisClients(clients: readonly object[]): readonly RedisClie
  * The client as redlock sees it: each server answers in time, or its vote is lost. What was sent to
  * it may still be run, and then so is the release that redlock, or the holder, sends behind it.
  */
-function impatient(client: RedisClientLike): object {
+function impatient(client: RedisClientLike, patienceMs: number): object {
+  // A client may have been told to read numbers as text.
+  const asNumber = (answer: unknown) => (typeof answer === 'string' ? Number(answer) : answer)
   return {
-    evalsha: (...args: unknown[]) => within(client.evalsha(...args), PATIENCE_MS),
-    eval: (...args: unknown[]) => within(client.eval(...args), PATIENCE_MS),
+    evalsha: (...args: unknown[]) => within(client.evalsha(...args), patienceMs).then(asNumber),
+    eval: (...args: unknown[]) => within(client.eval(...args), patienceMs).then(asNumber),
   }
 }
 

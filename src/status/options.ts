@@ -69,13 +69,17 @@ const isOverride = (value: unknown) => {
   return isText(reason) && isNamed && Object.keys(others).length === 0
 }
 
+/** At every depth: `{ id: { equals: undefined } }` fits everything, too. */
+const isDefined = (value: unknown): boolean =>
+  isPlain(value) ? Object.values(value).every(isDefined) : value !== undefined
+
+const isPlain = (value: unknown): value is object =>
+  Array.isArray(value) || (isObject(value) && Object.getPrototypeOf(value) === Object.prototype)
+
 const ADVANCE_CHECKS: Record<string, Check> = {
   where: takes(
     // Prisma takes undefined for anything, and the only payment there is would be the one.
-    (value) =>
-      isObject(value) &&
-      Object.keys(value).length > 0 &&
-      Object.values(value).every((part) => part !== undefined),
+    (value) => isObject(value) && Object.keys(value).length > 0 && isDefined(value),
     'what findFirst takes and name one entity, such as { id }; nothing in it may be undefined',
   ),
   flow: takes(

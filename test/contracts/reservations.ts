@@ -65,6 +65,13 @@ export async function reservationsContract(t: Test, context: Way): Promise<void>
   const lapse = (resource: string, slot: string | { in: string[] } = { in: EVENINGS }) =>
     rows.updateMany({ where: { resource, slot }, data: { heldUntil: PAST } })
 
+  await t.test('of many who cancel the same at once, each slot is freed by one', async (t) => {
+    const resource = randomUUID()
+    await desk.reserve({ resource })
+    const all = await Promise.all(Array.from({ length: 8 }, () => desk.cancel({ resource })))
+    t.strictSame(all.flatMap(({ slots }) => slots).sort(), [...EVENINGS].sort())
+  })
+
   await t.test('of many who confirm the same at once, one is new', async (t) => {
     const resource = randomUUID()
     await desk.reserve({ resource })
@@ -296,11 +303,31 @@ export async function reservationsContract(t: Test, context: Way): Promise<void>
         t.strictSame(await cancel({ resource }), { kind: 'cancelled', slots: [] })
         t.strictSame(await holders(resource), [[third, 'bob']])
         const mixed = stale.map((row: object) => ({ ...row, holder: 'ann' }))
-        await late([mixed]).cancel({ resource })
+        const tooLate = await late([mixed]).cancel({ resource })
+        t.strictSame(tooLate, { kind: 'cancelled', slots: [] }, 'nothing was his any more')
         t.strictSame(await holders(resource), [[third, 'bob']], 'also when he had it at the look')
         t.match(await reserve({ resource, slots: first, holder: 'bob' }), { kind: 'reserved' })
       },
     )
+
+    await t.test(`${where}, what was his at the look is asked for again`, async (t) => {
+      const resource = randomUUID()
+      const [first, second] = EVENINGS as [string, string]
+      await desk.reserve({ resource, slots: first })
+      const held = await left(resource)
+      await lapse(resource)
+      await desk.reserve({ resource, slots: first, holder: 'bob' })
+      const both = { resource, slots: [first, second] }
+      t.strictSame(await late([held]).reserve(both), { kind: 'taken', slots: [first] })
+      t.strictSame(await holders(resource), [[first, 'bob']], 'no part of it')
+
+      const other = { resource: randomUUID(), slots: [first, second] }
+      await desk.reserve(other)
+      await desk.confirm({ ...other, slots: first })
+      const confirmed = await left(other.resource)
+      await desk.cancel({ ...other, slots: first })
+      t.strictSame(await late([confirmed]).confirm(other), { kind: 'missing', slots: [first] })
+    })
 
     await t.test(`${where}, a thousand slots are one reservation`, async (t) => {
       const resource = randomUUID()

@@ -41,6 +41,7 @@ t.test('what is his already stays as it is beside the rest', async (t) => {
     kind: 'free',
     unheld: ['d'],
     lapsed: [ranOut],
+    kept: [hold('a', 'ann', null), hold('b', 'ann', later(1))],
     until: later(1),
   })
 })

@@ -51,6 +51,17 @@ test('an event of one tenant does not confirm the payment of another', async (t)
   t.equal(await prisma.confirmation.count(), 0)
 })
 
+test('a payment that was cancelled is not confirmed by what is told of it later', async (t) => {
+  const { prisma, post, pay } = await api(t)
+  const payment = randomUUID()
+  await pay(payment)
+  const cancelled = stripe({ id: 'evt_1', payment, type: 'payment_intent.canceled' })
+  t.match(await post(cancelled), { statusCode: 200, outcome: 'processed' })
+  t.match(await post(stripe({ id: 'evt_2', payment })), { statusCode: 200, outcome: 'processed' })
+  t.match(await prisma.payment.findUnique({ where: { id: payment } }), { status: 'cancelled' })
+  t.equal(await prisma.confirmation.count(), 0)
+})
+
 test('an event that names no payment is dead, and acknowledged, until a person has looked', async (t) => {
   const { app, prisma, post } = await api(t)
   const event = stripe({ id: 'evt_1', payment: undefined as unknown as string })

@@ -260,6 +260,37 @@ t.test('a lock that cannot be extended is lost when its time is over, not before
   t.equal(kinds().filter((kind) => kind === 'lock_lost').length, 1)
 })
 
+t.test('a backend that hangs costs the lock before its ttl is over', async (t) => {
+  const { lock } = locksOn(lockThat({ extend: () => new Promise(() => {}) }))
+  const startedAt = performance.now()
+  let lostAfterMs = Number.POSITIVE_INFINITY
+  await lock('a', { ttl: '2s' }, async (signal) => {
+    await aborted(signal)
+    lostAfterMs = performance.now() - startedAt
+  })
+  t.ok(lostAfterMs < 2_000, `${lostAfterMs} ms`)
+})
+
+t.test('a renewal that is read after its time is no renewal', async (t) => {
+  const standStill = (ms: number) =>
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
+  const { lock } = locksOn(
+    lockThat({
+      extend: async () => {
+        standStill(1_100)
+        return true
+      },
+    }),
+  )
+  const startedAt = performance.now()
+  let lostAfterMs = Number.POSITIVE_INFINITY
+  await lock('a', { ttl: '1s' }, async (signal) => {
+    await aborted(signal)
+    lostAfterMs = performance.now() - startedAt
+  })
+  t.ok(lostAfterMs < 1_600, `${lostAfterMs} ms: at once when it wakes up`)
+})
+
 t.test('nobody waits for a routine that has lost its lock', async (t) => {
   const { open, opened } = latch()
   let isLost = false

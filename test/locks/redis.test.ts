@@ -85,7 +85,7 @@ t.test('the application’s client may have any options', { skip }, async (t) =>
     { enableOfflineQueue: false },
     { maxRetriesPerRequest: null },
     { enableAutoPipelining: true },
-    { stringNumbers: false, db: 3 },
+    { stringNumbers: true, db: 3 },
   ]) {
     const redis = connect(t, server.url, options)
     if ('enableOfflineQueue' in options) await new Promise((ready) => redis.once('ready', ready))

@@ -59,6 +59,7 @@ t.test('what cannot be asked for is refused with what to write instead', async (
     [{ where: undefined }, /"where" of advance\(\) must be what findFirst takes/],
     [{ where: {} }, /name one entity/],
     [{ where: { id: undefined } }, /nothing in it may be undefined/],
+    [{ where: { id: { equals: undefined } } }, /nothing in it may be undefined/],
     [{ flow: {} }, /"flow" of advance\(\) must be what defineFlow returned/],
     [{ to: 'paid' }, /must be a status of the flow; these are pending, authorized/],
     [{ to: undefined }, /must be a status of the flow/],
