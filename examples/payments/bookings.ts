@@ -22,12 +22,19 @@ const evening = {
   },
 }
 
+const evenings = {
+  type: 'object',
+  properties: {
+    evenings: { type: 'string', pattern: '^\\d{4}-\\d\\d-\\d\\d(,\\d{4}-\\d\\d-\\d\\d)*$' },
+  },
+}
+
 const guest = {
   type: 'object',
   required: ['guest'],
   additionalProperties: false,
   properties: {
-    guest: { type: 'string', minLength: 1, maxLength: 100 },
+    guest: { type: 'string', pattern: '^[\\p{L}\\p{N} .-]{1,100}$' },
     seconds: { type: 'integer', minimum: 1, maximum: 3600, default: 900 },
   },
 }
@@ -81,6 +88,7 @@ export function bookingRoutes(app: FastifyInstance, prisma: PrismaClient): void 
 
   app.get<{ Params: Pick<Evening, 'venue'>; Querystring: { evenings?: string } }>(
     '/venues/:venue',
+    { schema: { params: evening, querystring: evenings } },
     async (request) => {
       const { evenings } = request.query
       const slots = await request.idempotency.availability({
