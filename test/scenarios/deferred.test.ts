@@ -165,7 +165,8 @@ for (const { name, skip, scenario } of DISPATCHES) {
         (await prisma.webhookEvent.count({ where: { deliveries: { gt: 1 } } })) >= EVENTS / TWICE,
       )
       const runAgain = await prisma.webhookEvent.count({ where: { fence: { gt: 1 } } })
-      t.ok(runAgain > 0, 'the kills have interrupted something')
+      // With fewer kills that is up to chance; the tests below interrupt an event for sure.
+      if (process.env.FULL === 'true') t.ok(runAgain > 0, 'the kills have interrupted something')
       await until(left, (count) => count === 0)
       t.strictSame(await Promise.all(servers.map(close)), [0, 0])
       t.comment(
