@@ -12,8 +12,12 @@ import {
   LONGEST_RETENTION_MS,
   toMs,
 } from './checks.js'
+import { type Duration, parseDuration } from './core/duration.js'
 import { OptionInvalid } from './errors.js'
 import {
+  ATOMIC_DEFAULTS,
+  type AtomicOptions,
+  type AtomicSettings,
   DEFAULTS,
   type PluginOptions,
   type PluginSettings,
@@ -36,7 +40,37 @@ const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
   fingerprint: isFunction,
   onLeaseExpired: isOneOf('rerun', 'uncertain'),
   onStoreError: isOneOf('fail', 'bypass'),
+  atomic: isAtomic,
 }
+
+// Rows stay locked and a connection stays taken for as long as such a transaction takes.
+const LONGEST_ATOMIC_MS = 60_000
+const ISOLATION_LEVELS = ['ReadUncommitted', 'ReadCommitted', 'RepeatableRead', 'Serializable']
+
+function isAtomic(value: unknown): string | undefined {
+  if (typeof value === 'boolean') return undefined
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+    const { timeout, maxWait, isolationLevel, ...others } = value as AtomicOptions
+    const isRight =
+      [timeout, maxWait].every((one) => one === undefined || isAtomicDuration(one)) &&
+      (isolationLevel === undefined || ISOLATION_LEVELS.includes(isolationLevel)) &&
+      Object.keys(others).length === 0
+    if (isRight) return undefined
+  }
+  const levels = ISOLATION_LEVELS.map((level) => `'${level}'`).join(', ')
+  return `must be true, false, or { timeout, maxWait, isolationLevel } such as { timeout: '5s' }: durations of 1 ms to 60 s, and one of ${levels}`
+}
+
+function isAtomicDuration(value: unknown): boolean {
+  const ms = parseDuration(value)
+  return ms !== undefined && ms >= 1 && ms <= LONGEST_ATOMIC_MS
+}
+
+/** How often something is done; `false` for never. */
+const isPause =
+  (example: Duration): Check =>
+  (value) =>
+    value === false ? undefined : isDuration(1_000, example)(value)
 
 const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
   ...ROUTE_CHECKS,
@@ -70,7 +104,8 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
   worker: isBoolean,
   drain: isDuration(0, '10s'),
   storeTimeout: isDuration(1, '5s'),
-  pruneEvery: (value) => (value === false ? undefined : isDuration(1_000, '10m')(value)),
+  pruneEvery: isPause('10m'),
+  recoverEvery: isPause('1m'),
   docs: (value) =>
     typeof value === 'string' && URL.canParse(value)
       ? undefined
@@ -104,18 +139,21 @@ export function readPluginOptions(options: PluginOptions): PluginSettings {
     drainMs: toMs(given.drain),
     storeTimeoutMs: toMs(given.storeTimeout),
     pruneEveryMs: given.pruneEvery === false ? undefined : toMs(given.pruneEvery),
+    recoverEveryMs: given.recoverEvery === false ? undefined : toMs(given.recoverEvery),
     docs: given.docs,
     route: settingsOf('', given),
   }
 }
 
-/** Checks `config.idempotency` of a route and puts it over the plugin's. @throws OptionInvalid */
+/**
+ * Checks what is said of a route, such as `config.idempotency`, and puts it over the plugin's options.
+ * `where` is for people: ` of route POST /payments`. @throws OptionInvalid
+ */
 export function readRouteOptions(
   plugin: PluginOptions,
-  route: string,
+  where: string,
   options: RouteOptions,
 ): RouteSettings {
-  const where = ` of route ${route}`
   check(where, ROUTE_CHECKS, options)
   return settingsOf(where, { ...DEFAULTS, ...defined(plugin), ...defined(options) })
 }
@@ -136,6 +174,12 @@ function settingsOf(
     fingerprint: given.fingerprint,
     onLeaseExpired: given.onLeaseExpired,
     onStoreError: given.onStoreError,
+    atomic: atomicOf(given.atomic),
+  }
+  if (settings.atomic && settings.onStoreError === 'bypass') {
+    throw new OptionInvalid(
+      `option "atomic"${where} does not go with onStoreError: 'bypass': without the database there is nothing that its handler could write to. Give it onStoreError: 'fail'`,
+    )
   }
   if (settings.maxRunMs < settings.leaseMs) {
     throw new OptionInvalid(`option "maxRun"${where} must not be shorter than "lease"`)
@@ -147,6 +191,15 @@ function settingsOf(
     )
   }
   return settings
+}
+
+function atomicOf(given: boolean | AtomicOptions): AtomicSettings | undefined {
+  if (given === false) return undefined
+  const { timeout, maxWait, isolationLevel } = {
+    ...ATOMIC_DEFAULTS,
+    ...(given === true ? {} : defined(given)),
+  } as AtomicOptions & typeof ATOMIC_DEFAULTS
+  return { timeoutMs: toMs(timeout), maxWaitMs: toMs(maxWait), isolationLevel }
 }
 
 // A promise would be as good as true.

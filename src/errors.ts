@@ -130,8 +130,63 @@ export const TransactionOpen = createError(
 /** A handler returned while one of its steps or transactions was still under way. */
 export const StepNotAwaited = createError(
   'IDEMPOTENCY_STEP_NOT_AWAITED',
-  'The handler returned before a step or transaction of its own was done: write `await event.transaction(…)`, or return it',
+  'The handler answered before a step, a transaction or a query of its transaction was done: write `await` in front of it, or return it',
   500,
+)
+/** The application closes. Nothing was executed. */
+export const Closing = createError(
+  'IDEMPOTENCY_CLOSING',
+  'The application closes; nothing was executed, repeat it elsewhere or later',
+  503,
+)
+/** A handler caught the error of a query of its transaction, and went on as if that were well. */
+export const AtomicAborted = createError(
+  'IDEMPOTENCY_ATOMIC_ABORTED',
+  'A query of this atomic route failed, and PostgreSQL undoes a transaction in which one has: all of it was rolled back. Throw the error, or catch what a constraint says with once(…, { tx, find })',
+  500,
+)
+/** A step or transaction within a step. */
+export const StepNested = createError(
+  'IDEMPOTENCY_STEP_NESTED',
+  'A step or transaction was begun within a step: put them one after the other, because a step that is done is not run again, with all that is in it',
+  500,
+)
+/** A step or transaction that began after its operation had its result. */
+export const StepTooLate = createError(
+  'IDEMPOTENCY_STEP_TOO_LATE',
+  'A step, a transaction or a query of its transaction was begun after the handler had answered: do it before, or it would be done for no one',
+  500,
+)
+/** `request.idempotency.tx` where there is no transaction of the route's own. */
+export const NotAtomic = createError(
+  'IDEMPOTENCY_NOT_ATOMIC',
+  'request.idempotency.tx is there in the handler of an atomic route alone: give the route config: { idempotency: { atomic: true } }, or write await request.idempotency.transaction((tx) => …)',
+  500,
+)
+/** A step, a transaction or `run` in the handler of an atomic route; says which. */
+export const NotInAtomic: FastifyErrorConstructor<{ code: 'IDEMPOTENCY_NOT_IN_ATOMIC' }, [string]> =
+  createError(
+    'IDEMPOTENCY_NOT_IN_ATOMIC',
+    '%s is not for atomic routes: all of the handler is one transaction, request.idempotency.tx, and no part of it outlives a failure. For calls to other services and for long work, take `atomic` away',
+    500,
+  )
+/** The handler of an atomic route answered with a stream, which would be sent before it is over. */
+export const AtomicStream = createError(
+  'IDEMPOTENCY_ATOMIC_STREAM',
+  'An atomic route cannot answer with a stream, nor with a fetch Response that has one: its response is stored before any of it is sent. Return text, bytes or an object',
+  500,
+)
+/** An atomic operation took longer than its `timeout`. All of it was rolled back. */
+export const AtomicTimedOut = createError(
+  'IDEMPOTENCY_ATOMIC_TIMED_OUT',
+  'This request took longer than its transaction may; nothing of it was kept, repeat it later',
+  503,
+)
+/** Nobody knows whether an atomic operation was committed, or a conflict undid it at its end. */
+export const NotConfirmed = createError(
+  'IDEMPOTENCY_NOT_CONFIRMED',
+  'The database did not confirm that this request took effect; with the same Idempotency-Key it can be repeated safely, and that tells',
+  503,
 )
 /** An event that the inbox does not have, or an endpoint that this application does not have. */
 export const EventMissing: FastifyErrorConstructor<

@@ -124,6 +124,18 @@ export type GuardHappening =
       readonly why: string
     }
 
+/** What happens to an operation after its process died, other than that its client comes back. */
+export type OperationHappening =
+  | { readonly kind: 'recovered'; readonly attempt: number; readonly tookMs: number }
+  | { readonly kind: 'recovery_failed'; readonly attempt: number; readonly failure: Failure }
+  | { readonly kind: 'recover_failed'; readonly failure: Failure }
+  | { readonly kind: 'resolved'; readonly attempt: number; readonly to: 'completed' | 'released' }
+
+/** What happens to an atomic operation besides what happens to any other. */
+export type AtomicHappening =
+  | { readonly kind: 'rolled_back'; readonly attempt: number; readonly why: string }
+  | { readonly kind: 'not_confirmed'; readonly attempt: number; readonly failure: Failure }
+
 /** Everything that happens, each with the facts that a log line or a metric needs. */
 export type Happening =
   | { readonly kind: 'claimed'; readonly attempt: number }
@@ -158,6 +170,8 @@ export type Happening =
   | { readonly kind: 'key_rejected'; readonly reason: string }
   | { readonly kind: 'pruned'; readonly count: number; readonly tookMs: number }
   | { readonly kind: 'prune_failed'; readonly failure: Failure }
+  | OperationHappening
+  | AtomicHappening
   | InboxHappening
   | GuardHappening
 
@@ -194,6 +208,15 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   heartbeat_failed: ['warn', 'Lease could not be renewed; trying again'],
   lease_lost: ['warn', 'Lease lost; the result of this attempt is not the answer'],
   abandoned: ['warn', 'Attempt given up; its lease will run out'],
+  recovered: ['info', 'Interrupted operation finished by its handler'],
+  recovery_failed: ['warn', 'Handler of an interrupted operation failed; trying again later'],
+  recover_failed: ['warn', 'Interrupted operations could not be looked for; trying again later'],
+  resolved: ['info', 'Interrupted operation ended as a person decided'],
+  rolled_back: ['info', 'Atomic operation rolled back; nothing of it is kept'],
+  not_confirmed: [
+    'error',
+    'Commit of an atomic operation not confirmed; its response was held back',
+  ],
   store_unavailable: ['error', 'Idempotency store does not answer'],
   too_many_keys: ['warn', 'Too many new idempotency keys'],
   limiter_failed: ['warn', 'A limit could not be counted; nobody was held up'],

@@ -1,4 +1,5 @@
-export type { TransactionOptions } from './claims/steps.js'
+export type { Operation } from './claims/operation.js'
+export type { EventTransactionOptions, TransactionOptions } from './claims/steps.js'
 export type { OnLeaseExpired } from './core/decide.js'
 export type { Duration } from './core/duration.js'
 export type { BlockedReason, Flow, Move } from './core/flow.js'
@@ -6,12 +7,14 @@ export type { Dispatch, Job, Work } from './dispatch/dispatch.js'
 export { type InProcessOptions, inProcess } from './dispatch/in-process.js'
 export * as errors from './errors.js'
 export {
+  type AtomicHappening,
   CHANNEL,
   type EventSubject,
   type Failure,
   type GuardHappening,
   type Happening,
   type IdempotencyEvent,
+  type OperationHappening,
 } from './events.js'
 export type { Idempotency } from './fastify.js'
 export type { Guards } from './guards.js'
@@ -20,7 +23,18 @@ export type { LockBusy } from './locks/lock.js'
 export type { LockResult, LockRoutine } from './locks/locks.js'
 export type { LockOptions } from './locks/options.js'
 export { type Once, once } from './once.js'
-export { isAnswer, type PluginOptions, type RouteOptions, type TenantId } from './options.js'
+export type { OperationHandler, RunningOperation } from './operations/handlers.js'
+export type { RunResult, RunsOperations } from './operations/operations.js'
+export type { OperationTimes, RecoverOptions, RunOptions } from './operations/options.js'
+export type { Recovered } from './operations/recover.js'
+export type { Decision, OperationName, Resolved, ResponseToKeep } from './operations/resolve.js'
+export {
+  type AtomicOptions,
+  isAnswer,
+  type PluginOptions,
+  type RouteOptions,
+  type TenantId,
+} from './options.js'
 export { default } from './plugin.js'
 export type { Register } from './register.js'
 export type {

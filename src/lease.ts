@@ -8,6 +8,12 @@ export interface LeaseContext<Ending> {
   readonly end: (ending: Ending) => Promise<boolean>
   /** Renews it, counted from now, guarded in the same way. */
   readonly extend: () => Promise<boolean>
+  /**
+   * Whether something is under way that a renewal would be in the way of: a transaction whose last write
+   * is to the same row, which a strict isolation level refuses once the row has changed. The renewal then
+   * waits, as long as there is time.
+   */
+  readonly isBusy?: () => boolean
   readonly report: Report
   /** Called once, when it has ended in this process, however it ended. */
   readonly onEnd: () => void
@@ -131,6 +137,10 @@ export class Lease<Ending> {
       return this.lose('it ran longer than maxRun and its lease is not renewed any more')
     }
     const leftMs = this.#endsAt - askedAt
+    if (leftMs > leaseMs / 3 && this.#context.isBusy?.()) {
+      this.#heartbeat = setTimeout(() => this.#renew(), leaseMs / 20)
+      return
+    }
     if (leftMs <= 0) this.lose('its lease could not be renewed in time')
     try {
       const patienceMs = leftMs > 0 ? Math.min(leaseMs / 3, leftMs) : leaseMs / 3

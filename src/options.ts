@@ -54,7 +54,8 @@ export interface RouteOptions {
   fingerprint?: (request: FastifyRequest) => unknown
   /**
    * What a retry does when the process that ran the operation died: `'rerun'` (default) starts
-   * another attempt; `'uncertain'` answers 409 `IDEMPOTENCY_UNCERTAIN` until the key expires.
+   * another attempt; `'uncertain'` answers 409 `IDEMPOTENCY_UNCERTAIN` until somebody says with
+   * `app.idempotency.resolve()` what became of it, or the key expires.
    */
   onLeaseExpired?: OnLeaseExpired
   /**
@@ -62,6 +63,26 @@ export interface RouteOptions {
    * `'bypass'` runs the handler without protection.
    */
   onStoreError?: 'fail' | 'bypass'
+  /**
+   * Makes the claim, all that the handler writes through `request.idempotency.tx`, and the stored
+   * response one transaction with one commit, before the response leaves: a crash leaves nothing
+   * behind. PostgreSQL only, for handlers that do nothing but work in this database, and not for long.
+   * Default `false`.
+   */
+  atomic?: boolean | AtomicOptions
+}
+
+/** Options of atomic routes. */
+export interface AtomicOptions {
+  /**
+   * How long the transaction may take, with everything in it. After that it is rolled back, `signal`
+   * is aborted, and the client gets 503 at once. Default `'5s'`, at most `'60s'`.
+   */
+  timeout?: Duration
+  /** How long to wait for a connection before the client gets 503. Default `'2s'`. */
+  maxWait?: Duration
+  /** As Prisma names it: `'Serializable'`. Default: the database's. */
+  isolationLevel?: string
 }
 
 /** A tenant's name, or nothing when the request belongs to no tenant. */
@@ -110,13 +131,18 @@ export interface PluginOptions extends RouteOptions {
   worker?: boolean
   /**
    * How long a closing server waits for the webhook events that it is running before it hands them
-   * back to others. Default `'10s'`.
+   * back to others, and for what `run()` and `recover()` are running. Default `'10s'`.
    */
   drain?: Duration
   /** How long the store may take to answer. Default `'5s'`. */
   storeTimeout?: Duration
   /** How often a listening process deletes expired records; `false` leaves it to you. Default `'10m'`. */
   pruneEvery?: Duration | false
+  /**
+   * How often a listening process finishes operations that named a handler and lost their process, as
+   * `recover()` does. Default `false`: not by itself.
+   */
+  recoverEvery?: Duration | false
   /** Where `type` in error answers points to; the code is added as the fragment. */
   docs?: string
 }
@@ -134,6 +160,14 @@ export interface RouteSettings {
   readonly fingerprint: ((request: FastifyRequest) => unknown) | undefined
   readonly onLeaseExpired: OnLeaseExpired
   readonly onStoreError: 'fail' | 'bypass'
+  readonly atomic: AtomicSettings | undefined
+}
+
+/** Options of an atomic route, checked, complete, and in milliseconds. */
+export interface AtomicSettings {
+  readonly timeoutMs: number
+  readonly maxWaitMs: number
+  readonly isolationLevel: string | undefined
 }
 
 /** Options of the plugin, checked, complete, and in milliseconds. */
@@ -149,6 +183,7 @@ export interface PluginSettings {
   readonly drainMs: number
   readonly storeTimeoutMs: number
   readonly pruneEveryMs: number | undefined
+  readonly recoverEveryMs: number | undefined
   readonly docs: string
   readonly route: RouteSettings
 }
@@ -166,6 +201,7 @@ export const DEFAULTS = {
   keepStatus: isAnswer,
   onLeaseExpired: 'rerun',
   onStoreError: 'fail',
+  atomic: false,
   global: true,
   // A secret that is being changed makes some of the provider's own fail for a while.
   failedSignatures: { max: 60, timeWindow: '1m' },
@@ -174,8 +210,12 @@ export const DEFAULTS = {
   drain: '10s',
   storeTimeout: '5s',
   pruneEvery: '10m',
+  recoverEvery: false,
   docs: 'https://github.com/fastify-idempotency/fastify-idempotency/blob/main/docs/errors.md',
 } as const satisfies Partial<PluginOptions>
+
+/** Those of Prisma's transactions: rows are locked no longer than anywhere else. */
+export const ATOMIC_DEFAULTS = { timeout: '5s', maxWait: '2s' } as const satisfies AtomicOptions
 
 /** The default of `keepStatus`: what a client did wrong stays wrong, a failure of ours may pass. */
 export function isAnswer(statusCode: number): boolean {

@@ -1,35 +1,48 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import { AtomicClaims } from './atomic/atomic-claims.js'
 import { readPluginOptions } from './check-options.js'
 import { Claims } from './claims/claims.js'
 import { inProcess } from './dispatch/in-process.js'
 import { OptionInvalid } from './errors.js'
-import { reporter } from './events.js'
+import { failureOf, reporter } from './events.js'
 import type { Idempotency } from './fastify.js'
 import { type ApplicationGuards, createGuards } from './guards.js'
 import { bindHooks, exchangeOf } from './http/hooks.js'
 import { createLimiter } from './http/limiter.js'
 import { requestIdempotency } from './http/request.js'
 import { demandModel } from './models.js'
+import { Operations } from './operations/operations.js'
 import type { PluginOptions, PluginSettings } from './options.js'
-import { pruneAll, pruneRegularly } from './retention.js'
+import { regularly } from './regularly.js'
+import { pruneAll } from './retention.js'
 import { type Provider, providerOf } from './store/client.js'
 import { type DatabaseClock, databaseClock } from './store/clock.js'
 import type { EventStore } from './store/event-store.js'
 import { postgresStore } from './store/postgres.js'
 import { postgresEventStore } from './store/postgres-events.js'
-import { prismaStore } from './store/prisma.js'
+import { findRecord, prismaStore } from './store/prisma.js'
 import { prismaEventStore } from './store/prisma-events.js'
 import { onPool, onPrisma, type RunStatement } from './store/statements.js'
 import { Inbox } from './webhooks/inbox.js'
 import { bindWebhooks } from './webhooks/webhooks.js'
+
+const HELPERS = Symbol('fastify-idempotency.helpers')
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** Made when the handler asks for them: most of what they are is never used. */
+    [HELPERS]: FastifyRequest['idempotency'] | null
+  }
+}
 
 async function idempotency(app: FastifyInstance, options: PluginOptions): Promise<void> {
   const settings = readPluginOptions(options)
   const database = databaseOf(options)
   const { run, clock, provider } = database
   const store = run ? postgresStore(run) : prismaStore(options.prisma, clock)
-  const claims = new Claims(store, settings)
+  const { prisma } = options
+  const claims = new Claims(store, { prisma, storeTimeoutMs: settings.storeTimeoutMs })
   const limiter =
     settings.rateLimit &&
     (await createLimiter(app, {
@@ -37,7 +50,26 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
       redis: settings.redis[0],
       keyOf: (request) => exchangeOf(request)?.tenantId ?? '',
     }))
-  bindHooks(app, options, { settings, claims, limiter })
+  const atomic =
+    provider === 'postgresql'
+      ? new AtomicClaims({ prisma, storeTimeoutMs: settings.storeTimeoutMs })
+      : undefined
+  if (settings.route.atomic && atomic === undefined) {
+    throw new OptionInvalid(
+      `option "atomic" needs PostgreSQL, and the database of option "prisma" is ${provider}; leave it out`,
+    )
+  }
+  bindHooks(app, options, { settings, claims, atomic, limiter })
+
+  const operations = new Operations({
+    claims,
+    prisma,
+    clock,
+    find: (key) => findRecord(prisma, clock, key),
+    options,
+    settings,
+    log: app.log,
+  })
 
   const report = reporter(app.log, undefined, undefined)
   const guards = createGuards({
@@ -60,39 +92,56 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     redis: settings.redis[0],
     inbox,
   })
+  app.decorateRequest(HELPERS, null)
   app.decorateRequest('idempotency', {
     getter() {
       const { method, routeOptions, log } = this
       const route = `${method} ${routeOptions.url ?? ''}`
-      return Object.assign(requestIdempotency(this), {
+      this[HELPERS] ??= Object.assign(requestIdempotency(this, { prisma, operations, tenantOf }), {
         recordEvent: recordEvent.bind(undefined, this),
         ...guards.of({ tenantId: () => tenantOf(this), log, route }),
       })
+      return this[HELPERS]
     },
   })
 
   const prunes = () => [store.prune, ...(opened ? [opened.events.prune] : []), ...guards.prunes()]
-  const guardsOf = (tenantId: string) => {
+  const helpersOf = (tenantId: string) => {
     // Left out of a `where`, it would mean every tenant.
     if (typeof tenantId !== 'string' || tenantId.length > 255) {
       throw new OptionInvalid(
         'app.idempotency.for needs the name of a tenant: text of at most 255 characters',
       )
     }
-    return guards.of({ tenantId: () => tenantId, log: app.log })
+    return {
+      ...guards.of({ tenantId: () => tenantId, log: app.log }),
+      ...operations.of(tenantId),
+    }
   }
   const api: Idempotency = {
     ...webhooks,
-    ...guardsOf(''),
-    for: guardsOf,
+    ...helpersOf(''),
+    for: helpersOf,
+    handler: (name, work, times) => operations.handler(name, work, times),
+    recover: (options) => operations.recover(options),
     prune: () => pruneAll(prunes(), report),
   }
   app.decorate('idempotency', api)
-  if (settings.pruneEveryMs !== undefined) {
-    pruneRegularly(app, prunes, report, {
-      everyMs: settings.pruneEveryMs,
-      patienceMs: settings.storeTimeoutMs,
-    })
+  const { pruneEveryMs, recoverEveryMs, storeTimeoutMs: patienceMs } = settings
+  if (pruneEveryMs !== undefined) {
+    const prune = (isWanted: () => boolean) =>
+      pruneAll(prunes(), report, isWanted).catch((error) =>
+        report({ kind: 'prune_failed', failure: failureOf(error) }),
+      )
+    regularly(app, prune, { everyMs: pruneEveryMs, patienceMs })
+  }
+  if (recoverEveryMs !== undefined) {
+    const recover = async () => {
+      if (operations.hasHandlers) await operations.recover()
+    }
+    const turn = () =>
+      recover().catch((error) => report({ kind: 'recover_failed', failure: failureOf(error) }))
+    regularly(app, turn, { everyMs: recoverEveryMs, patienceMs })
   }
   app.addHook('onListen', async () => {
     if (settings.hasWorker) opened?.inbox.work()
@@ -100,11 +149,17 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   // Fastify lets requests finish before `onClose`; those that only wait are let go before that.
   app.addHook('preClose', async () => {
     claims.stopWaiting()
+    operations.stop()
+    atomic?.stopWaiting()
     guards.close()
     await opened?.inbox.stop()
   })
   app.addHook('onClose', async () => {
-    await Promise.all([claims.close(), opened?.inbox.close()])
+    await Promise.all([
+      operations.close().then(() => claims.close()),
+      atomic?.close(),
+      opened?.inbox.close(),
+    ])
   })
 }
 

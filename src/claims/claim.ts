@@ -1,12 +1,19 @@
-import type { RecordKey, StoredResponse } from '../core/record.js'
+import type { OnLeaseExpired } from '../core/decide.js'
+import { operationName } from '../core/downstream-key.js'
+import type { RecordKey, StepResults, StoredResponse } from '../core/record.js'
+import { crashPoint } from '../crash-points.js'
+import { OptionInvalid } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import { Lease, type LeaseTerms } from '../lease.js'
+import type { PrismaClientLike } from '../store/client.js'
 import type { Extend, Finish } from '../store/store.js'
+import { Steps } from './steps.js'
 
 /** What a claim needs of its surroundings. */
 export interface ClaimContext {
   readonly finish: (finish: Finish) => Promise<boolean>
   readonly extend: (extend: Extend) => Promise<boolean>
+  readonly prisma: PrismaClientLike
   readonly report: Report
   /** Called once, when the claim has ended in this process, however it ended. */
   readonly onEnd: (claim: Claim) => void
@@ -15,6 +22,10 @@ export interface ClaimContext {
 export interface ClaimTerms extends LeaseTerms, RecordKey {
   /** Whether an earlier attempt at the same operation may have left something done. */
   readonly resumed: boolean
+  readonly fingerprint: string
+  readonly onLeaseExpired: OnLeaseExpired
+  /** What earlier attempts have done. */
+  readonly steps: StepResults
 }
 
 /** The exclusive right to run an operation now, as a handle. Its lease is kept while it is open. */
@@ -22,20 +33,43 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey {
   readonly tenantId: string
   readonly key: string
   readonly resumed: boolean
+  readonly onLeaseExpired: OnLeaseExpired
   readonly #report: Report
+  readonly #openSteps: () => Steps
+  #steps: Steps | undefined
+  #hasAnswered = false
 
-  constructor(terms: ClaimTerms, { finish, extend, report, onEnd }: ClaimContext) {
+  constructor(terms: ClaimTerms, { finish, extend, prisma, report, onEnd }: ClaimContext) {
     const { tenantId, key, fence, leaseMs } = terms
     super(terms, {
       end: (response) => finish({ tenantId, key, fence, response }),
       extend: () => extend({ tenantId, key, fence, leaseMs }),
+      isBusy: () => this.#steps?.isOpen === true,
       report,
       onEnd: () => onEnd(this),
     })
     this.tenantId = tenantId
     this.key = key
     this.resumed = terms.resumed
+    this.onLeaseExpired = terms.onLeaseExpired
     this.#report = report
+    this.#openSteps = () => stepsOf(terms, prisma)
+  }
+
+  /** The named pieces of its operation. Made when they are asked for: most handlers have none. */
+  get steps(): Steps {
+    this.#steps ??= this.#openSteps()
+    if (this.#hasAnswered) this.#steps.close()
+    return this.#steps
+  }
+
+  /**
+   * The handler has answered, and begins nothing more. `undefined` when all of it is done; otherwise
+   * something was not awaited, and this is fulfilled once it is over.
+   */
+  closeSteps(): Promise<void> | undefined {
+    this.#hasAnswered = true
+    return this.#steps?.close()
   }
 
   /**
@@ -51,7 +85,9 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey {
     response: StoredResponse,
     withinMs: number,
   ): Promise<'stored' | 'lost' | 'failed'> {
+    crashPoint('response:storing')
     const settled = await this.settle(response, withinMs)
+    crashPoint('response:stored')
     if (settled.kind === 'failed') {
       const failure = failureOf(settled.error)
       this.#report({ kind: 'response_not_stored', attempt: this.fence, failure })
@@ -69,14 +105,38 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey {
   }
 
   /** Lets the next request with this key run the operation again, at once. */
-  async release(why: string, withinMs: number): Promise<void> {
-    if (this.isSettled) return
+  async release(why: string, withinMs: number): Promise<'stored' | 'lost' | 'failed'> {
+    if (this.isSettled) return 'lost'
     const settled = await this.settle(null, withinMs)
     if (settled.kind === 'stored') this.#report({ kind: 'released', attempt: this.fence, why })
-    if (settled.kind !== 'failed') return
-    // Nothing is lost: the lease is no longer renewed.
-    const failure = failureOf(settled.error)
-    this.#report({ kind: 'release_failed', attempt: this.fence, failure })
-    this.close()
+    if (settled.kind === 'failed') {
+      // Nothing is lost: the lease is no longer renewed.
+      const failure = failureOf(settled.error)
+      this.#report({ kind: 'release_failed', attempt: this.fence, failure })
+      this.close()
+    }
+    return settled.kind
   }
+}
+
+/** Results are stored by a write that is guarded by the claim; it may be part of a transaction. */
+function stepsOf(
+  { tenantId, key, fingerprint, fence, steps }: ClaimTerms,
+  prisma: PrismaClientLike,
+): Steps {
+  const operation = operationName({ tenantId, key }, fingerprint)
+  return new Steps(prisma, operation, steps, async (isFinal) => {
+    if (isFinal) {
+      throw new OptionInvalid(
+        'option "final" of transaction() is for webhook events; leave it out, or make the route atomic: config.idempotency.atomic',
+      )
+    }
+    return async (client, results) => {
+      const { count } = await client.idempotencyRecord.updateMany({
+        where: { tenantId, key, fence, status: 'in_progress' },
+        data: { steps: results },
+      })
+      return count === 1
+    }
+  })
 }

@@ -1,24 +1,21 @@
-import { backoff } from '../core/backoff.js'
 import { decide, type OnLeaseExpired } from '../core/decide.js'
-import type { RecordKey, StoredResponse } from '../core/record.js'
+import type { StoredResponse } from '../core/record.js'
+import { crashPoint } from '../crash-points.js'
 import type { Report } from '../events.js'
+import type { PrismaClientLike } from '../store/client.js'
 import { oneOf } from '../store/combine.js'
 import type { Store } from '../store/store.js'
 import { StoreTimeout, within } from '../within.js'
 import { Claim, type ClaimTerms } from './claim.js'
-import { WaitingRoom } from './waiting.js'
+import { type Patience, WaitingRoom } from './waiting.js'
 
 /** What a request wants: to run this operation, unless it was run before. */
-export interface Wish extends RecordKey {
+export interface Wish extends Patience {
   readonly fingerprint: string
   readonly leaseMs: number
   readonly maxRunMs: number
   readonly retentionMs: number
   readonly onLeaseExpired: OnLeaseExpired
-  /** How long to wait for another attempt that is running; 0 for not at all. */
-  readonly waitMs: number
-  /** Ends the wait early: nobody wants the answer any more. */
-  readonly signal?: AbortSignal
   /** Asked once a key turned out to be new; `false` forgets it again. */
   readonly mayAdd?: () => Promise<boolean>
   readonly report: Report
@@ -33,12 +30,11 @@ export type Outcome =
   | { kind: 'refused' }
 
 export interface ClaimsOptions {
+  /** The application's client: what steps and transactions write with. */
+  readonly prisma: PrismaClientLike
   /** How long the store may take for one answer. */
   readonly storeTimeoutMs: number
 }
-
-/** How often another process's attempt is looked at. In the same process, its end wakes us. */
-const LOOK_AGAIN = { firstMs: 25, mostMs: 1_000 }
 
 /** A store that takes half a lease for an answer so often is too slow to hold anything in it. */
 const RENEWALS = 3
@@ -47,6 +43,7 @@ const RENEWALS = 3
 export class Claims {
   readonly #open = new Set<Claim>()
   readonly #waiting = new WaitingRoom()
+  readonly #prisma: PrismaClientLike
   readonly #storeTimeoutMs: number
   #onEmpty: (() => void) | undefined
   readonly #insert
@@ -55,7 +52,8 @@ export class Claims {
   readonly #extend
   readonly #forget
 
-  constructor(store: Store, { storeTimeoutMs }: ClaimsOptions) {
+  constructor(store: Store, { prisma, storeTimeoutMs }: ClaimsOptions) {
+    this.#prisma = prisma
     this.#storeTimeoutMs = storeTimeoutMs
     this.#insert = oneOf(store, store.insert, storeTimeoutMs)
     this.#takeOver = oneOf(store, store.takeOver, storeTimeoutMs)
@@ -76,19 +74,8 @@ export class Claims {
    * too late is given back. One whose answer was lost looks like one whose process died: when its
    * lease has run out, it is rerun, or uncertain.
    */
-  async begin(wish: Wish): Promise<Outcome> {
-    const startedAt = performance.now()
-    for (let look = 0; ; look += 1) {
-      const outcome = await this.#beginNow(wish)
-      const waitedMs = Math.round(performance.now() - startedAt)
-      if (outcome.kind === 'replay') return { ...outcome, waitedMs }
-      if (outcome.kind !== 'busy') return outcome
-      const leftMs = wish.waitMs - waitedMs
-      const isUnwanted = wish.signal?.aborted === true || !this.#waiting.isOpen
-      if (leftMs <= 0 || isUnwanted) return { ...outcome, waitedMs }
-      const pauseMs = Math.min(leftMs, backoff(LOOK_AGAIN, look, Math.random()))
-      await this.#waiting.wait(wish, pauseMs, wish.signal)
-    }
+  begin(wish: Wish): Promise<Outcome> {
+    return this.#waiting.whileBusy(wish, () => this.#beginNow(wish))
   }
 
   /** How many claims this process holds. */
@@ -120,6 +107,7 @@ export class Claims {
   }
 
   async #beginNow(wish: Wish): Promise<Outcome> {
+    crashPoint('claim:asking')
     // Ends after one or two turns: each further one means that somebody else moved the fence.
     for (;;) {
       const askedAt = performance.now()
@@ -129,7 +117,7 @@ export class Claims {
       })
       if (inserted.kind === 'made') {
         if (!(await this.#mayAdd(wish))) return { kind: 'refused' }
-        const claim = await this.#hold(wish, { fence: 1, resumed: false, askedAt })
+        const claim = await this.#hold(wish, { fence: 1, resumed: false, steps: {}, askedAt })
         if (claim === undefined) continue
         wish.report({ kind: 'claimed', attempt: 1 })
         return { kind: 'run', claim }
@@ -138,17 +126,38 @@ export class Claims {
       if (decision.kind === 'busy') return { kind: 'busy', waitedMs: 0 }
       if (decision.kind === 'replay') return { ...decision, waitedMs: 0 }
       if (decision.kind !== 'take') return decision
-      const { fence, resumed } = decision
-      const taking = this.#takeOver({ ...wish, fence })
-      const isTaken = await this.#inTime(taking, (late) => {
-        if (late) void this.#finish({ ...wish, fence: fence + 1, response: null }).catch(() => {})
-      })
-      if (!isTaken) continue
-      const claim = await this.#hold(wish, { fence: fence + 1, resumed, askedAt })
-      if (claim === undefined) continue
-      wish.report({ kind: 'taken_over', attempt: fence + 1, resumed })
-      return { kind: 'run', claim }
+      // Granted too late, for somebody who is gone: the next one need not wait for its lease.
+      const giveBack = () => {
+        const { fence } = decision
+        this.#finish({ ...wish, fence: fence + 1, response: null }).catch(() => {})
+      }
+      const claim = await this.takeOver(wish, decision, giveBack)
+      if (claim !== undefined) return { kind: 'run', claim }
     }
+  }
+
+  /**
+   * Takes over a record that was seen with this fence, if it is released, expired, or its lease ran
+   * out; `undefined` when somebody else moved the fence.
+   *
+   * @throws as `begin` does. A record that was taken over too late is left in progress for a lease: it
+   * must not look as if somebody had released it.
+   */
+  async takeOver(
+    wish: Wish,
+    { fence, resumed }: { readonly fence: number; readonly resumed: boolean },
+    onLate: () => void = () => {},
+  ): Promise<Claim | undefined> {
+    const askedAt = performance.now()
+    const taking = this.#takeOver({ ...wish, fence, resumed })
+    const taken = await this.#inTime(taking, (late) => {
+      if (late) onLate()
+    })
+    if (taken === undefined) return undefined
+    const { steps } = taken
+    const claim = await this.#hold(wish, { fence: fence + 1, resumed, steps, askedAt })
+    if (claim !== undefined) wish.report({ kind: 'taken_over', attempt: fence + 1, resumed })
+    return claim
   }
 
   async #mayAdd(wish: Wish): Promise<boolean> {
@@ -164,7 +173,7 @@ export class Claims {
    */
   async #hold(
     wish: Wish,
-    granted: Pick<ClaimTerms, 'fence' | 'resumed' | 'askedAt'>,
+    granted: Pick<ClaimTerms, 'fence' | 'resumed' | 'steps' | 'askedAt'>,
   ): Promise<Claim | undefined> {
     let { askedAt } = granted
     for (let renewals = 0; performance.now() - askedAt > wish.leaseMs / 2; renewals += 1) {
@@ -174,12 +183,13 @@ export class Claims {
       const isHeld = await this.#inTime(this.#extend({ ...wish, fence }), () => {})
       if (!isHeld) return undefined
     }
-    const { tenantId, key, leaseMs, maxRunMs, report } = wish
+    const { tenantId, key, fingerprint, leaseMs, maxRunMs, onLeaseExpired, report } = wish
     const claim = new Claim(
-      { tenantId, key, leaseMs, maxRunMs, ...granted, askedAt },
+      { tenantId, key, fingerprint, leaseMs, maxRunMs, onLeaseExpired, ...granted, askedAt },
       {
         finish: this.#finish,
         extend: this.#extend,
+        prisma: this.#prisma,
         report,
         onEnd: (ended) => {
           this.#open.delete(ended)
@@ -189,6 +199,7 @@ export class Claims {
       },
     )
     this.#open.add(claim)
+    crashPoint('claim:held')
     return claim
   }
 

@@ -1,25 +1,39 @@
-import { createHash } from 'node:crypto'
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { parse, stringify } from 'devalue'
-import type { StepResults } from '../core/event.js'
-import { LeaseLost, StepNameUsed, StepNotStorable, TransactionOpen } from '../errors.js'
+import { downstreamKey } from '../core/downstream-key.js'
+import type { StepResults } from '../core/record.js'
+import { crashPoint } from '../crash-points.js'
+import {
+  LeaseLost,
+  OptionInvalid,
+  StepNameUsed,
+  StepNested,
+  StepNotStorable,
+  StepTooLate,
+  TransactionOpen,
+} from '../errors.js'
+import type { ApplicationTransaction } from '../register.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
-import { sayAgain } from '../store/say-again.js'
+import { isRolledBack, sayAgain } from '../store/say-again.js'
 
 export interface TransactionOptions {
   /** Tells this transaction from others of the same handler. Default `'transaction'`. */
   name?: string
-  /**
-   * Nothing comes after this transaction: the event is `processed` by the same commit. Default
-   * `false`: it is once the handler returns, and what a crash cuts off after the commit is done by
-   * the next attempt, for which this transaction is done already.
-   */
-  final?: boolean
   /** As Prisma names it: `'Serializable'`. Default: the database's. */
   isolationLevel?: string
   /** How long to wait for a connection, in milliseconds. Default: Prisma's, 2,000. */
   maxWait?: number
   /** How long the transaction may take, in milliseconds. Default: Prisma's, 5,000. */
   timeout?: number
+}
+
+export interface EventTransactionOptions extends TransactionOptions {
+  /**
+   * Nothing comes after this transaction: the event is `processed` by the same commit. Default
+   * `false`: it is once the handler returns, and what a crash cuts off after the commit is done by
+   * the next attempt, for which this transaction is done already.
+   */
+  final?: boolean
 }
 
 /** Stores results under the attempt's guard; `false` when another attempt has taken over. */
@@ -31,6 +45,17 @@ export type KeepSteps = (client: TransactionClient, steps: StepResults) => Promi
  */
 export type PrepareToKeep = (isFinal: boolean) => Promise<KeepSteps>
 
+/** What the present code runs in. */
+interface Place {
+  readonly steps: Steps
+  /** The handlers that were run as parts of the operation: the names within them are their own. */
+  readonly scope: string
+  /** A step that is done is not run again, and what it began would lend its name to something else. */
+  readonly isStep: boolean
+}
+
+const place = new AsyncLocalStorage<Place>()
+
 /** The named pieces of an attempt, each done once over all attempts. */
 export class Steps {
   readonly #prisma: PrismaClientLike
@@ -40,9 +65,10 @@ export class Steps {
   #results: StepResults
   readonly #underWay = new Set<Promise<unknown>>()
   #isOpen = false
+  #isClosed = false
   #isUndone = false
   #isFinal = false
-  /** A transaction was to be committed, and nobody knows whether it is. */
+  /** Results are on their way into the database, and nobody knows whether they are, or will be, there. */
   #isUncertain = false
   #uncertainty: unknown
   /** Results are written one after the other: each write holds all of them. */
@@ -61,6 +87,11 @@ export class Steps {
     this.#prepare = prepare
   }
 
+  /** Whether a transaction is open, whose last write is to the row that the heartbeat writes to. */
+  get isOpen(): boolean {
+    return this.#isOpen
+  }
+
   /** Whether a transaction has said that nothing comes after it. */
   get isFinal(): boolean {
     return this.#isFinal
@@ -71,6 +102,12 @@ export class Steps {
     this.#isUndone = this.#isOpen
   }
 
+  /** Nothing can be begun any more; fulfilled when what is under way is over, if something is. */
+  close(): Promise<void> | undefined {
+    this.#isClosed = true
+    return this.#underWay.size === 0 ? undefined : this.settle().then(() => {})
+  }
+
   /** Waits for what is still under way; tells whether there was any: something was not awaited. */
   async settle(): Promise<boolean> {
     const hasUnfinished = this.#underWay.size > 0
@@ -79,34 +116,60 @@ export class Steps {
   }
 
   keyFor(name: string): string {
-    return createHash('sha256').update(`${this.#operation}\0${name}`).digest('base64url')
+    return downstreamKey(this.#operation, this.#pathOf(name))
+  }
+
+  get #place(): Place | undefined {
+    const found = place.getStore()
+    return found?.steps === this ? found : undefined
+  }
+
+  #pathOf(name: string): string {
+    const scope = this.#place?.scope
+    return scope === undefined || scope === '' ? name : `${scope} › ${name}`
+  }
+
+  /** A step that has steps and transactions of its own, whose names are its own. */
+  part<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
+    return this.#step(name, (path) => place.run({ steps: this, scope: path, isStep: false }, fn))
   }
 
   step<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
-    return this.#once(name, async () => {
-      const value = await fn()
+    const scope = this.#place?.scope ?? ''
+    return this.#step(name, () => place.run({ steps: this, scope, isStep: true }, fn))
+  }
+
+  #step<T>(name: string, fn: (path: string) => T | Promise<T>): Promise<T> {
+    return this.#once(name, async (path) => {
+      const value = await fn(path)
       const text = encode(name, value)
+      crashPoint('step:done')
       const keep = await this.#prepare(false)
       await this.#alone(async () => {
-        const results = { ...this.#results, [name]: text }
-        if (!(await keep(this.#prisma, results))) throw new LeaseLost()
+        const results = { ...this.#results, [path]: text }
+        const isKept = await this.#knowing(() => {
+          this.#isUncertain = true
+          return keep(this.#prisma, results)
+        })
+        if (!isKept) throw new LeaseLost()
         this.#results = results
       })
+      crashPoint('step:stored')
       return value
     })
   }
 
   transaction<T>(
-    fn: (tx: TransactionClient) => Promise<T>,
-    { name = 'transaction', final = false, ...options }: TransactionOptions = {},
+    fn: (tx: ApplicationTransaction) => Promise<T>,
+    { name = 'transaction', final = false, ...options }: EventTransactionOptions = {},
   ): Promise<T> {
-    return this.#once(name, async () => {
+    return this.#once(name, async (path) => {
+      checkOptions(options)
       this.#isOpen = true
       try {
-        return await sayAgain(() => this.#transact(name, fn, final, options))
+        return await sayAgain(() => this.#transact(path, fn, final, options))
       } catch (error) {
         if (error instanceof Undone) return error.value as T
-        this.#uncertainty = error
         throw error
       } finally {
         this.#isOpen = false
@@ -116,7 +179,7 @@ export class Steps {
 
   #transact<T>(
     name: string,
-    fn: (tx: TransactionClient) => Promise<T>,
+    fn: (tx: ApplicationTransaction) => Promise<T>,
     isFinal: boolean,
     options: object,
   ): Promise<T> {
@@ -125,18 +188,20 @@ export class Steps {
     return this.#alone(async () => {
       const keep = await this.#prepare(isFinal)
       let results = this.#results
-      const value: T = await this.#prisma.$transaction(async (tx: TransactionClient) => {
+      const transact = async (tx: TransactionClient) => {
         this.#isUndone = false
-        this.#isUncertain = false
-        const value = await fn(tx)
+        const value = await fn(tx as ApplicationTransaction)
         if (this.#isUndone) throw new Undone(value)
         results = { ...this.#results, [name]: encode(name, value) }
+        crashPoint('transaction:inside')
         // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.
         if (!(await keep(tx, results))) throw new LeaseLost()
+        crashPoint('transaction:recorded')
         this.#isUncertain = true
         return value
-      }, options)
-      this.#isUncertain = false
+      }
+      const value: T = await this.#knowing(() => this.#prisma.$transaction(transact, options))
+      crashPoint('transaction:committed')
       this.#results = results
       this.#isFinal ||= isFinal
       return value
@@ -144,7 +209,7 @@ export class Steps {
   }
 
   /** Runs what has this name, unless an earlier attempt has done it. What failed may be tried again. */
-  #once<T>(name: string, run: () => Promise<T>): Promise<T> {
+  #once<T>(name: string, run: (path: string) => Promise<T>): Promise<T> {
     const running = this.#onceAlone(name, run)
     this.#underWay.add(running)
     // Handled here as well: one that nobody awaits is told of in another way.
@@ -153,27 +218,47 @@ export class Steps {
     return running
   }
 
-  async #onceAlone<T>(name: string, run: () => Promise<T>): Promise<T> {
+  async #onceAlone<T>(name: string, run: (path: string) => Promise<T>): Promise<T> {
     if (typeof name !== 'string' || name === '') throw new StepNameUsed('without a name')
     if (this.#isOpen) throw new TransactionOpen()
-    // Run again, it might take effect twice; and what is written now might leave its result out.
-    // The next attempt reads what has become of it.
+    if (this.#place?.isStep) throw new StepNested()
+    if (this.#isClosed) throw new StepTooLate()
+    // Run again, it might take effect twice. The next attempt reads what has become of it.
     if (this.#isUncertain) throw this.#uncertainty
-    if (this.#used.has(name)) throw new StepNameUsed(`called ${JSON.stringify(name)}`)
-    this.#used.add(name)
-    if (Object.hasOwn(this.#results, name)) return parse(this.#results[name] as string) as T
+    const path = this.#pathOf(name)
+    if (this.#used.has(path)) throw new StepNameUsed(`called ${JSON.stringify(name)}`)
+    this.#used.add(path)
+    if (Object.hasOwn(this.#results, path)) return parse(this.#results[path] as string) as T
     try {
-      return await run()
+      return await run(path)
     } catch (error) {
-      this.#used.delete(name)
+      this.#used.delete(path)
       throw error
     }
   }
 
   #alone<T>(write: () => Promise<T>): Promise<T> {
-    const turn = this.#writing.then(write)
+    const turn = this.#writing.then(() => {
+      // What waited for its turn holds all results but the one that may have been stored, or may be
+      // by a statement that arrives late: one of the two would be lost.
+      if (this.#isUncertain) throw this.#uncertainty
+      return write()
+    })
     this.#writing = turn.catch(() => {})
     return turn
+  }
+
+  /** Nothing more is begun or written in this attempt once it is not known how a write ended. */
+  async #knowing<T>(write: () => PromiseLike<T>): Promise<T> {
+    try {
+      const value = await write()
+      this.#isUncertain = false
+      return value
+    } catch (error) {
+      if (isRolledBack(error)) this.#isUncertain = false
+      this.#uncertainty = error
+      throw error
+    }
   }
 }
 
@@ -187,8 +272,30 @@ class Undone extends Error {
   }
 }
 
+/** What is handed to Prisma. A typing error would otherwise be no limit, or no isolation. */
+function checkOptions({ isolationLevel, maxWait, timeout, ...unknown }: TransactionOptions): void {
+  const [name] = Object.keys(unknown)
+  if (name !== undefined) {
+    throw new OptionInvalid(
+      `transaction() has no option "${name}"; it has name, isolationLevel, maxWait and timeout`,
+    )
+  }
+  if (isolationLevel !== undefined && typeof isolationLevel !== 'string') {
+    throw new OptionInvalid(
+      "option \"isolationLevel\" of transaction() must be one of Prisma's, such as 'Serializable'",
+    )
+  }
+  for (const [name, ms] of Object.entries({ maxWait, timeout })) {
+    if (ms !== undefined && !(typeof ms === 'number' && ms > 0)) {
+      throw new OptionInvalid(
+        `option "${name}" of transaction() must be milliseconds, such as 5_000`,
+      )
+    }
+  }
+}
+
 /** At once, and not when a later attempt wants it back. */
-function encode(name: string, value: unknown): string {
+export function encode(name: string, value: unknown): string {
   try {
     return stringify(value)
   } catch (error) {

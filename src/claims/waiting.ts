@@ -1,4 +1,16 @@
+import { backoff } from '../core/backoff.js'
 import type { RecordKey } from '../core/record.js'
+
+/** Who waits for which operation, and for how long. */
+export interface Patience extends RecordKey {
+  /** How long to wait for another attempt that is running; 0 for not at all. */
+  readonly waitMs: number
+  /** Ends the wait early: nobody wants the answer any more. */
+  readonly signal?: AbortSignal
+}
+
+/** How often another process's attempt is looked at. In the same process, its end wakes us. */
+const LOOK_AGAIN = { firstMs: 25, mostMs: 1_000 }
 
 /** Those in this process who wait for an operation to end. Only saves them time: they look again. */
 export class WaitingRoom {
@@ -25,13 +37,30 @@ export class WaitingRoom {
     })
   }
 
-  wake(operation: RecordKey): void {
-    for (const done of [...(this.#waiting.get(nameOf(operation)) ?? [])]) done()
+  /**
+   * Asks until the answer is another than `busy`, for as long as the patience lasts. An answer that
+   * tells how long that took is told.
+   */
+  async whileBusy<T extends { readonly kind: string }>(
+    patience: Patience,
+    ask: () => Promise<T>,
+  ): Promise<T> {
+    const startedAt = performance.now()
+    for (let look = 0; ; look += 1) {
+      const answer = await ask()
+      const waitedMs = Math.round(performance.now() - startedAt)
+      const leftMs = patience.waitMs - waitedMs
+      const isWanted = patience.signal?.aborted !== true && this.#isOpen
+      if (answer.kind !== 'busy' || leftMs <= 0 || !isWanted) {
+        return 'waitedMs' in answer ? { ...answer, waitedMs } : answer
+      }
+      const pauseMs = Math.min(leftMs, backoff(LOOK_AGAIN, look, Math.random()))
+      await this.wait(patience, pauseMs, patience.signal)
+    }
   }
 
-  /** Whether waiting still makes sense. */
-  get isOpen(): boolean {
-    return this.#isOpen
+  wake(operation: RecordKey): void {
+    for (const done of [...(this.#waiting.get(nameOf(operation)) ?? [])]) done()
   }
 
   /** Wakes everybody; nobody waits from now on. */

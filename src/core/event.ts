@@ -9,9 +9,6 @@ export interface RunError {
   readonly message: string
 }
 
-/** What `step` and `transaction` have done for an event or an operation, by name. */
-export type StepResults = Readonly<Record<string, unknown>>
-
 /** So many failures and delivery times are kept: enough to see a pattern. */
 export const KEPT_ERRORS = 10
 export const KEPT_DELIVERIES = 20

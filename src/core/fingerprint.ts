@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { stringify } from 'safe-stable-stringify'
 
 /** What must stay the same when a key is used again. */
-export interface Operation {
+export interface RequestParts {
   readonly method: string
   /** The route's pattern, not the address: `/payments/:id`. */
   readonly route: string
@@ -18,7 +18,7 @@ export interface Operation {
  *
  * @throws {RangeError} when the body is nested too deeply to be walked.
  */
-export function fingerprintOf({ method, route, params, query, body }: Operation): string {
+export function fingerprintOf({ method, route, params, query, body }: RequestParts): string {
   const hash = createHash('sha256').update(canonical([method, route, params, query]))
   // A tag and a separator that JSON cannot contain keep `"a"` as text apart from `"a"` as JSON.
   if (body === undefined || body === null) hash.update('\0none')

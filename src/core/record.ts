@@ -6,6 +6,9 @@ export interface RecordKey {
 
 export type RecordStatus = 'in_progress' | 'completed' | 'released'
 
+/** What `step` and `transaction` have done for an operation or an event, by name. */
+export type StepResults = Readonly<Record<string, unknown>>
+
 /** The first response, as it is replayed. */
 export interface StoredResponse {
   readonly statusCode: number

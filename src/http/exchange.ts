@@ -1,7 +1,9 @@
 import { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, FastifyRequest, RouteHandlerMethod } from 'fastify'
+import type { AtomicClaim } from '../atomic/atomic-claim.js'
+import type { AtomicClaims, AtomicOutcome } from '../atomic/atomic-claims.js'
 import type { Claim } from '../claims/claim.js'
-import type { Claims, Outcome } from '../claims/claims.js'
+import type { Claims, Outcome, Wish } from '../claims/claims.js'
 import { parseKey } from '../core/key.js'
 import type { StoredResponse } from '../core/record.js'
 import {
@@ -18,10 +20,13 @@ import {
   Uncertain,
 } from '../errors.js'
 import { failureOf, type Report, reporter } from '../events.js'
-import type { PluginSettings, RouteSettings } from '../options.js'
+import type { AtomicSettings, PluginSettings, RouteSettings } from '../options.js'
+import { sayAgain } from '../store/say-again.js'
+import { AtomicRecording } from './atomic-recording.js'
+import type { SendOn } from './last-send.js'
 import type { Limiter } from './limiter.js'
 import { BUSY_RETRY_S, problem } from './problem.js'
-import { Recording, type SendOn } from './recording.js'
+import { Recording, type RecordingTerms } from './recording.js'
 import { hasStatus, NoTenant, tenantOf } from './tenant.js'
 
 /** When to come back while the store does not answer. */
@@ -31,6 +36,8 @@ const STORE_RETRY_S = 5
 export interface Protection {
   readonly settings: PluginSettings
   readonly claims: Claims
+  /** None where the database cannot hold a claim in a transaction. */
+  readonly atomic: AtomicClaims | undefined
   readonly limiter: Limiter | undefined
 }
 
@@ -47,7 +54,10 @@ export interface ProtectedRoute {
 }
 
 /** What is known of a body before validation: its fingerprint, or that it has none. */
-export type Fingerprinted = { kind: 'fingerprint'; value: string } | { kind: 'unusable' }
+export type Fingerprinted =
+  | { kind: 'fingerprint'; value: string }
+  | { kind: 'unusable' }
+  | { kind: 'not compared' }
 
 /** One request to a protected route, from its header to its stored response. */
 export class Exchange {
@@ -59,6 +69,8 @@ export class Exchange {
   readonly #fingerprinted: Fingerprinted
   #report: Report
   #recording: Recording | undefined
+  #atomic: AtomicRecording | undefined
+  #isCounted = false
   #replayed: StoredResponse | undefined
 
   constructor(
@@ -79,10 +91,18 @@ export class Exchange {
     return this.#recording?.claim
   }
 
+  /** The same, where the handler runs in a transaction. */
+  get atomicClaim(): AtomicClaim | undefined {
+    return this.#atomic?.claim
+  }
+
   /** Takes the handler's place: runs it, or answers without it. */
   async handle(): Promise<unknown> {
     const { protection } = this.#route
     const header = headerOf(this.#request)
+    if (header === undefined && this.#fingerprinted.kind === 'not compared') {
+      return this.#again(() => this.#beginWithoutKey())
+    }
     if (header === undefined) {
       this.#report({ kind: 'key_rejected', reason: 'it is missing' })
       return this.#answer(new KeyMissing())
@@ -92,7 +112,7 @@ export class Exchange {
       this.#report({ kind: 'key_rejected', reason: parsed.reason })
       return this.#answer(new KeyMalformed(parsed.reason))
     }
-    if (this.#fingerprinted.kind === 'unusable') return this.#answer(new BodyUnusable())
+    if (this.#fingerprinted.kind !== 'fingerprint') return this.#answer(new BodyUnusable())
     try {
       this.tenantId = await tenantOf(this.#request, protection.settings.tenant)
     } catch (error) {
@@ -108,7 +128,47 @@ export class Exchange {
       tenantId: this.tenantId,
       key: parsed.key,
     })
-    return this.#begin(parsed.key, this.#fingerprinted.value)
+    const { value } = this.#fingerprinted
+    if (this.#route.settings.atomic === undefined) return this.#begin(parsed.key, value)
+    return this.#again(() => this.#begin(parsed.key, value))
+  }
+
+  /** A transaction that a conflict undid is begun anew, on a reply as it was. */
+  #again(begin: () => Promise<unknown>): Promise<unknown> {
+    const reply = this.#reply
+    const { statusCode } = reply
+    const headers = { ...reply.getHeaders() }
+    let isFirst = true
+    return sayAgain(() => {
+      if (!isFirst) {
+        this.#atomic = undefined
+        reply.code(statusCode)
+        // All of them: a cookie that is set again would be there twice.
+        for (const name of Object.keys(reply.getHeaders())) reply.removeHeader(name)
+        reply.headers(headers)
+      }
+      isFirst = false
+      return begin()
+    })
+  }
+
+  async #beginWithoutKey(): Promise<unknown> {
+    const { atomic, settings } = this.#atomicOf()
+    let claim: AtomicClaim
+    try {
+      claim = await atomic.beginWithoutKey(settings, this.#report)
+    } catch (error) {
+      return this.#unavailable(error)
+    }
+    return this.#runAtomic(claim)
+  }
+
+  #atomicOf(): { atomic: AtomicClaims; settings: AtomicSettings } {
+    const { protection, settings } = this.#route
+    if (protection.atomic === undefined || settings.atomic === undefined) {
+      throw new TypeError('the route is not atomic')
+    }
+    return { atomic: protection.atomic, settings: settings.atomic }
   }
 
   async #begin(key: string, fingerprint: string): Promise<unknown> {
@@ -117,31 +177,37 @@ export class Exchange {
     const report = this.#report
     const { leaseMs, maxRunMs, retentionMs, onLeaseExpired, waitMs } = settings
     let retryAfterS = 1
-    let outcome: Outcome
+    const wish: Wish = {
+      tenantId: this.tenantId,
+      key,
+      fingerprint,
+      leaseMs,
+      maxRunMs,
+      retentionMs,
+      onLeaseExpired,
+      waitMs,
+      ...(waitMs > 0 && { signal: closeSignal(this.#reply) }),
+      ...(limiter && {
+        mayAdd: async () => {
+          // One whose transaction is begun anew is the same key.
+          if (this.#isCounted) return true
+          this.#isCounted = true
+          const seconds = await limiter(this.#request, report)
+          retryAfterS = seconds ?? retryAfterS
+          return seconds === undefined
+        },
+      }),
+      report,
+    }
+    let outcome: Outcome | AtomicOutcome
     try {
-      outcome = await protection.claims.begin({
-        tenantId: this.tenantId,
-        key,
-        fingerprint,
-        leaseMs,
-        maxRunMs,
-        retentionMs,
-        onLeaseExpired,
-        waitMs,
-        ...(waitMs > 0 && { signal: closeSignal(this.#reply) }),
-        ...(limiter && {
-          mayAdd: async () => {
-            const seconds = await limiter(this.#request, report)
-            retryAfterS = seconds ?? retryAfterS
-            return seconds === undefined
-          },
-        }),
-        report,
-      })
+      outcome =
+        settings.atomic && protection.atomic
+          ? await protection.atomic.begin({ ...wish, atomic: settings.atomic })
+          : await protection.claims.begin(wish)
     } catch (error) {
-      const bypassed = settings.onStoreError === 'bypass'
-      report({ kind: 'store_unavailable', bypassed, failure: failureOf(error) })
-      if (!bypassed) return this.#answer(new StoreUnavailable(), STORE_RETRY_S)
+      if (settings.onStoreError === 'fail') return this.#unavailable(error)
+      report({ kind: 'store_unavailable', bypassed: true, failure: failureOf(error) })
       const { handler } = this.#route
       // One that returns nothing answers later: its reply is what ends then.
       return handler.call(this.#request.server, this.#request, this.#reply) ?? this.#reply
@@ -149,6 +215,8 @@ export class Exchange {
     switch (outcome.kind) {
       case 'run':
         return this.#run(outcome.claim)
+      case 'run atomic':
+        return this.#runAtomic(outcome.claim)
       case 'replay':
         return this.#replay(outcome.response, outcome.waitedMs)
       case 'busy':
@@ -166,23 +234,39 @@ export class Exchange {
     }
   }
 
+  #unavailable(error: unknown): FastifyReply {
+    this.#report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
+    return this.#answer(new StoreUnavailable(), STORE_RETRY_S)
+  }
+
+  #runAtomic(claim: AtomicClaim): Promise<unknown> {
+    this.#atomic = new AtomicRecording(claim, this.#reply, this.#terms())
+    return this.#atomic.run(this.#route.handler)
+  }
+
+  #terms(): RecordingTerms {
+    const { protection, settings } = this.#route
+    const { storeTimeoutMs, docs } = protection.settings
+    return { settings, storeTimeoutMs, docs, report: this.#report }
+  }
+
   async #run(claim: Claim): Promise<unknown> {
     const reply = this.#reply
-    const { protection, settings, handler } = this.#route
-    const { storeTimeoutMs, docs } = protection.settings
+    const { protection, handler } = this.#route
+    const { storeTimeoutMs } = protection.settings
     if (reply.raw.destroyed || reply.sent) {
       // Nobody waits for an answer any more, and nothing has begun: so nothing does.
       await claim.release('the client left, or was answered, before it ran', storeTimeoutMs)
       return reply
     }
-    const report = this.#report
-    this.#recording = new Recording(claim, reply, { settings, storeTimeoutMs, docs, report })
+    this.#recording = new Recording(claim, reply, this.#terms())
     return this.#recording.run(handler)
   }
 
   /** The `onSend` hook: hands on what goes out. */
   onSend(payload: unknown, done: SendOn): void {
-    if (this.#recording !== undefined) this.#recording.onSend(payload, done)
+    const recording = this.#recording ?? this.#atomic
+    if (recording !== undefined) recording.onSend(payload, done)
     else done(null, this.#replayed ? this.#asStored(this.#replayed, payload) : payload)
   }
 
@@ -200,8 +284,9 @@ export class Exchange {
   }
 
   /** The `onError` hook: Fastify's `handlerTimeout` answers while the handler still runs. */
-  onTimeout(): void {
-    this.#recording?.onTimeout()
+  onError(error: FastifyError): void {
+    if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#recording?.onTimeout()
+    this.#atomic?.onError(error)
   }
 
   #replay(response: StoredResponse, waitedMs: number): FastifyReply {

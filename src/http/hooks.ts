@@ -53,7 +53,10 @@ export function bindHooks(
     const settings =
       own === undefined || own === true
         ? protection.settings.route
-        : readRouteOptions(options, name, own)
+        : readRouteOptions(options, ` of route ${name}`, own)
+    if (settings.atomic && protection.atomic === undefined) {
+      throw new OptionInvalid(`option "atomic" of route ${name} needs PostgreSQL; leave it out`)
+    }
     const { handler } = route
     route.config = {
       ...route.config,
@@ -86,8 +89,11 @@ export function bindHooks(
       return done(isMissed(request, protection.settings) ? new RouteMissed() : undefined)
     }
     if (!route.methods.includes(request.method)) return done()
-    if (!hasKey && !route.settings.required) return done()
-    fingerprint(route, request).then((fingerprinted) => {
+    const { required, atomic } = route.settings
+    const isCompared = hasKey || required
+    if (!isCompared && atomic === undefined) return done()
+    const asked: Promise<Fingerprinted> = isCompared ? fingerprint(route, request) : NOT_COMPARED
+    asked.then((fingerprinted) => {
       request[EXCHANGE] = new Exchange(route, request, reply, fingerprinted)
       done()
     }, done)
@@ -102,11 +108,13 @@ export function bindHooks(
   })
 
   app.addHook('onError', (request, _reply, error, done) => {
-    const exchange = request[EXCHANGE]
-    if (error.code === 'FST_ERR_HANDLER_TIMEOUT') exchange?.onTimeout()
+    request[EXCHANGE]?.onError(error)
     done()
   })
 }
+
+/** An atomic route runs in a transaction without a key, too; nothing is compared with another then. */
+const NOT_COMPARED = Promise.resolve({ kind: 'not compared' } as const)
 
 /** Whether a route should be protected, but was there before the plugin: nothing may run on it. */
 function isMissed(

@@ -30,3 +30,17 @@ export function problem(
     }),
   )
 }
+
+/** The same in place of a response that is not the operation's answer: what tells of it goes, too. */
+export function problemInstead(
+  reply: FastifyReply,
+  keptHeaders: readonly string[],
+  docs: string,
+  error: FastifyError,
+  retryAfterS?: number,
+): Buffer {
+  for (const name of ['set-cookie', 'content-encoding', 'etag', ...keptHeaders]) {
+    reply.removeHeader(name)
+  }
+  return problem(reply, docs, error, retryAfterS)
+}

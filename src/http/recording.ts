@@ -1,14 +1,13 @@
 import { Readable } from 'node:stream'
 import type { FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
-import { LeaseLost } from '../errors.js'
+import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
+import { watchThen } from './awaited-reply.js'
 import { type Captured, captureHead, capturePayload, type Head, tee } from './capture.js'
-import { BUSY_RETRY_S, problem } from './problem.js'
-
-/** Hands a payload on to the next hook. */
-export type SendOn = (error: Error | null, payload?: unknown) => void
+import { LastSend, type SendOn } from './last-send.js'
+import { BUSY_RETRY_S, problemInstead } from './problem.js'
 
 export interface RecordingTerms {
   readonly settings: RouteSettings
@@ -22,18 +21,21 @@ export class Recording {
   readonly claim: Claim
   readonly #reply: FastifyReply
   readonly #terms: RecordingTerms
+  readonly #send: LastSend
   /** Whether a response is on its way through the hooks. */
   #isSending = false
-  #sends = 0
   #hasTimedOut = false
   #hasClosed = false
   #outgoing: Readable | undefined
+  /** What the handler had begun and not awaited when it answered, until that is over. */
+  #unfinished: Promise<void> | undefined
   #handled: Promise<unknown> = Promise.resolve()
 
   constructor(claim: Claim, reply: FastifyReply, terms: RecordingTerms) {
     this.claim = claim
     this.#reply = reply
     this.#terms = terms
+    this.#send = new LastSend(reply)
   }
 
   /** Fastify has answered for a handler that still runs. */
@@ -54,6 +56,7 @@ export class Recording {
     // the handler has ended, it would send what it returned, or nothing, in between.
     let result: unknown
     try {
+      const isAnsweredLater = watchThen(reply)
       result = handler.call(request.server, request, reply)
       if (result === undefined) {
         // It calls back, and nobody can tell when it is done without an answer; maxRun ends it.
@@ -68,7 +71,8 @@ export class Recording {
         // A reply that was taken out of Fastify's hands after its connection had closed.
         this.#onClose()
         // Fastify sends nothing to nobody; but nothing is this handler's answer, and to be stored.
-        if (value === undefined && !this.#isSending && !reply.sent) reply.send()
+        const isAnswer = value === undefined && !isAnsweredLater()
+        if (isAnswer && !this.#isSending && !reply.sent) reply.send()
       }
       return this.#isSending ? reply : value
     } catch (error) {
@@ -78,36 +82,16 @@ export class Recording {
     }
   }
 
-  /**
-   * The `onSend` hook. Calls back with what goes out, unless something else was sent while it was
-   * being stored, as Fastify does when `handlerTimeout` ends just then: two answers are one too many.
-   */
+  /** The `onSend` hook: calls back with what goes out. */
   onSend(payload: unknown, done: SendOn): void {
-    this.#sends += 1
-    const turn = this.#sends
-    const reply = this.#reply
-    this.#store(payload).then(
-      (sent) => {
-        if (turn !== this.#sends) return
-        try {
-          done(null, sent)
-        } catch (error) {
-          // What hooks after this one added cannot be sent. Nobody else would catch it here.
-          if (reply.raw.headersSent) reply.raw.destroy()
-          else reply.send(error)
-        }
-      },
-      (error) => {
-        if (turn === this.#sends) done(error)
-      },
-    )
+    this.#send.sendWhen(this.#store(payload), done)
   }
 
   /** What goes out is what is stored, or the other way round. */
   async #store(payload: unknown): Promise<unknown> {
     const { claim } = this
     const reply = this.#reply
-    const { settings, storeTimeoutMs } = this.#terms
+    const { settings } = this.#terms
     if (this.#isSending) {
       // A later hook threw the response away, and this is the error in its place. A stream that
       // nobody sends is read to its end all the same: it is what a retry gets.
@@ -115,6 +99,8 @@ export class Recording {
       return payload
     }
     this.#isSending = true
+    // Fastify's timeout answers while the handler goes on, and so do its steps.
+    this.#unfinished = this.#hasTimedOut ? undefined : claim.closeSteps()
     let captured: Captured
     let head: Head
     let isAnswer: boolean
@@ -122,14 +108,16 @@ export class Recording {
       captured = capturePayload(reply, payload)
       head = captureHead(reply, settings.headers)
       isAnswer = settings.keepStatus(head.statusCode)
+      // What it answered is not the result of what it has done: a mistake, to be seen at once.
+      if (isAnswer && this.#unfinished !== undefined) throw new StepNotAwaited()
     } catch (error) {
       if (payload instanceof Readable) payload.on('error', () => {}).destroy()
       // It cannot be sent, so it is an error like one that the handler throws.
-      await claim.release('its response could not be sent', storeTimeoutMs)
+      await this.#release('its response could not be sent')
       throw error
     }
     if (!isAnswer) {
-      const release = () => claim.release(`status ${head.statusCode}`, storeTimeoutMs)
+      const release = () => this.#release(`status ${head.statusCode}`)
       if (this.#hasTimedOut) {
         // Fastify's timeout answers while the handler goes on: nobody else may run until it is
         // done, and if it succeeds after all, nobody needs to.
@@ -139,7 +127,9 @@ export class Recording {
     }
     if (captured.kind === 'bytes') {
       const isStored = await this.#complete(head, captured.body)
-      return isStored ? captured.payload : this.#takeBack()
+      if (isStored) return captured.payload
+      const { docs } = this.#terms
+      return problemInstead(reply, settings.headers, docs, new LeaseLost(), BUSY_RETRY_S)
     }
     const { source } = captured
     claim.signal.addEventListener('abort', () => source.destroy(claim.signal.reason))
@@ -149,17 +139,18 @@ export class Recording {
       async ({ body }) => {
         if (!(await this.#complete(head, body))) throw claim.signal.reason
       },
-      () => claim.release('the stream of its response failed', storeTimeoutMs),
+      () => this.#release('the stream of its response failed'),
     )
     return this.#outgoing
   }
 
   /** The handler has ended well, but Fastify had answered for it. What would it have said? */
   async #afterTimeout(head: Head): Promise<void> {
-    const { settings, storeTimeoutMs } = this.#terms
+    const { settings } = this.#terms
     const { statusCode } = this.#reply
+    await this.claim.closeSteps()
     const isFailure = statusCode !== head.statusCode && !settings.keepStatus(statusCode)
-    if (isFailure) await this.claim.release(`status ${statusCode}`, storeTimeoutMs)
+    if (isFailure) await this.#release(`status ${statusCode}`)
     else await this.#complete(head, null, 'timed out')
   }
 
@@ -178,18 +169,14 @@ export class Recording {
     return (await this.claim.complete(response, storeTimeoutMs)) !== 'lost'
   }
 
-  /** Replaces a response that is not the operation's answer. */
-  #takeBack(): Buffer {
-    const reply = this.#reply
-    for (const name of [
-      'set-cookie',
-      'content-encoding',
-      'etag',
-      ...this.#terms.settings.headers,
-    ]) {
-      reply.removeHeader(name)
-    }
-    return problem(reply, this.#terms.docs, new LeaseLost(), BUSY_RETRY_S)
+  /**
+   * Frees the key for a retry. What is still under way keeps it until it is over, so that nobody does it
+   * beside it; the client's answer does not wait for that.
+   */
+  async #release(why: string): Promise<void> {
+    const release = () => this.claim.release(why, this.#terms.storeTimeoutMs)
+    if (this.#unfinished === undefined) await release()
+    else void this.#unfinished.then(release)
   }
 
   /**
@@ -207,15 +194,14 @@ export class Recording {
   async #recordPastHooks(): Promise<void> {
     const { claim } = this
     const reply = this.#reply
-    const { settings, storeTimeoutMs } = this.#terms
+    const { settings } = this.#terms
     if (claim.isSettled || this.#isSending || !reply.sent) return
     if (!reply.raw.writableFinished) {
       return claim.abandon('the connection closed while the response was written past the hooks')
     }
     const { statusCode } = reply.raw
-    if (!settings.keepStatus(statusCode)) {
-      return claim.release(`status ${statusCode}`, storeTimeoutMs)
-    }
+    await claim.closeSteps()
+    if (!settings.keepStatus(statusCode)) return this.#release(`status ${statusCode}`)
     await this.#complete({ statusCode, headers: {} }, null, 'written past the hooks')
   }
 }

@@ -1,31 +1,97 @@
+import { randomUUID } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
+import type { Operation } from '../claims/operation.js'
+import { Steps } from '../claims/steps.js'
+import { NotAtomic, NotInAtomic } from '../errors.js'
+import type { OperationHandler } from '../operations/handlers.js'
+import type { Operations } from '../operations/operations.js'
+import type { ApplicationTransaction } from '../register.js'
+import type { PrismaClientLike } from '../store/client.js'
 import { exchangeOf } from './hooks.js'
 
-/** What a handler can know of its own protection. */
-export interface RequestIdempotency {
+/**
+ * What a handler can know of its own protection, and do under it. Where nothing protects the request
+ * (it carries no key, or came while the store was bypassed), steps and transactions are run as they
+ * are, and no later attempt knows of them.
+ */
+export interface RequestIdempotency extends Operation {
   /** The Idempotency-Key that protects this request; `undefined` when nothing does. */
   readonly key: string | undefined
   /** Which attempt at the operation this is, from 1; 0 when nothing protects the request. */
   readonly attempt: number
-  /** Whether an earlier attempt was interrupted and may have left something done. */
-  readonly resumed: boolean
   /**
-   * Aborted when another attempt may start, because the lease could not be kept or the handler ran
-   * longer than `maxRun`. What has not been done by then should not be done.
+   * Runs a handler of `app.idempotency.handler()` as the whole or a part of this request's operation.
+   * If this process dies, `recover()` finishes it, and the client's retry gets its result without
+   * running it: it is a step of the handler's name.
    */
-  readonly signal: AbortSignal
+  run<Input, T>(handler: OperationHandler<Input, T>, input: Input): Promise<T>
+  /**
+   * On an atomic route, the transaction that the handler runs in, the application's own client in it:
+   * what is written with it is committed together with the stored response, or not at all. `step`,
+   * `transaction` and `run` are refused there.
+   *
+   * @throws IDEMPOTENCY_NOT_ATOMIC anywhere else.
+   */
+  readonly tx: ApplicationTransaction
+}
+
+/** What a request's helpers need of the application. */
+export interface RequestContext {
+  readonly prisma: PrismaClientLike
+  readonly operations: Operations
+  readonly tenantOf: (request: FastifyRequest) => Promise<string>
 }
 
 /** The view of a request's claim that handlers get. */
-export function requestIdempotency(request: FastifyRequest): RequestIdempotency {
-  const exchange = exchangeOf(request)
-  const claim = exchange?.claim
-  return {
-    key: claim?.key,
-    attempt: claim?.fence ?? 0,
-    resumed: claim?.resumed ?? false,
-    get signal() {
-      return claim?.signal ?? new AbortController().signal
-    },
+export function requestIdempotency(
+  request: FastifyRequest,
+  { prisma, operations, tenantOf }: RequestContext,
+): RequestIdempotency {
+  const claim = () => exchangeOf(request)?.claim
+  const atomic = () => exchangeOf(request)?.atomicClaim
+  let unprotected: Steps | undefined
+  const steps = () => {
+    const protectedSteps = claim()?.steps
+    if (protectedSteps !== undefined) return protectedSteps
+    unprotected ??= new Steps(prisma, randomUUID(), {}, async () => async () => true)
+    return unprotected
   }
+  // Refused by what it returns, as any other step; one that nobody awaits must not end the process.
+  const refusedIn = (what: string): Promise<never> | undefined => {
+    if (atomic() === undefined) return undefined
+    const refused = Promise.reject(new NotInAtomic(what))
+    refused.catch(() => {})
+    return refused
+  }
+  const operation: RequestIdempotency = {
+    get key() {
+      return atomic()?.key?.key ?? claim()?.key
+    },
+    get attempt() {
+      return (atomic() ?? claim())?.fence ?? 0
+    },
+    get resumed() {
+      return (atomic()?.key ?? claim())?.resumed ?? false
+    },
+    get signal() {
+      return (atomic() ?? claim())?.signal ?? new AbortController().signal
+    },
+    get tx() {
+      const transaction = atomic()?.tx
+      if (transaction === undefined) throw new NotAtomic()
+      return transaction as ApplicationTransaction
+    },
+    transaction: (fn, options) =>
+      refusedIn('request.idempotency.transaction') ?? steps().transaction(fn, options),
+    step: (name, fn) => refusedIn('request.idempotency.step') ?? steps().step(name, fn),
+    keyFor: (name) => atomic()?.keyFor(name) ?? steps().keyFor(name),
+    run: (handler, input) =>
+      refusedIn('request.idempotency.run') ??
+      operations.runIn(
+        { operation, claim: claim(), steps: steps(), tenantId: () => tenantOf(request) },
+        handler,
+        input,
+      ),
+  }
+  return operation
 }

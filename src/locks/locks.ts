@@ -1,4 +1,5 @@
 import { backoff } from '../core/backoff.js'
+import { crashPoint } from '../crash-points.js'
 import { LockUnavailable } from '../errors.js'
 import { failureOf, type Happening, type Report } from '../events.js'
 import { Lease } from '../lease.js'
@@ -143,9 +144,11 @@ export class Locks {
     // Those behind it do not wait for a routine that has lost its lock.
     signal.addEventListener('abort', () => place.leave(), { once: true })
     const release = async (): Promise<boolean> => {
+      crashPoint('lock:releasing')
       const wasLost = signal.aborted
       const endedAt = performance.now()
       const settled = await lease.settle(undefined, this.#context.patienceMs)
+      crashPoint('lock:released')
       lease.close()
       if (settled.kind === 'failed') {
         report({ kind: 'lock_release_failed', names, failure: failureOf(settled.error) })
@@ -157,6 +160,7 @@ export class Locks {
 
     let value: T
     let kept = false
+    crashPoint('lock:held')
     try {
       value = await routine(signal, held.fence)
     } finally {

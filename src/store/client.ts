@@ -48,6 +48,9 @@ const MODELS = {
     'statusCode',
     'headers',
     'body',
+    'steps',
+    'handler',
+    'input',
     'createdAt',
   ],
   webhookEvent: [

@@ -1,4 +1,5 @@
-import type { EventStatus, RunError, StepResults } from '../core/event.js'
+import type { EventStatus, RunError } from '../core/event.js'
+import type { StepResults } from '../core/record.js'
 
 /**
  * An event as a delivery brought it. On MySQL, `eventId` and `lane` have room for 255 characters,

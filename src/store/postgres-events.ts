@@ -1,4 +1,5 @@
-import type { EventStatus, RunError, StepResults } from '../core/event.js'
+import type { EventStatus, RunError } from '../core/event.js'
+import type { StepResults } from '../core/record.js'
 import { errorCode } from './client.js'
 import {
   CLAIM,

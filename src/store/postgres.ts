@@ -1,9 +1,17 @@
-import type { RecordKey, RecordStatus } from '../core/record.js'
-import { asked, hasCome, matchedItems, NOW, type RunStatement, sayingAgain } from './statements.js'
-import type { Ask, Hold, Inserted, Store } from './store.js'
+import type { RecordKey, RecordStatus, SeenRecord } from '../core/record.js'
+import {
+  asked,
+  hasCome,
+  matchedItems,
+  matchedRows,
+  NOW,
+  type RunStatement,
+  sayingAgain,
+} from './statements.js'
+import type { Ask, Hold, Inserted, Store, Taken, TakeOver } from './store.js'
 
-const LEASE_LEFT_MS = `(extract(epoch FROM r.lease_until - ${NOW}) * 1000)::float8`
-const IS_FREE = `(
+export const LEASE_LEFT_MS = `(extract(epoch FROM r.lease_until - ${NOW}) * 1000)::float8`
+export const IS_FREE = `(
   CASE r.status
     WHEN 'in_progress' THEN r.lease_until <= ${NOW}
     WHEN 'released' THEN true
@@ -34,21 +42,31 @@ FROM a
 LEFT JOIN made ON made.tenant_id = a.tenant_id AND made.key = a.key
 LEFT JOIN idempotency_record r ON ${IS_ROW_OF}`
 
+// A key that was forgotten begins with fence 1 again, and a statement can be long on its way: what it
+// has seen must be what is taken over, the same operation, or one whose time is over.
 const TAKE_OVER = `
 UPDATE idempotency_record r SET
   fence = r.fence + 1, status = 'in_progress', fingerprint = a.fingerprint,
   lease_until = ${NOW} + a.lease_ms * interval '1 millisecond',
   expires_at = ${NOW} + a.retention_ms * interval '1 millisecond',
-  status_code = NULL, headers = NULL, body = NULL
-FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8')}
+  status_code = NULL, headers = NULL, body = NULL,
+  steps = CASE WHEN a.resumed THEN r.steps END,
+  handler = CASE WHEN a.resumed THEN r.handler END,
+  input = CASE WHEN a.resumed THEN r.input END
+FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'resumed::bool')}
 WHERE ${IS_ROW_OF} AND r.fence = a.fence AND ${IS_FREE}
-RETURNING a.i::int4 AS i`
+  AND CASE WHEN a.resumed THEN r.fingerprint = a.fingerprint ELSE r.expires_at <= ${NOW} END
+RETURNING a.i::int4 AS i, r.steps::text AS steps`
 
+// What was done step by step is of no use once there is a response: a retry gets that.
 // A finish that is said twice matches its own first writing: the fence names one claim, and a
 // claim says one thing.
 const FINISH = `
 UPDATE idempotency_record r SET
-  status = a.status, status_code = a.status_code, headers = a.headers::jsonb, body = decode(a.body, 'hex')
+  status = a.status, status_code = a.status_code, headers = a.headers::jsonb, body = decode(a.body, 'hex'),
+  steps = CASE WHEN a.status = 'released' THEN r.steps END,
+  handler = CASE WHEN a.status = 'released' THEN r.handler END,
+  input = CASE WHEN a.status = 'released' THEN r.input END
 FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'status::text', 'status_code::int4', 'headers::text', 'body::text')}
 WHERE ${IS_ROW_OF} AND r.fence = a.fence
   AND r.status IN ('in_progress', a.status)
@@ -80,9 +98,7 @@ WITH doomed AS (
 SELECT count(*)::int4 AS count FROM gone`
 
 // Numbers are read with Number(): an application may have told pg to leave them as text.
-interface InsertRow {
-  i: number
-  made: number
+export interface RecordRow {
   fingerprint: string | null
   status: RecordStatus
   fence: number
@@ -91,6 +107,11 @@ interface InsertRow {
   status_code: number | null
   headers: string | null
   body: Uint8Array | null
+}
+
+interface InsertRow extends RecordRow {
+  i: number
+  made: number
 }
 
 // A conflict with a row that committed after the statement's snapshot was taken neither inserts
@@ -106,6 +127,22 @@ export function postgresStore(runOnce: RunStatement): Store {
     items: readonly I[],
     columnsOf: (items: readonly I[]) => readonly unknown[],
   ) => matchedItems(run, name, text, items, { compare, columnsOf })
+
+  async function takeOver(asks: readonly TakeOver[]): Promise<(Taken | undefined)[]> {
+    const rows = await matchedRows(run, 'fi_take_over', TAKE_OVER, asks, {
+      compare,
+      columnsOf: (list: readonly TakeOver[]) => [
+        ...holds(list),
+        list.map((ask) => ask.fingerprint),
+        list.map((ask) => ask.leaseMs),
+        list.map((ask) => ask.retentionMs),
+        list.map((ask) => ask.resumed),
+      ],
+    })
+    return (rows as readonly ({ steps: string | null } | undefined)[]).map(
+      (row) => row && { steps: row.steps === null ? {} : JSON.parse(row.steps) },
+    )
+  }
 
   async function insert(asks: readonly Ask[], looks = LOOKS): Promise<Inserted[]> {
     const rows = (await run('fi_insert', INSERT, [
@@ -141,13 +178,7 @@ export function postgresStore(runOnce: RunStatement): Store {
   return {
     combinesLists: true,
     insert: (asks) => insert(asks),
-    takeOver: (asks) =>
-      matched('fi_take_over', TAKE_OVER, asks, (list) => [
-        ...holds(list),
-        list.map((ask) => ask.fingerprint),
-        list.map((ask) => ask.leaseMs),
-        list.map((ask) => ask.retentionMs),
-      ]),
+    takeOver,
     finish: (finishes) =>
       matched('fi_finish', FINISH, finishes, (list) => [
         ...holds(list),
@@ -183,11 +214,11 @@ function holds(list: readonly Hold[]): unknown[] {
 }
 
 // As text: no two drivers send an array of bytes objects in the same way.
-function hex(bytes: Uint8Array): string {
+export function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')
 }
 
-function recordOf(row: InsertRow) {
+export function recordOf(row: RecordRow): SeenRecord {
   return {
     fingerprint: row.fingerprint as string,
     status: row.status,

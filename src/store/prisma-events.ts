@@ -1,10 +1,6 @@
 import { backoff } from '../core/backoff.js'
-import {
-  type EventStatus,
-  KEPT_DELIVERIES,
-  type RunError,
-  type StepResults,
-} from '../core/event.js'
+import { type EventStatus, KEPT_DELIVERIES, type RunError } from '../core/event.js'
+import type { StepResults } from '../core/record.js'
 import { isUniqueViolation, type ModelDelegate, type PrismaClientLike } from './client.js'
 import type { DatabaseClock } from './clock.js'
 import type {

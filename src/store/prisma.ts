@@ -1,7 +1,13 @@
-import type { RecordKey, RecordStatus, SeenRecord, StoredResponse } from '../core/record.js'
+import type {
+  RecordKey,
+  RecordStatus,
+  SeenRecord,
+  StepResults,
+  StoredResponse,
+} from '../core/record.js'
 import { isUniqueViolation, type PrismaClientLike } from './client.js'
 import type { DatabaseClock } from './clock.js'
-import type { Ask, Extend, Finish, Hold, Inserted, Store } from './store.js'
+import type { Ask, Extend, Finish, Hold, Inserted, Store, Taken, TakeOver } from './store.js'
 
 interface Row {
   fingerprint: string
@@ -19,6 +25,9 @@ interface Row {
 // On SQLite Prisma takes 999 parameters (498 keys) in one condition; on MariaDB the time of one
 // delete grows with the square of its keys (12,000 of them took 18 s).
 const KEYS_AT_A_TIME = 200
+
+// Prisma writes no null into a JSON column without a value of the application's generated client.
+const NOTHING = {}
 
 // A row can be pruned between the constraint's answer and the look at it, and the next one too.
 const LOOKS = 10
@@ -71,13 +80,16 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
     return isFree(row, estimate) ? clock.ask() : estimate
   }
 
-  async function takeOver(ask: Ask & Hold): Promise<boolean> {
+  async function takeOver(ask: TakeOver): Promise<Taken | undefined> {
     const now = await clock.ask()
     const { count } = await records.updateMany({
       where: {
         tenantId: ask.tenantId,
         key: ask.key,
         fence: ask.fence,
+        // A key that was forgotten begins with fence 1 again, and a call can be long on its way: what
+        // it has seen must be what is taken over.
+        ...(ask.resumed ? { fingerprint: ask.fingerprint } : { expiresAt: { lte: now } }),
         OR: [
           { status: 'released' },
           { status: 'in_progress', leaseUntil: { lte: now } },
@@ -92,26 +104,40 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
         expiresAt: later(now, ask.retentionMs),
         statusCode: null,
         body: null,
+        ...(!ask.resumed && { steps: NOTHING, handler: null, input: NOTHING }),
       },
     })
-    return count === 1
+    if (count === 0) return undefined
+    if (!ask.resumed) return { steps: {} }
+    // From now on nobody else can add to them.
+    const row: { fence: number; steps: StepResults | null } | null = await records.findUnique({
+      where: { tenantId_key: { tenantId: ask.tenantId, key: ask.key } },
+      select: { fence: true, steps: true },
+    })
+    return row?.fence === ask.fence + 1 ? { steps: row.steps ?? {} } : undefined
   }
 
   async function finish({ tenantId, key, fence, response }: Finish): Promise<boolean> {
     const status = response === null ? 'released' : 'completed'
     const { count } = await records.updateMany({
       where: { tenantId, key, fence, status: { in: ['in_progress', status] } },
-      data: { status, ...response },
+      data: {
+        status,
+        ...(response && { ...response, steps: NOTHING, handler: null, input: NOTHING }),
+      },
     })
     return count === 1
   }
 
   async function extend({ leaseMs, ...hold }: Extend): Promise<boolean> {
+    const leaseUntil = later(await clock.ask(), leaseMs)
+    // One that was long on its way must not take back what a later one has given.
     const { count } = await records.updateMany({
-      where: heldBy(hold),
-      data: { leaseUntil: later(await clock.ask(), leaseMs) },
+      where: { ...heldBy(hold), leaseUntil: { lt: leaseUntil } },
+      data: { leaseUntil },
     })
-    return count === 1
+    if (count === 1) return true
+    return (await records.findFirst({ where: heldBy(hold), select: { fence: true } })) !== null
   }
 
   async function forget(hold: Hold): Promise<boolean> {
@@ -150,6 +176,26 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
       return deleted
     },
   }
+}
+
+/** A record as somebody sees it who does not want its key for himself. */
+export interface FoundRecord extends SeenRecord {
+  /** How long the key is remembered, from now. */
+  readonly expiresInMs: number
+}
+
+/** The record of a key as it stands now. */
+export async function findRecord(
+  client: PrismaClientLike,
+  clock: DatabaseClock,
+  { tenantId, key }: RecordKey,
+): Promise<FoundRecord | undefined> {
+  const row: Row | null = await client.idempotencyRecord.findUnique({
+    where: { tenantId_key: { tenantId, key } },
+  })
+  if (row === null) return undefined
+  const now = await clock.ask()
+  return { ...recordOf(row, now), expiresInMs: row.expiresAt.getTime() - now.getTime() }
 }
 
 function each<I, O>(one: (item: I) => Promise<O>): (items: readonly I[]) => Promise<O[]> {

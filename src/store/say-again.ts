@@ -14,10 +14,14 @@ export async function sayAgain<T>(statement: () => PromiseLike<T>): Promise<T> {
     try {
       return await statement()
     } catch (error) {
-      const isWorthTrying = ROLLED_BACK.includes(errorCode(error) ?? '') && attempt < TRIES
-      if (!isWorthTrying) throw error
+      if (!isRolledBack(error) || attempt === TRIES) throw error
       const pauseMs = backoff(SAY_AGAIN, attempt, Math.random())
       await new Promise((resolve) => setTimeout(resolve, pauseMs))
     }
   }
+}
+
+/** Whether the server has said that nothing of it is kept. */
+export function isRolledBack(error: unknown): boolean {
+  return ROLLED_BACK.includes(errorCode(error) ?? '')
 }

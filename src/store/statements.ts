@@ -77,10 +77,10 @@ export function sayingAgain(runOnce: RunStatement): RunStatement {
 }
 
 /**
- * For each item whether its guard matched; the statement returns the places `i` of those whose did.
- * Rows are locked in the order of their keys, so that two processes do not wait in a circle.
+ * For each item its row, if its guard matched; the statement returns the places `i` of those whose
+ * did. Rows are locked in the order of their keys, so that two processes do not wait in a circle.
  */
-export async function matchedItems<I>(
+export async function matchedRows<I>(
   run: RunStatement,
   name: string,
   text: string,
@@ -92,12 +92,19 @@ export async function matchedItems<I>(
     compare(a: I, b: I): number
     columnsOf(items: readonly I[]): readonly unknown[]
   },
-): Promise<boolean[]> {
+): Promise<(object | undefined)[]> {
   const places = [...items.keys()].sort((a, b) => compare(items[a] as I, items[b] as I))
   const columns = columnsOf(places.map((place) => items[place] as I))
-  const result = new Array<boolean>(items.length).fill(false)
+  const result = new Array<object | undefined>(items.length).fill(undefined)
   for (const row of (await run(name, text, columns)) as readonly { i: number }[]) {
-    result[places[row.i - 1] as number] = true
+    result[places[row.i - 1] as number] = row
   }
   return result
+}
+
+/** The same, where all there is to know is whether it matched. */
+export async function matchedItems<I>(
+  ...asked: Parameters<typeof matchedRows<I>>
+): Promise<boolean[]> {
+  return (await matchedRows(...asked)).map((row) => row !== undefined)
 }

@@ -1,4 +1,4 @@
-import type { RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
+import type { RecordKey, SeenRecord, StepResults, StoredResponse } from '../core/record.js'
 
 /** Asks for a key: the first one to ask gets it. */
 export interface Ask extends RecordKey {
@@ -10,6 +10,17 @@ export interface Ask extends RecordKey {
 /** Names a claim; every write after the first is guarded by all of it. */
 export interface Hold extends RecordKey {
   readonly fence: number
+}
+
+export interface TakeOver extends Ask, Hold {
+  /** Whether it goes on with what an earlier attempt has done; otherwise that is forgotten. */
+  readonly resumed: boolean
+}
+
+/** A claim that was taken over. */
+export interface Taken {
+  /** What earlier attempts have done, as it stood when they lost the right to add to it. */
+  readonly steps: StepResults
 }
 
 export type Inserted = { kind: 'made' } | { kind: 'seen'; record: SeenRecord }
@@ -27,7 +38,7 @@ export interface Extend extends Hold {
  * Where records live. Verbs take lists, so that what concurrent requests ask for can travel in one
  * statement; each entry of a result belongs to the entry of the list at the same place.
  *
- * `false` means that the guard did not match: somebody else has the operation by now. A verb
+ * `false` or `undefined` means that the guard did not match: somebody else has the operation by now. A verb
  * rejects only when the store cannot answer, and nothing may be concluded from that: the write may
  * have happened.
  */
@@ -36,8 +47,11 @@ export interface Store {
   readonly combinesLists: boolean
   /** Inserts a record with fence 1, or tells what stands there. One atomic write decides. */
   insert(asks: readonly Ask[]): Promise<Inserted[]>
-  /** Takes over a record that is expired, released, or whose lease ran out, if its fence is still `fence`. */
-  takeOver(asks: readonly (Ask & Hold)[]): Promise<boolean[]>
+  /**
+   * Takes over a record that is expired, released, or whose lease ran out, if its fence is still `fence`.
+   * To be resumed it must be the same operation by its fingerprint; not to be, it must be expired.
+   */
+  takeOver(asks: readonly TakeOver[]): Promise<(Taken | undefined)[]>
   /** Completes or releases a claim. Saying the same again (the first reply got lost) is `true` again. */
   finish(finishes: readonly Finish[]): Promise<boolean[]>
   /** Renews a lease, counted from now. */

@@ -1,5 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify'
-import type { Steps, TransactionOptions } from '../claims/steps.js'
+import type { EventTransactionOptions, Steps } from '../claims/steps.js'
 import type { Duration } from '../core/duration.js'
 import { parseDuration } from '../core/duration.js'
 import { OptionInvalid } from '../errors.js'
@@ -104,9 +104,9 @@ export class WebhookEvent<Payload = any> implements Guards {
    */
   transaction<T>(
     fn: (tx: ApplicationTransaction) => Promise<T>,
-    options?: TransactionOptions,
+    options?: EventTransactionOptions,
   ): Promise<T> {
-    return this.#steps.transaction(fn as (tx: unknown) => Promise<T>, options)
+    return this.#steps.transaction(fn, options)
   }
 
   /**

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { FastifyBaseLogger } from 'fastify'
 import type { EventStatus } from '../core/event.js'
+import { crashPoint } from '../crash-points.js'
 import { type Report, reporter } from '../events.js'
 import { oneOf } from '../store/combine.js'
 import type { Arrival, Recorded, StoredEvent } from '../store/event-store.js'
@@ -112,8 +113,10 @@ export class Inbox {
           ? { status: 'processing', dueInMs: settings.leaseMs }
           : { status: 'received', dueInMs: 0 }),
     }
+    crashPoint('event:recording')
     const askedAt = performance.now()
     const recorded = await this.#recordInTime(arrival)
+    crashPoint('event:recorded')
     const { id, deliveries } = recorded
     const report = this.#tell(endpoint, arrival, recorded, log)
     if (recorded.isNew && recorded.status === 'processing') {

@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { type KeepSteps, Steps } from '../claims/steps.js'
 import { fullJitter } from '../core/backoff.js'
 import { KEPT_ERRORS, type RunError } from '../core/event.js'
+import { crashPoint } from '../crash-points.js'
 import { StepNotAwaited } from '../errors.js'
 import { failureOf, type Report, type WebhookSubject } from '../events.js'
 import type { ApplicationGuards } from '../guards.js'
@@ -66,6 +67,7 @@ export class Run {
         // One that is processed by a transaction of its own has no lease left to renew.
         extend: async () =>
           this.#isFinal || (await context.extend({ id, fence, leaseMs })) || this.#isFinal,
+        isBusy: () => this.#steps?.isOpen === true,
         report: context.report,
         onEnd: () => context.onEnd(this),
       },
@@ -75,6 +77,7 @@ export class Run {
   /** Runs the handler and stores how it ended. Never rejects. */
   async execute(readPayload: () => unknown): Promise<RunOutcome> {
     const { settings, handler } = this.#endpoint
+    crashPoint('event:claimed')
     // Reached only by attempts that ended without saying so: the event kills its process.
     if (this.#stored.attempts > settings.retry.attempts) {
       return this.#die('its attempts are used up, and the last of them did not end', undefined)
@@ -253,7 +256,9 @@ export class Run {
     }
     if (this.#lease.isSettled) return this.#wasHandedBack ? 'failed' : 'lost'
     const { storeTimeoutMs } = this.#context
+    crashPoint('event:ending')
     const settled = await this.#lease.settle(end, storeTimeoutMs)
+    crashPoint('event:ended')
     if (settled.kind === 'stored') return outcome
     if (settled.kind === 'lost') return 'lost'
     this.#report({

@@ -1,0 +1,155 @@
+import type { Outcome, Wish } from '../claims/claims.js'
+import { WaitingRoom } from '../claims/waiting.js'
+import { decide } from '../core/decide.js'
+import { crashPoint } from '../crash-points.js'
+import { StepTooLate } from '../errors.js'
+import type { Report } from '../events.js'
+import type { AtomicSettings } from '../options.js'
+import { type Look, look, lookAtNothing } from '../store/atomic.js'
+import type { PrismaClientLike } from '../store/client.js'
+import { within } from '../within.js'
+import { AtomicClaim, type AtomicKey } from './atomic-claim.js'
+import { type Asking, KeysUnderWay } from './keys-under-way.js'
+import { AtomicTransaction } from './transaction.js'
+
+/** What a request to an atomic route wants. It gets no lease, but a transaction. */
+export interface AtomicWish extends Omit<Wish, 'leaseMs' | 'maxRunMs'> {
+  readonly atomic: AtomicSettings
+}
+
+type Answered = Exclude<Outcome, { kind: 'run' }>
+
+export type AtomicOutcome = Answered | { kind: 'run atomic'; claim: AtomicClaim }
+
+export interface AtomicClaimsOptions {
+  readonly prisma: PrismaClientLike
+  /** How long the store may take for one answer. */
+  readonly storeTimeoutMs: number
+}
+
+/** Every operation of this process that is one transaction with its record. PostgreSQL only. */
+export class AtomicClaims {
+  readonly #prisma: PrismaClientLike
+  readonly #storeTimeoutMs: number
+  readonly #keys: KeysUnderWay
+  readonly #waiting = new WaitingRoom()
+  readonly #open = new Set<Promise<void>>()
+
+  constructor({ prisma, storeTimeoutMs }: AtomicClaimsOptions) {
+    this.#prisma = prisma
+    this.#storeTimeoutMs = storeTimeoutMs
+    this.#keys = KeysUnderWay.of(prisma)
+  }
+
+  /**
+   * Decides what becomes of a request, waiting for a running attempt if the wish says so. Whoever
+   * waits holds neither a transaction nor a connection.
+   *
+   * @throws what Prisma throws when no connection becomes free, or the database does not answer.
+   * Nothing runs then, and nothing is left behind.
+   */
+  begin(wish: AtomicWish): Promise<AtomicOutcome> {
+    return this.#waiting.whileBusy(wish, () => this.#beginNow(wish))
+  }
+
+  /** Begins an operation that nothing names: a transaction, and no more. @throws as `begin` does. */
+  async beginWithoutKey(atomic: AtomicSettings, report: Report): Promise<AtomicClaim> {
+    const transaction = await this.#openTransaction(atomic)
+    await this.#inTime(transaction, lookAtNothing(transaction.client, transaction.bounds))
+    return this.#hold(undefined, transaction, report)
+  }
+
+  /** Tells those who wait that their answer will not come from here. */
+  stopWaiting(): void {
+    this.#waiting.close()
+  }
+
+  /** Gives what is being committed the time of one answer. What still runs then is a crash's to undo. */
+  async close(): Promise<void> {
+    this.stopWaiting()
+    await within(Promise.all(this.#open), this.#storeTimeoutMs).catch(() => {})
+  }
+
+  async #beginNow(wish: AtomicWish): Promise<AtomicOutcome> {
+    const other = this.#keys.get(wish)
+    // Many may read a finished operation side by side; only who runs one keeps others away.
+    if (other !== undefined && (await other.isRunning)) {
+      if (other.fingerprint !== wish.fingerprint) return { kind: 'mismatch' }
+      void other.ended.then(() => this.#waiting.wake(wish))
+      return { kind: 'busy', waitedMs: 0 }
+    }
+    const asking = this.#keys.enter(wish)
+    try {
+      return await this.#ask(wish, asking)
+    } catch (error) {
+      asking.end()
+      throw error
+    }
+  }
+
+  async #ask(wish: AtomicWish, asking: Asking): Promise<AtomicOutcome> {
+    const transaction = await this.#openTransaction(wish.atomic)
+    const looking = look(transaction.client, wish, transaction.bounds)
+    const seen = await this.#inTime(transaction, looking)
+    const decided = await decideFor(wish, seen).catch((error) => {
+      void transaction.rollBack(new StepTooLate())
+      throw error
+    })
+    if (decided.kind !== 'take') {
+      void transaction.rollBack(new StepTooLate())
+      asking.end()
+      return decided
+    }
+    asking.run()
+    void transaction.over.then(() => asking.end())
+    return { kind: 'run atomic', claim: this.#hold(decided.key, transaction, wish.report) }
+  }
+
+  async #openTransaction(atomic: AtomicSettings): Promise<AtomicTransaction> {
+    const transaction = await AtomicTransaction.open(this.#prisma, atomic)
+    const { over } = transaction
+    this.#open.add(over)
+    void over.then(() => this.#open.delete(over))
+    return transaction
+  }
+
+  async #inTime<T>(transaction: AtomicTransaction, answer: Promise<T>): Promise<T> {
+    try {
+      return await within(answer, this.#storeTimeoutMs)
+    } catch (error) {
+      void transaction.rollBack(new StepTooLate())
+      throw error
+    }
+  }
+
+  #hold(key: AtomicKey | undefined, transaction: AtomicTransaction, report: Report): AtomicClaim {
+    if (key !== undefined) {
+      const { fence: attempt, resumed } = key
+      report(
+        attempt === 1 ? { kind: 'claimed', attempt } : { kind: 'taken_over', attempt, resumed },
+      )
+    }
+    crashPoint('atomic:begun')
+    return new AtomicClaim(key, transaction, { report, patienceMs: this.#storeTimeoutMs })
+  }
+}
+
+/** A key that nobody has used. */
+const NEW = { kind: 'take', fence: 0, resumed: false } as const
+
+async function decideFor(
+  { tenantId, key, fingerprint, retentionMs, onLeaseExpired, mayAdd }: AtomicWish,
+  { record, isAlone }: Look,
+): Promise<Answered | { kind: 'take'; key: AtomicKey }> {
+  const decision = record ? decide(record, fingerprint, onLeaseExpired) : NEW
+  if (decision.kind === 'busy' || decision.kind === 'replay') return { ...decision, waitedMs: 0 }
+  if (decision.kind !== 'take') return decision
+  // Somebody is at it. What he will write cannot be seen before he commits.
+  if (!isAlone) return { kind: 'busy', waitedMs: 0 }
+  if (decision === NEW && mayAdd !== undefined && !(await mayAdd())) return { kind: 'refused' }
+  const { fence, resumed } = decision
+  return {
+    kind: 'take',
+    key: { tenantId, key, fingerprint, retentionMs, fence: fence + 1, resumed },
+  }
+}

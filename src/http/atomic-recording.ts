@@ -1,0 +1,209 @@
+import type { FastifyError, FastifyReply, RouteHandlerMethod } from 'fastify'
+import type { AtomicClaim } from '../atomic/atomic-claim.js'
+import type { Commit } from '../atomic/transaction.js'
+import type { StoredResponse } from '../core/record.js'
+import {
+  AtomicAborted,
+  AtomicStream,
+  AtomicTimedOut,
+  LeaseLost,
+  NotConfirmed,
+  StepNotAwaited,
+  StepTooLate,
+} from '../errors.js'
+import { isInFailedTransaction } from '../store/atomic.js'
+import { watchThen } from './awaited-reply.js'
+import { captureHead, capturePayload } from './capture.js'
+import { LastSend, type SendOn } from './last-send.js'
+import { BUSY_RETRY_S, problemInstead } from './problem.js'
+import type { RecordingTerms } from './recording.js'
+
+/** A response that may be given out, and whether it is to be kept. */
+interface Answer {
+  readonly payload: unknown
+  readonly response: StoredResponse
+  readonly isKept: boolean
+}
+
+/**
+ * A handler that runs in a transaction, and its response, which is committed with all that the handler
+ * wrote before any of it is sent. Everything else that may come of a request undoes all of it.
+ */
+export class AtomicRecording {
+  readonly claim: AtomicClaim
+  readonly #reply: FastifyReply
+  readonly #terms: RecordingTerms
+  readonly #send: LastSend
+  /** Whether a response is on its way through the hooks. */
+  #isSending = false
+  /** Whether the time was over, and then whether the client's answer to that is on its way. */
+  #timeout: 'none' | 'over' | 'answered' = 'none'
+  #hasClosed = false
+  /** What the handler threw, or sent as an error, is on its way: nothing is kept. */
+  #failure: { why: string; refusal: Error } | undefined
+
+  constructor(claim: AtomicClaim, reply: FastifyReply, terms: RecordingTerms) {
+    this.claim = claim
+    this.#reply = reply
+    this.#terms = terms
+    this.#send = new LastSend(reply)
+  }
+
+  /** Runs the handler as Fastify would. What it throws is thrown on, once all of it is undone. */
+  async run(handler: RouteHandlerMethod): Promise<unknown> {
+    const { claim } = this
+    const reply = this.#reply
+    const { request } = reply
+    if (reply.raw.destroyed || reply.sent) {
+      await claim.undo('the client left, or was answered, before it ran', new StepTooLate())
+      return reply
+    }
+    claim.signal.addEventListener('abort', () => this.#onTimeout())
+    if (claim.signal.aborted) {
+      this.#onTimeout()
+      return reply
+    }
+    const onClose = () => {
+      this.#hasClosed = true
+      if (reply.sent) void this.#undoPastHooks()
+    }
+    reply.raw.once('close', onClose)
+    try {
+      const isAnsweredLater = watchThen(reply)
+      const result: unknown = handler.call(request.server, request, reply)
+      // It calls back, and its timeout ends it if it does not.
+      if (result === undefined) return reply
+      const value = await result
+      if (reply.sent) await this.#undoPastHooks()
+      // Fastify sends nothing to nobody; but nothing is this handler's answer, and to be stored.
+      else if (this.#hasClosed && value === undefined && !isAnsweredLater()) reply.send()
+      return this.#isSending ? reply : value
+    } catch (error) {
+      if (!this.#isSending) {
+        // It may be run again, with this reply.
+        reply.raw.off('close', onClose)
+        await claim.undo('its handler failed', new StepTooLate())
+        throw error
+      }
+      request.log.error({ err: error }, 'The handler failed after its response was on its way')
+      return reply
+    }
+  }
+
+  /** The `onSend` hook: calls back with what goes out, which is what is stored. */
+  onSend(payload: unknown, done: SendOn): void {
+    // The handler's own answer, after all: the client has another one, whose status it is to keep.
+    if (this.#timeout === 'answered' && this.#failure === undefined) return void this.#sayTimedOut()
+    if (this.#timeout === 'over') this.#timeout = 'answered'
+    this.#send.sendWhen(this.#end(payload), done)
+  }
+
+  /** The `onError` hook. Fastify's `handlerTimeout` comes here, too, while the handler still runs. */
+  onError(error: FastifyError): void {
+    this.#failure ??=
+      error.code === 'FST_ERR_HANDLER_TIMEOUT'
+        ? { why: "Fastify's handlerTimeout answered", refusal: new AtomicTimedOut() }
+        : { why: 'its handler failed', refusal: new StepTooLate() }
+  }
+
+  async #end(payload: unknown): Promise<unknown> {
+    const { claim } = this
+    if (this.#isSending || claim.isEnding) {
+      // An error in the place of what is committed, or undone, already.
+      return payload
+    }
+    this.#isSending = true
+    if (this.#reply.raw.headersSent) {
+      await this.#undoPastHooks()
+      return payload
+    }
+    if (this.#failure !== undefined) {
+      await claim.undo(this.#failure.why, this.#failure.refusal)
+      return payload
+    }
+    let answer: Answer
+    try {
+      answer = this.#answerOf(payload)
+    } catch (error) {
+      // It cannot be sent, so it is an error like one that the handler throws.
+      await claim.undo('its response could not be sent', new StepTooLate())
+      throw error
+    }
+    if (!answer.isKept) {
+      await claim.undo(`status ${answer.response.statusCode}`, new StepTooLate())
+      return answer.payload
+    }
+    const commit = await claim.complete(answer.response)
+    return commit.kind === 'committed' ? answer.payload : this.#takeBack(commit)
+  }
+
+  #answerOf(payload: unknown): Answer {
+    const { settings, report } = this.#terms
+    const captured = capturePayload(this.#reply, payload)
+    try {
+      const head = captureHead(this.#reply, settings.headers)
+      if (!settings.keepStatus(head.statusCode)) {
+        const sent = captured.kind === 'bytes' ? captured.payload : captured.source
+        return { payload: sent, response: { ...head, body: null }, isKept: false }
+      }
+      if (captured.kind === 'stream') throw new AtomicStream()
+      // What it answered is not the result of what it has done: a mistake, to be seen at once.
+      if (!this.claim.isIdle) throw new StepNotAwaited()
+      const isSmall = captured.body.byteLength <= settings.maxBodyBytes
+      if (!isSmall) {
+        report({ kind: 'response_omitted', attempt: this.claim.fence, reason: 'too large' })
+      }
+      const response = { ...head, body: isSmall ? captured.body : null }
+      return { payload: captured.payload, response, isKept: true }
+    } catch (error) {
+      if (captured.kind === 'stream') captured.source.destroy()
+      throw error
+    }
+  }
+
+  /** Nobody is told that it is done who may not rely on that. */
+  #takeBack({ kind, error }: Exclude<Commit, { kind: 'committed' }>): Buffer {
+    const { docs, settings } = this.#terms
+    // Time that is over after COMMIT was sent says nothing of what became of it.
+    const isKnown = error instanceof LeaseLost || error instanceof AtomicTimedOut
+    const isAborted = kind === 'rolled back' && isInFailedTransaction(error)
+    const answer = isAborted
+      ? new AtomicAborted()
+      : isKnown && kind === 'rolled back'
+        ? error
+        : new NotConfirmed()
+    // A retry of a mistake ends in the same way.
+    const retryAfterS = isAborted ? undefined : BUSY_RETRY_S
+    return problemInstead(this.#reply, settings.headers, docs, answer, retryAfterS)
+  }
+
+  /** Its time is over. The client hears of it now, whatever the handler still does. */
+  #onTimeout(): void {
+    const { claim } = this
+    const reply = this.#reply
+    // Its end is under way, and tells itself.
+    if (claim.isEnding) return
+    const error = new AtomicTimedOut()
+    void claim.undo('it took longer than its timeout', error)
+    if (reply.sent || this.#isSending) return
+    this.#isSending = true
+    this.#timeout = 'over'
+    reply.send(this.#sayTimedOut())
+  }
+
+  #sayTimedOut(): Buffer {
+    const { docs, settings } = this.#terms
+    const error = new AtomicTimedOut()
+    return problemInstead(this.#reply, settings.headers, docs, error, BUSY_RETRY_S)
+  }
+
+  /** What was written with `hijack` or `reply.raw` cannot be taken back; what it was about can. */
+  async #undoPastHooks(): Promise<void> {
+    if (this.claim.isEnding) return
+    this.#isSending = true
+    this.#reply.log.error(
+      'The handler of an atomic route wrote its response past the hooks: what it did was rolled back',
+    )
+    await this.claim.undo('its response was written past the hooks', new StepTooLate())
+  }
+}

@@ -1,0 +1,306 @@
+import type { FastifyBaseLogger } from 'fastify'
+import type { Claim } from '../claims/claim.js'
+import type { Claims, Outcome, Wish } from '../claims/claims.js'
+import type { Operation } from '../claims/operation.js'
+import type { Steps } from '../claims/steps.js'
+import { fingerprintOfValue } from '../core/fingerprint.js'
+import type { RecordKey } from '../core/record.js'
+import { Closing, LeaseLost, OptionInvalid, StepNotAwaited, StoreUnavailable } from '../errors.js'
+import { failureOf, type Report, reporter } from '../events.js'
+import type { PluginOptions, PluginSettings } from '../options.js'
+import type { PrismaClientLike } from '../store/client.js'
+import type { DatabaseClock } from '../store/clock.js'
+import type { FoundRecord } from '../store/prisma.js'
+import { within } from '../within.js'
+import {
+  Handlers,
+  named,
+  noteHandler,
+  type OperationHandler,
+  type RunningOperation,
+  runningOperation,
+} from './handlers.js'
+import {
+  type OperationTimes,
+  type RecoverOptions,
+  type RunOptions,
+  readName,
+  readRecover,
+  readRun,
+} from './options.js'
+import { type Recovered, recover } from './recover.js'
+import {
+  type Decision,
+  type OperationName,
+  type Resolved,
+  readDecision,
+  readOperationName,
+  resolve,
+} from './resolve.js'
+import { comparable, resultOf, storedKey, storedResult } from './stored.js'
+
+/** What `run()` did. */
+export type RunResult<T> =
+  /**
+   * It ran now. Its result is stored, unless the database did not answer (`isStored: false`): then storing
+   * it goes on in this process, and if that ends first, a later call runs it again.
+   */
+  | { kind: 'ran'; value: T; isStored: boolean }
+  /** It had run before: this is what it returned then. */
+  | { kind: 'replayed'; value: T }
+  /** Another process, or another call, is running it. */
+  | { kind: 'busy' }
+  /** The key was used before, with another input or another handler. */
+  | { kind: 'mismatch' }
+  /** It was interrupted and does not say that it may be run again: `resolve()` decides. */
+  | { kind: 'uncertain' }
+
+/** Work of an application under a key, outside requests. */
+export interface RunsOperations {
+  /**
+   * Runs `work` once for this key over all processes and calls, with the guarantees of a protected
+   * request, and stores what it returns (plain data): a later call gets that.
+   *
+   * When `work` throws, the key is free again, the error is the caller's, and a later call runs it
+   * again; what its steps and transactions have done stays done. When the process dies, the same
+   * happens once the lease has run out. Given a handler in place of a function, `recover()` finishes it
+   * then, too.
+   *
+   * @throws IDEMPOTENCY_STORE_UNAVAILABLE when nobody can say whether it ran; nothing was run.
+   * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over: its result counts.
+   */
+  run<T>(
+    key: string,
+    work: (operation: RunningOperation) => T | Promise<T>,
+    options?: RunOptions,
+  ): Promise<RunResult<T>>
+  run<Input, T>(
+    key: string,
+    work: OperationHandler<Input, T>,
+    ...options: undefined extends Input
+      ? [RunOptions<Input>?]
+      : [RunOptions<Input> & { input: Input }]
+  ): Promise<RunResult<T>>
+
+  /**
+   * Ends an operation whose process died, as somebody found out: with the response, or the result, that
+   * later calls get from now on, or by releasing its key. An operation that runs, or has its result,
+   * stays as it is.
+   */
+  resolve(name: OperationName, decision: Decision): Promise<Resolved>
+}
+
+/** A request whose operation a handler is to be run in. */
+export interface RequestToRunIn {
+  readonly operation: Operation
+  /** None where nothing protects the request. */
+  readonly claim: Claim | undefined
+  readonly steps: Steps
+  readonly tenantId: () => Promise<string>
+}
+
+export interface OperationsContext {
+  readonly claims: Claims
+  readonly prisma: PrismaClientLike
+  readonly clock: DatabaseClock
+  readonly find: (key: RecordKey) => Promise<FoundRecord | undefined>
+  readonly options: PluginOptions
+  readonly settings: PluginSettings
+  readonly log: FastifyBaseLogger
+}
+
+/** Every operation outside a request: run, resolved, and recovered. */
+export class Operations {
+  readonly #context: OperationsContext
+  readonly #handlers: Handlers
+  readonly #running = new Set<Promise<unknown>>()
+  readonly #stop = new AbortController()
+  #isClosed = false
+
+  constructor(context: OperationsContext) {
+    this.#context = context
+    this.#handlers = new Handlers(context.options)
+  }
+
+  get hasHandlers(): boolean {
+    return this.#handlers.names.length > 0
+  }
+
+  handler<Input, Result>(
+    name: string,
+    work: (operation: RunningOperation, input: Input) => Promise<Result>,
+    times?: OperationTimes,
+  ): OperationHandler<Input, Result> {
+    return this.#handlers.add(name, work, times)
+  }
+
+  of(tenantId: string): RunsOperations {
+    return {
+      run: <T>(
+        key: string,
+        // biome-ignore lint/suspicious/noExplicitAny: the overloads say what belongs together
+        work: any,
+        options: RunOptions = {},
+      ) => this.#tracked(this.#run<T>(tenantId, key, work, options)),
+      resolve: (name, decision) => this.#resolve(tenantId, name, decision),
+    }
+  }
+
+  recover(options: RecoverOptions = {}): Promise<Recovered> {
+    const read = readRecover(options)
+    const { prisma, clock, claims, settings, log } = this.#context
+    const recovering = recover(
+      {
+        prisma,
+        clock,
+        claims,
+        handlers: this.#handlers,
+        storeTimeoutMs: settings.storeTimeoutMs,
+        reportOf: (record) => reporter(log, undefined, record),
+        stopped: this.#stop.signal,
+      },
+      read,
+    )
+    return this.#tracked(recovering)
+  }
+
+  /**
+   * Runs a handler as the whole or a part of a request's operation. From here on `recover()` finishes
+   * it if this process does not, and its result is a step of the request.
+   */
+  runIn<Input, T>(
+    { operation, claim, steps, tenantId }: RequestToRunIn,
+    handler: OperationHandler<Input, T>,
+    input: Input,
+  ): Promise<T> {
+    // Not awaited before: until it is a part, a handler that does not await it would seem to be done.
+    return steps.part(handler?.name, async () => {
+      this.#handlers.check(handler)
+      const tenant = claim?.tenantId ?? (await tenantId())
+      const running = named(operation, tenant, claim?.key ?? '')
+      // Where a rerun is a person's decision, recover() must not find it.
+      if (claim?.onLeaseExpired === 'rerun') {
+        await noteHandler(this.#context.prisma, claim, handler, input)
+      }
+      return handler.work(running, input)
+    })
+  }
+
+  /** Recovers nothing more. Requests that run an operation go on. */
+  stop(): void {
+    this.#stop.abort()
+  }
+
+  /** Lets what runs end, for as long as that may take; begins nothing more. */
+  async close(): Promise<void> {
+    this.stop()
+    this.#isClosed = true
+    const { drainMs } = this.#context.settings
+    await within(Promise.allSettled(this.#running), drainMs).catch(() => {})
+  }
+
+  async #run<T>(
+    tenantId: string,
+    key: string,
+    work: OperationHandler | ((operation: RunningOperation) => T | Promise<T>),
+    options: RunOptions,
+  ): Promise<RunResult<T>> {
+    if (this.#isClosed) throw new Closing()
+    readName('the key of run()', key)
+    const { options: plugin, settings, log, prisma } = this.#context
+    const handler = typeof work === 'function' ? undefined : this.#handlers.check(work)
+    const terms = readRun(plugin, { ...handler?.times, ...options })
+    if (handler !== undefined && terms.onLeaseExpired === 'uncertain') {
+      throw new OptionInvalid(
+        "run() of a handler cannot be 'uncertain': recover() runs it again. Give it a function instead",
+      )
+    }
+    const { leaseMs, maxRunMs, retentionMs, onLeaseExpired, waitMs } = terms
+    const report = reporter(log, undefined, { tenantId, key: storedKey(key) })
+    const outcome = await this.#begin(report, {
+      tenantId,
+      key: storedKey(key),
+      fingerprint: fingerprintOfValue([handler?.name ?? null, comparable(options.input ?? null)]),
+      leaseMs,
+      maxRunMs,
+      retentionMs,
+      onLeaseExpired,
+      waitMs,
+      report,
+    })
+    switch (outcome.kind) {
+      case 'replay':
+        report({ kind: 'replayed', statusCode: 200, waitedMs: outcome.waitedMs })
+        return { kind: 'replayed', value: resultOf(outcome.response) as T }
+      case 'busy':
+        report(outcome)
+        return { kind: 'busy' }
+      case 'mismatch':
+      case 'uncertain':
+        report(outcome)
+        return outcome
+      case 'refused':
+        throw new TypeError('nothing counts the new keys of run()')
+    }
+    const { claim } = outcome
+    const operation = runningOperation(claim, key)
+    try {
+      if (handler !== undefined) await noteHandler(prisma, claim, handler, options.input)
+      const value: T =
+        typeof work === 'function'
+          ? await work(operation)
+          : ((await work.work(operation, options.input)) as T)
+      if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
+      const stored = await claim.complete(storedResult(key, value), settings.storeTimeoutMs)
+      if (stored === 'lost') throw new LeaseLost()
+      return { kind: 'ran', value, isStored: stored === 'stored' }
+    } catch (error) {
+      await claim.closeSteps()
+      await claim.release('it failed', settings.storeTimeoutMs)
+      throw error
+    }
+  }
+
+  async #begin(report: Report, wish: Wish): Promise<Outcome> {
+    try {
+      return await this.#context.claims.begin(wish)
+    } catch (error) {
+      report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
+      throw new StoreUnavailable({ cause: error })
+    }
+  }
+
+  async #resolve(tenantId: string, name: OperationName, decision: Decision): Promise<Resolved> {
+    const key = readOperationName(name)
+    const decided = readDecision(name, decision)
+    const { claims, settings, log, find } = this.#context
+    const { leaseMs, maxRunMs, retentionMs } = settings.route
+    const report = reporter(log, undefined, { tenantId, key })
+    const resolving = resolve(decided, {
+      find: () => find({ tenantId, key }),
+      claims,
+      storeTimeoutMs: settings.storeTimeoutMs,
+      wish: {
+        tenantId,
+        key,
+        leaseMs,
+        maxRunMs,
+        retentionMs,
+        onLeaseExpired: 'rerun',
+        waitMs: 0,
+        report,
+      },
+    })
+    return resolving.catch((error) => {
+      report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
+      throw new StoreUnavailable({ cause: error })
+    })
+  }
+
+  #tracked<T>(running: Promise<T>): Promise<T> {
+    this.#running.add(running)
+    const over = () => void this.#running.delete(running)
+    running.then(over, over)
+    return running
+  }
+}

@@ -1,0 +1,122 @@
+// The two statements of an operation that is one transaction with its record: the first of it and the
+// last. PostgreSQL only.
+import { createHash } from 'node:crypto'
+import type { RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
+import { errorCode, type TransactionClient } from './client.js'
+import { hex, IS_FREE, LEASE_LEFT_MS, type RecordRow, recordOf } from './postgres.js'
+import { NOW } from './statements.js'
+
+/** What is found when an operation begins. */
+export interface Look {
+  /** Whether nobody else is at it, as far as that is known: this only saves work. */
+  readonly isAlone: boolean
+  readonly record: SeenRecord | undefined
+}
+
+export interface Recorded extends RecordKey {
+  readonly fingerprint: string
+  readonly retentionMs: number
+  /** The number of this attempt: one more than that of the record that was seen, or 1. */
+  readonly fence: number
+  readonly response: StoredResponse
+}
+
+/** What the server ends by itself. What the application has set stays. */
+export interface Bounds {
+  /** How long a statement may take. */
+  readonly statementMs: number
+  /** How long nothing may be said, because this process stands still, or the network is gone. */
+  readonly silenceMs: number
+}
+
+const bound = (statementMs: string, silenceMs: string) => `
+  CASE WHEN current_setting('statement_timeout') = '0'
+    THEN set_config('statement_timeout', ${statementMs}, true) END,
+  CASE WHEN current_setting('idle_in_transaction_session_timeout') = '0'
+    THEN set_config('idle_in_transaction_session_timeout', ${silenceMs}, true) END`
+
+// A statement sees what was committed before it began, and so not what the holder of the lock commits
+// while it is being asked for. That is as good as no lock: whoever writes the record last is refused.
+const LOOK = `
+SELECT r.fingerprint, r.status, r.fence, ${LEASE_LEFT_MS} AS lease_left_ms,
+  (r.expires_at <= ${NOW})::int4 AS is_expired, r.status_code, r.headers::text AS headers, r.body,
+  pg_try_advisory_xact_lock($3::int8)::int4 AS is_alone,
+  ${bound('$4', '$5')}
+FROM (SELECT 1) AS one
+LEFT JOIN idempotency_record r ON r.tenant_id = $1 AND r.key = $2`
+
+const ASK_NOTHING = `SELECT ${bound('$1', '$2')}`
+
+// The judge: the constraint lets one of two that saw nothing insert, the fence and the state let one
+// of two that saw the same record have it. The retention counts from when the transaction began.
+const RECORD = `
+INSERT INTO idempotency_record AS r
+  (tenant_id, key, fingerprint, status, fence, lease_until, expires_at, status_code, headers, body, created_at)
+VALUES ($1, $2, $3, 'completed', $4::int4, ${NOW},
+  (now() AT TIME ZONE 'UTC') + $5::float8 * interval '1 millisecond',
+  $6::int4, $7::jsonb, decode($8, 'hex'), (now() AT TIME ZONE 'UTC'))
+ON CONFLICT (tenant_id, key) DO UPDATE SET
+  fingerprint = excluded.fingerprint, status = excluded.status, fence = excluded.fence,
+  lease_until = excluded.lease_until, expires_at = excluded.expires_at,
+  status_code = excluded.status_code, headers = excluded.headers, body = excluded.body,
+  steps = NULL, handler = NULL, input = NULL
+WHERE r.fence = excluded.fence - 1 AND ${IS_FREE}
+RETURNING fence`
+
+/** The first statement: tries to be alone with the key, and looks what stands there. */
+export async function look(
+  tx: TransactionClient,
+  { tenantId, key }: RecordKey,
+  { statementMs, silenceMs }: Bounds,
+): Promise<Look> {
+  const [row] = await tx.$queryRawUnsafe<(RecordRow & { is_alone: number })[]>(
+    LOOK,
+    ...[tenantId, key, lockOf({ tenantId, key }), String(statementMs), String(silenceMs)],
+  )
+  if (row === undefined) throw new TypeError('the look at a record returned nothing')
+  return {
+    isAlone: Number(row.is_alone) === 1,
+    record: row.fingerprint === null ? undefined : recordOf(row),
+  }
+}
+
+/** The first statement of an operation without a key: it is bounded in the same way. */
+export async function lookAtNothing(
+  tx: TransactionClient,
+  { statementMs, silenceMs }: Bounds,
+): Promise<void> {
+  await tx.$queryRawUnsafe(ASK_NOTHING, String(statementMs), String(silenceMs))
+}
+
+/** The last statement; `false` when somebody else has, or had, the operation: nothing may be kept. */
+export async function record(
+  tx: TransactionClient,
+  { tenantId, key, fingerprint, fence, retentionMs, response }: Recorded,
+): Promise<boolean> {
+  const { statusCode, headers, body } = response
+  const rows = await tx.$queryRawUnsafe<object[]>(
+    RECORD,
+    ...[tenantId, key, fingerprint, fence, retentionMs],
+    ...[statusCode, JSON.stringify(headers), body && hex(body)],
+  )
+  return rows.length === 1
+}
+
+/**
+ * The last statement of an operation without a key. PostgreSQL answers COMMIT without an error where
+ * a failed statement has undone the transaction; any other statement tells.
+ */
+export async function recordNothing(tx: TransactionClient): Promise<void> {
+  await tx.$queryRawUnsafe('SELECT 1')
+}
+
+/** What PostgreSQL says to every query after one that failed, until the transaction ends. */
+export function isInFailedTransaction(error: unknown): boolean {
+  return errorCode(error) === '25P02'
+}
+
+/** The lock of a key: 64 bits of a hash. Of two that share one, the second is told to come back. */
+export function lockOf({ tenantId, key }: RecordKey): string {
+  const hash = createHash('sha256').update(JSON.stringify(['fastify-idempotency', tenantId, key]))
+  return hash.digest().readBigInt64BE().toString()
+}
