@@ -6,7 +6,8 @@ import { promisify } from 'node:util'
 import t from 'tap'
 import { parseDuration } from '../src/core/duration.js'
 import * as errors from '../src/errors.js'
-import { DEFAULTS } from '../src/options.js'
+import { RECOVER_DEFAULTS } from '../src/operations/options.js'
+import { ATOMIC_DEFAULTS, DEFAULTS } from '../src/options.js'
 import { WEBHOOK_DEFAULTS } from '../src/webhooks/options.js'
 import type { Provider } from '../src/webhooks/provider.js'
 import * as providers from '../src/webhooks/providers/index.js'
@@ -68,7 +69,7 @@ async function rowsUnder(file: string, heading: string): Promise<Map<string, str
 async function membersOf(file: string, ...names: string[]): Promise<string[]> {
   const text = await read(file)
   const bodies = names.map((name) => {
-    const start = text.indexOf(`export interface ${name} `)
+    const start = text.search(new RegExp(`export interface ${name}\\b`))
     return text.slice(start, text.indexOf('\n}', start))
   })
   return unique(bodies.join('\n').matchAll(/^ {2}(\w+)\??:/gm))
@@ -92,6 +93,21 @@ const tables = [
     heading: 'Of a route',
     options: () => membersOf('src/options.ts', 'RouteOptions'),
     defaults: DEFAULTS,
+  },
+  {
+    heading: 'Of `run()`',
+    options: () => membersOf('src/operations/options.ts', 'RunOptions', 'OperationTimes'),
+    defaults: { onLeaseExpired: 'rerun', wait: 0 },
+  },
+  {
+    heading: 'Of `recover()`',
+    options: () => membersOf('src/operations/options.ts', 'RecoverOptions'),
+    defaults: RECOVER_DEFAULTS,
+  },
+  {
+    heading: 'Of `atomic',
+    options: () => membersOf('src/options.ts', 'AtomicOptions'),
+    defaults: ATOMIC_DEFAULTS,
   },
   {
     heading: 'Of a webhook',
@@ -204,6 +220,7 @@ t.test('the statements of the documents are understood by PostgreSQL', async (t)
 
 const WITH_SNIPPETS = [
   'README.md',
+  'docs/exactly-once.md',
   'docs/flows.md',
   'docs/locks.md',
   'docs/operations.md',
@@ -229,6 +246,10 @@ const AROUND = `
     const headers: Record<string, string>
     const body: Buffer
     const next: string, current: string
+    const data: object
+    interface Order { amount: number; currency: string }
+    const order: Order
+    const psp: { charge: (payment: unknown, options: { idempotencyKey: string }) => Promise<object> }
     const secretsOf: (tenantId: string) => Promise<string[]>
     const mailer: { send: (booking: unknown, options: { key: string }) => Promise<object> }
     const stripeClient: { events: { list: () => AsyncIterable<object> } }

@@ -14,7 +14,7 @@ const response = { statusCode: 201, headers: {}, body: Buffer.from('done') }
 
 /** A process of its own: claims, what they reported, and a store that the test can disturb. */
 function processOn(t: Test, disturbed: Partial<Store> = {}, storeTimeoutMs = 5_000) {
-  const claims = new Claims({ ...database, ...disturbed }, { storeTimeoutMs })
+  const claims = new Claims({ ...database, ...disturbed }, { prisma, storeTimeoutMs })
   const events: Happening[] = []
   const listeners = new Set<(event: Happening) => void>()
   t.teardown(() => claims.close())

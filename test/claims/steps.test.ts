@@ -1,6 +1,6 @@
 import t from 'tap'
 import { Steps } from '../../src/claims/steps.js'
-import type { StepResults } from '../../src/core/event.js'
+import type { StepResults } from '../../src/core/record.js'
 import type { PrismaClientLike } from '../../src/store/client.js'
 import { latch } from '../fixtures/app.js'
 
@@ -295,6 +295,57 @@ t.test(
     // The next attempt knows.
     t.equal(await stepsOf(row).steps.transaction(book, { name: 'book' }), 'booked')
     t.equal(runs, 1)
+  },
+)
+
+t.test(
+  'a step beside a commit that nobody answered does not write over what that may have stored',
+  async (t) => {
+    const row = fresh()
+    const client = new FakeClient()
+    client.failures.push('ECONNRESET')
+    const { steps } = stepsOf(row, client)
+    const go = latch()
+    const mail = steps.step('mail', () => go.opened)
+    const booking = steps.transaction(
+      async () => {
+        go.open()
+        return 'booked'
+      },
+      { name: 'book' },
+    )
+    const lost = { code: 'ECONNRESET' }
+    await Promise.all([t.rejects(booking, lost), t.rejects(mail, lost)])
+    t.strictSame(Object.keys(row.steps), ['book'])
+  },
+)
+
+t.test(
+  'after a step whose storing nobody answered, nothing is written: it may still be stored',
+  async (t) => {
+    const row = fresh()
+    const failures = ['40001', 'ECONNRESET']
+    const client = new FakeClient() as unknown as PrismaClientLike
+    const steps = new Steps(client, 'operation', {}, async () => async (_, results) => {
+      const code = failures.shift()
+      if (code !== undefined) throw Object.assign(new Error('no answer'), { code })
+      row.steps = results
+      return true
+    })
+    let runs = 0
+    const charge = () => {
+      runs += 1
+    }
+    await t.rejects(steps.step('charge', charge), { code: '40001' })
+    const lost = { code: 'ECONNRESET' }
+    await t.rejects(steps.step('charge', charge), lost, 'what was rolled back is tried again')
+    await t.rejects(steps.step('charge', charge), lost)
+    await t.rejects(
+      steps.transaction(async () => 'booked'),
+      lost,
+    )
+    t.equal(runs, 2)
+    t.strictSame(row.steps, {})
   },
 )
 

@@ -43,6 +43,8 @@ export async function storeContract(
     if (inserted.kind !== 'seen') throw new Error('the key was free')
     return inserted.record
   }
+  const take = (a: Ask, fence: number, resumed = true) =>
+    only(store.takeOver([{ ...a, fence, resumed }]))
   const move = ({ tenantId, key }: Ask, data: object) =>
     records.updateMany({ where: { tenantId, key }, data })
 
@@ -151,15 +153,15 @@ export async function storeContract(
     await store.finish([{ ...completed, fence: 1, response: response() }])
     t.strictSame(
       await store.takeOver([
-        { ...running, fence: 1 },
-        { ...completed, fence: 1 },
+        { ...running, fence: 1, resumed: true },
+        { ...completed, fence: 1, resumed: true },
       ]),
-      [false, false],
+      [undefined, undefined],
     )
     await move(completed, { leaseUntil: PAST })
-    t.equal(await only(store.takeOver([{ ...completed, fence: 1 }])), false)
+    t.equal(await take(completed, 1), undefined)
     await move(running, { expiresAt: PAST })
-    t.equal(await only(store.takeOver([{ ...running, fence: 1 }])), false, 'a lease beats expiry')
+    t.equal(await take(running, 1), undefined, 'a lease beats expiry')
   })
 
   for (const [name, free] of [
@@ -179,12 +181,18 @@ export async function storeContract(
         const a = ask()
         await insert(a)
         await free(a)
-        const next = { ...a, fingerprint: 'g', fence: 1 }
-        t.equal(await only(store.takeOver([{ ...next, fence: 7 }])), false, 'not by another fence')
+        // An expired key may be used for something else; any other goes on with what it was.
+        const isExpired = name === 'that is expired'
+        const fingerprint = isExpired ? 'g' : 'f'
+        const next = { ...a, fingerprint, fence: 1, resumed: !isExpired }
+        t.equal(await take(next, 7, next.resumed), undefined, 'not by another fence')
+        const other = { ...next, fingerprint: 'other' }
+        t.equal(await take(other, 1), undefined, 'not as another operation that goes on')
+        if (!isExpired) t.equal(await take(next, 1, false), undefined, 'not as an expired one')
         const results = await Promise.all(Array.from({ length: 20 }, () => store.takeOver([next])))
         t.equal(results.flat().filter(Boolean).length, 1)
         const record = await seen(a)
-        t.match(record, { fingerprint: 'g', fence: 2, status: 'in_progress', isExpired: false })
+        t.match(record, { fingerprint, fence: 2, status: 'in_progress', isExpired: false })
         t.ok(record.leaseLeftMs > 20_000)
         t.equal(record.response, null)
         t.equal(
@@ -197,6 +205,33 @@ export async function storeContract(
       },
     )
   }
+
+  await t.test('what was done step by step goes to the attempt that resumes it', async (t) => {
+    const done = { charge: '["ch_1"]', 'quote " and \\': '[{"ü":1},2]' }
+    const waiting = { steps: done, handler: 'settle', input: '["2026-11-22"]' }
+    const a = ask()
+    await insert(a)
+    await move(a, waiting)
+    await only(store.finish([{ ...a, fence: 1, response: null }]))
+    t.match(await records.findUnique(where(a)), waiting, 'it may be resumed')
+    t.strictSame(await take(a, 1), { steps: done }, 'released')
+
+    await move(a, { ...waiting, leaseUntil: PAST })
+    const list = [
+      { ...ask(), fence: 1, resumed: true },
+      { ...a, fence: 2, resumed: true },
+    ]
+    t.strictSame(await store.takeOver(list), [undefined, { steps: done }], 'its lease ran out')
+    t.match(await records.findUnique(where(a)), waiting, 'it is still to be resumed')
+
+    await only(store.finish([{ ...a, fence: 3, response: response() }]))
+    const { steps, handler, input } = await records.findUnique(where(a))
+    t.strictSame([steps ?? {}, handler, input ?? {}], [{}, null, {}], 'a response is all of it')
+    await move(a, { ...waiting, expiresAt: PAST })
+    t.strictSame(await take(a, 3, false), { steps: {} }, 'expired: another operation')
+    const fresh = await records.findUnique(where(a))
+    t.strictSame([fresh.steps ?? {}, fresh.handler, fresh.input ?? {}], [{}, null, {}])
+  })
 
   await t.test('only the holder renews its lease, counted from now', async (t) => {
     const a = ask({ leaseMs: 1_000 })
@@ -235,7 +270,7 @@ export async function storeContract(
       const record = await seen(a)
       t.equal(record.isExpired, false)
       t.ok(record.leaseLeftMs > 20_000 && record.leaseLeftMs <= 30_100, `clock off by ${offMs}`)
-      t.equal(await only(store.takeOver([{ ...a, fence: 1 }])), false)
+      t.equal(await take(a, 1), undefined)
     }
     Date.now = now
     const expired = ask()

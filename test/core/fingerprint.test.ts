@@ -4,10 +4,10 @@ import {
   comparable,
   fingerprintOf,
   fingerprintOfValue,
-  type Operation,
+  type RequestParts,
 } from '../../src/core/fingerprint.js'
 
-const operation = (over: Partial<Operation> = {}): Operation => ({
+const operation = (over: Partial<RequestParts> = {}): RequestParts => ({
   method: 'POST',
   route: '/payments/:id',
   params: { id: '1' },

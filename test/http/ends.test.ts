@@ -100,6 +100,33 @@ test('the same with a handler that answers by reply.send', async (t) => {
   t.equal(runs, 1)
 })
 
+test('the same with a handler that returns its reply, and answers later', async (t) => {
+  const events = collectEvents(t)
+  const answer = latch<() => void>()
+  const left = latch()
+  let runs = 0
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/things', async (request, reply) => {
+        runs += 1
+        request.raw.socket.once('close', () => left.open())
+        answer.open(() => reply.code(201).send({ run: runs }))
+        return reply
+      }),
+  })
+  const port = await listen(app)
+  const key = newKey()
+  const socket = await openSocket(t, port, postText('/things', keyLine(key)))
+  const respond = await answer.opened
+  socket.destroy()
+  await left.opened
+  t.equal((await send(app, '/things', { key })).statusCode, 409, 'it still runs')
+  respond()
+  t.match(await events.first('completed'), { statusCode: 201 })
+  t.equal((await send(app, '/things', { key })).body, '{"run":1}')
+  t.equal(runs, 1)
+})
+
 test('a client that disconnects before the handler runs: nothing is done, and the key is free', async (t) => {
   const events = collectEvents(t)
   const pool = new WatchedPool(database)

@@ -2,7 +2,13 @@
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import t, { test } from 'tap'
-import type { GuardHappening, Happening, InboxHappening } from '../../src/events.js'
+import type {
+  AtomicHappening,
+  GuardHappening,
+  Happening,
+  InboxHappening,
+  OperationHappening,
+} from '../../src/events.js'
 import type { PluginOptions } from '../../src/index.js'
 import {
   begin,
@@ -102,9 +108,13 @@ function down(): never {
 
 const failure = { name: 'Error', code: 'ECONNREFUSED', hint: 'the database cannot be reached' }
 
-// Those of webhooks are provoked in test/webhooks/events.test.ts.
+// Those of webhooks are provoked in test/webhooks/events.test.ts, those of atomic routes in
+// test/http/atomic-events.test.ts.
 const EVENTS: Record<
-  Exclude<Happening['kind'], (InboxHappening | GuardHappening)['kind']>,
+  Exclude<
+    Happening['kind'],
+    (InboxHappening | GuardHappening | OperationHappening | AtomicHappening)['kind']
+  >,
   Provoked
 > = {
   claimed: { level: 'debug', run: ({ call }) => call('/things'), event: { attempt: 1 } },

@@ -139,6 +139,31 @@ const ROUTE: Record<string, Checked> = {
     right: ['fail', 'bypass'],
     says: /must be 'fail' or 'bypass'/,
   },
+  atomic: {
+    wrong: [
+      'true',
+      1,
+      null,
+      [],
+      { timeout: 0 },
+      { timeout: '61s' },
+      { timeout: 'soon' },
+      { maxWait: -1 },
+      { maxWait: '2m' },
+      { isolationLevel: 'SERIALIZABLE' },
+      { isolationLevel: 4 },
+      { tiemout: '5s' },
+    ],
+    right: [
+      true,
+      false,
+      {},
+      { timeout: '60s', maxWait: 100 },
+      { timeout: undefined },
+      { isolationLevel: 'Serializable' },
+    ],
+    says: /must be true, false, or \{ timeout, maxWait, isolationLevel \} such as \{ timeout: '5s' \}: durations of 1 ms to 60 s, and one of 'ReadUncommitted', /,
+  },
 }
 
 const PLUGIN: Record<string, Checked> = {
@@ -180,6 +205,7 @@ const PLUGIN: Record<string, Checked> = {
   drain: { ...duration('0'), right: [0, '10s'] },
   storeTimeout: { ...duration('1', 0), right: [1, '5s'] },
   pruneEvery: { ...duration('1000', 0, 999), right: [false, '1s', '1h'] },
+  recoverEvery: { ...duration('1000', 0, 999), right: [false, '1s', '1h'] },
   docs: {
     wrong: ['', '/errors', 'example.com/errors', 5, null, false],
     right: ['https://example.com/errors', 'urn:example:errors'],
@@ -342,6 +368,9 @@ test('a Prisma client with an old model: the message names the fields that it la
       'expiresAt',
       'statusCode',
       'body',
+      'steps',
+      'handler',
+      'input',
       'createdAt',
     ].map((name) => [name, fields[name] ?? {}]),
   )

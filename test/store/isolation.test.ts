@@ -36,7 +36,7 @@ for (const isolation of ['read committed', 'repeatable read', 'serializable'] as
       const released = await Promise.all(orders.map((list) => store.finish(held(list))))
       t.ok(released.flat().every(Boolean), 'saying it again is fine')
       const taken = await Promise.all(
-        orders.map((list) => store.takeOver(list.map((a) => ({ ...a, fence: 1 })))),
+        orders.map((list) => store.takeOver(list.map((a) => ({ ...a, fence: 1, resumed: true })))),
       )
       t.equal(taken.flat().filter(Boolean).length, asks.length, 'each is taken over once')
       await Promise.all(orders.map((list) => store.forget(list.map((a) => ({ ...a, fence: 2 })))))

@@ -55,6 +55,24 @@ t.test('MariaDB prunes more than a thousand records at once', { skip: noMariadb 
   await prunesThousands(t, prisma, 'mysql')
 })
 
+t.test('a renewal that was long on its way takes nothing back', async (t) => {
+  const { prisma } = await sqliteDatabase(t)
+  const clock = databaseClock(prisma, 'sqlite')
+  const ask = { tenantId: 'a', key: 'k', fingerprint: 'f', leaseMs: 30_000, retentionMs: 60_000 }
+  const hold = { ...ask, fence: 1 }
+  const row = () =>
+    prisma.idempotencyRecord.findUniqueOrThrow({
+      where: { tenantId_key: { tenantId: 'a', key: 'k' } },
+    })
+  await prismaStore(prisma, clock).insert([ask])
+  const { leaseUntil } = await row()
+  const askedAt = new Date(leaseUntil.getTime() - 50_000)
+  const late = prismaStore(prisma, { ...clock, ask: async () => askedAt })
+  t.strictSame(await late.extend([hold]), [true], 'it has the lease')
+  t.strictSame((await row()).leaseUntil, leaseUntil)
+  t.strictSame(await late.extend([{ ...hold, fence: 2 }]), [false])
+})
+
 t.test('a storm of duplicates opens no connection', { skip: noPostgres }, async (t) => {
   for (const path of ['pool', 'prisma'] as const) {
     const { pool, prisma } = await postgresDatabase(t, { max: 5 })
@@ -92,7 +110,7 @@ t.test(
       for (const count of [1, 64]) {
         const list = <T>(item: T) => new Array<T>(count).fill(item)
         await t.rejects(explain.insert(list(ask)), 'nothing is found in a plan')
-        await explain.takeOver(list(ask))
+        await explain.takeOver(list({ ...ask, resumed: true }))
         await explain.finish(list({ ...hold, response: null }))
         await explain.extend(list({ ...hold, leaseMs: 1 }))
         await explain.forget(list(hold))

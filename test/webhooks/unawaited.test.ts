@@ -30,7 +30,7 @@ test('a handler that does not await its transaction has failed, and its effect i
   t.equal((await postStripe(app, event)).statusCode, 500)
   t.match(await eventOf(database, event.id), {
     status: 'retrying',
-    errors: [{ message: /FastifyError: The handler returned before a step or transaction/ }],
+    errors: [{ message: /FastifyError: The handler answered before a step, a transaction/ }],
   })
   t.equal((await postStripe(app, event)).json().outcome, 'processed')
   t.equal(await paid(tenantId), 1)

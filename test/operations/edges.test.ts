@@ -1,0 +1,320 @@
+// Operations outside requests where things go wrong, and what is told of them.
+import { randomUUID } from 'node:crypto'
+import t, { test } from 'tap'
+import { storedKey } from '../../src/operations/stored.js'
+import { databaseClock } from '../../src/store/clock.js'
+import { postgresStore } from '../../src/store/postgres.js'
+import { onPrisma } from '../../src/store/statements.js'
+import { buildApp, collectEvents, latch, recordOf, send } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
+import { letLeaseRunOut, operationsProcess } from '../fixtures/operations.js'
+import type { Way } from '../fixtures/ways.js'
+
+const database = await anyDatabase(t)
+const { prisma } = database
+const way = {
+  prisma,
+  provider: 'postgresql',
+  run: onPrisma(prisma),
+  clock: databaseClock(prisma, 'postgresql'),
+} as unknown as Way
+const newName = () => `job-${randomUUID()}`
+
+const down = () =>
+  Promise.reject(Object.assign(new Error('canary of the database'), { code: 'ECONNREFUSED' }))
+
+test('while nobody can say whether it ran, nothing is run, and the caller is told', async (t) => {
+  const events = collectEvents(t)
+  const { operations } = operationsProcess(t, way, { disturbed: { insert: down } })
+  const running = operations.of('').run(newName(), () => t.fail('it ran'))
+  await t.rejects(running, { code: 'IDEMPOTENCY_STORE_UNAVAILABLE', statusCode: 503 })
+  t.match(await events.first('store_unavailable'), { failure: { code: 'ECONNREFUSED' } })
+  t.notMatch(JSON.stringify(events.all), /canary/)
+})
+
+test('a result that could not be stored is the caller’s; storing it goes on', async (t) => {
+  const events = collectEvents(t)
+  let failures = 1
+  const healthy = operationsProcess(t, way)
+  const store = postgresStore(onPrisma(prisma))
+  const { operations } = operationsProcess(t, way, {
+    disturbed: {
+      finish: (list) => (failures-- > 0 ? down() : store.finish(list)),
+    },
+  })
+  const key = newName()
+  t.match(await operations.of('').run(key, () => 'result'), { kind: 'ran', value: 'result' })
+  t.ok(events.kinds().includes('response_not_stored'))
+  const replay = await healthy.operations
+    .of('')
+    .run(key, () => t.fail('it ran again'), { wait: '8s' })
+  t.match(replay, { kind: 'replayed', value: 'result' })
+})
+
+test('a result that cannot be stored is an error, and the key is free', async (t) => {
+  const { operations } = operationsProcess(t, way)
+  const key = newName()
+  await t.rejects(
+    operations.of('').run(key, () => () => {}),
+    { code: 'IDEMPOTENCY_STEP_NOT_STORABLE' },
+  )
+  t.match(await operations.of('').run(key, () => 'text'), { kind: 'ran' })
+})
+
+test('what is not awaited is a failure, and its effect is there once', async (t) => {
+  const { operations } = operationsProcess(t, way)
+  const account = randomUUID()
+  const data = { tenantId: account, amount: 1, currency: 'EUR' }
+  const key = newName()
+  const run = (isHasty: boolean) =>
+    operations.of('').run(key, async (operation) => {
+      const paid = operation.transaction((tx) => tx.payment.create({ data }))
+      if (!isHasty) await paid
+      paid.catch(() => {})
+    })
+  await t.rejects(run(true), { code: 'IDEMPOTENCY_STEP_NOT_AWAITED' })
+  t.match(await run(false), { kind: 'ran' })
+  t.equal(await prisma.payment.count({ where: { tenantId: account } }), 1)
+})
+
+test('a client cannot answer, or see, an operation of the application', async (t) => {
+  const name = newName()
+  const app = await buildApp(t, database, {
+    routes: (app) => app.post('/pay', () => 'of a client'),
+  })
+  t.equal((await send(app, '/pay', { key: name })).body, 'of a client')
+  t.match(await app.idempotency.run(name, () => 'of a job'), { kind: 'ran', value: 'of a job' })
+  t.equal((await send(app, '/pay', { key: name })).body, 'of a client')
+  const forged = await send(app, '/pay', { key: storedKey(name) })
+  t.match(forged.json(), { code: 'IDEMPOTENCY_KEY_MALFORMED' })
+  t.match(await app.idempotency.resolve(name, { release: true }), { kind: 'completed' })
+})
+
+test('a server that closes lets operations end, for a while', async (t) => {
+  const app = await buildApp(t, database, { plugin: { drain: '5s' }, routes: () => {} })
+  const began = latch()
+  const go = latch()
+  const key = newName()
+  const running = app.idempotency.run(key, async () => {
+    began.open()
+    await go.opened
+    return 'done'
+  })
+  await began.opened
+  const closing = app.close()
+  go.open()
+  t.match(await running, { kind: 'ran', value: 'done' })
+  await closing
+  t.match(await recordOf(database, storedKey(key)), { status: 'completed' })
+})
+
+test('one that takes longer than the drain loses its lease, and is told so', async (t) => {
+  const app = await buildApp(t, database, { plugin: { drain: '50ms' }, routes: () => {} })
+  const began = latch()
+  const key = newName()
+  const running = app.idempotency.run(key, async ({ signal }) => {
+    began.open()
+    await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+  })
+  running.catch(() => {})
+  await began.opened
+  await app.close()
+  await t.rejects(running, { message: /closed/ })
+  t.match(await recordOf(database, storedKey(key)), { status: 'in_progress' })
+})
+
+test('each thing that happens after a crash is told, and no input with it', async (t) => {
+  const events = collectEvents(t)
+  const dead = operationsProcess(t, way).operations
+  const living = operationsProcess(t, way).operations
+  const died = latch()
+  let failures = 1
+  const stuck = dead.handler('told', async () => {
+    died.open()
+    await new Promise(() => {})
+  })
+  living.handler('told', async (_, input: unknown) => {
+    if (failures-- > 0) throw new Error(`failed with ${input}`)
+  })
+  const key = newName()
+  dead
+    .of('acme')
+    .run(key, stuck as never, { input: 'canary of the input' })
+    .catch(() => {})
+  await died.opened
+  const subject = { tenantId: 'acme', keyId: /^[0-9a-f]{12}$/ }
+  await letLeaseRunOut(way, storedKey(key))
+  await living.recover()
+  t.match(await events.first('recovery_failed'), { ...subject, attempt: 2 })
+  await letLeaseRunOut(way, storedKey(key))
+  await living.recover()
+  t.match(await events.first('recovered'), { ...subject, attempt: 3 })
+
+  const other = newName()
+  await t.rejects(living.of('acme').run(other, () => Promise.reject(new Error('boom'))))
+  await prisma.idempotencyRecord.updateMany({
+    where: { key: storedKey(other) },
+    data: { status: 'in_progress', leaseUntil: new Date(0) },
+  })
+  await living.of('acme').resolve({ run: other }, { result: 'canary of the result' })
+  t.match(await events.first('resolved'), { ...subject, attempt: 2, to: 'completed' })
+  t.notMatch(JSON.stringify(events.all), /canary|job-/)
+})
+
+test('a database that does not answer to recoverEvery is told, and asked again', async (t) => {
+  const events = collectEvents(t)
+  let failures = 1
+  const broken = prisma.$extends({
+    query: {
+      idempotencyRecord: {
+        findMany: ({ args, query }) => (failures-- > 0 ? down() : query(args)),
+      },
+    },
+  })
+  const app = await buildApp(t, database, {
+    plugin: { prisma: broken as never, recoverEvery: '1s' },
+    routes(app) {
+      app.idempotency.handler('idle', async () => {})
+    },
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  t.match(await events.first('recover_failed'), { failure: { code: 'ECONNREFUSED' } })
+})
+
+test('what cannot be run is refused, and says what to write', async (t) => {
+  const app = await buildApp(t, database, { routes: () => {} })
+  const other = await buildApp(t, database, { routes: () => {} })
+  const { idempotency } = app
+  const pay = idempotency.handler('pay', async () => 1)
+  const foreign = other.idempotency.handler('pay', async () => 1)
+  const run = idempotency.run as (...args: unknown[]) => Promise<unknown>
+  for (const [args, message] of [
+    [['', () => 1], /the key of run\(\) must be text of 1 to 200 characters/],
+    [['k'.repeat(201), () => 1], /the key of run\(\)/],
+    [['\ud800', () => 1], /the key of run\(\)/],
+    [[7, () => 1], /the key of run\(\)/],
+    [['k', undefined], /run\(\) needs a function, or what app\.idempotency\.handler/],
+    [['k', 'pay'], /run\(\) needs a function/],
+    [['k', foreign], /of the same application/],
+    [['k', () => 1, { leese: 1 }], /"leese" of run\(\) is not known/],
+    [['k', () => 1, { lease: 'soon' }], /"lease" of run\(\) must be a duration/],
+    [['k', () => 1, { lease: '1h', maxRun: '1m' }], /"maxRun" of run\(\) must not be shorter/],
+    [['k', () => 1, { onLeaseExpired: 'ask' }], /must be 'rerun' or 'uncertain'/],
+    [['k', pay, { onLeaseExpired: 'uncertain' }], /recover\(\) runs it again/],
+    [['k', pay, { input: () => 1 }], /result of step "the input of pay" cannot be stored/],
+  ] as const) {
+    await t.rejects(run(...args), { message }, String(message))
+  }
+  const handler = idempotency.handler as (...args: unknown[]) => unknown
+  for (const [args, message] of [
+    [['', async () => 1], /the name of a handler/],
+    [['other'], /needs a function/],
+    [['pay', async () => 1], /there is a handler "pay" already/],
+    [['slow', async () => 1, { lease: 5 }], /"lease" of handler "slow"/],
+  ] as const) {
+    t.throws(() => handler(...args), { message }, String(message))
+  }
+  for (const [options, message] of [
+    [{ limit: 0 }, /"limit" of recover\(\)/],
+    [{ every: 1 }, /"every" of recover\(\) is not known/],
+  ] as const) {
+    await t.rejects(async () => idempotency.recover(options as object), { message })
+  }
+  t.strictSame(await idempotency.recover(), { finished: 0, failed: 0, skipped: 0 })
+})
+
+test('a decision that came too late releases nothing', async (t) => {
+  const store = postgresStore(onPrisma(prisma))
+  const go = latch()
+  const over = latch()
+  const uncertain = { onLeaseExpired: 'uncertain' } as const
+  const slow = operationsProcess(t, way, {
+    storeTimeout: 50,
+    disturbed: {
+      async takeOver(asks) {
+        await go.opened
+        const taken = await store.takeOver(asks)
+        setImmediate(() => over.open())
+        return taken
+      },
+    },
+  })
+  const { operations } = operationsProcess(t, way)
+  const key = newName()
+  await t.rejects(operations.of('').run(key, () => Promise.reject(new Error('boom'))))
+  await prisma.idempotencyRecord.updateMany({
+    where: { key: storedKey(key) },
+    data: { status: 'in_progress', leaseUntil: new Date(0) },
+  })
+  const deciding = slow.operations.of('').resolve({ run: key }, { result: 'it took effect' })
+  await t.rejects(deciding, { code: 'IDEMPOTENCY_STORE_UNAVAILABLE' })
+  go.open()
+  await over.opened
+  t.match(await recordOf(database, storedKey(key)), { status: 'in_progress', fence: 2 })
+  t.match(await operations.of('').run(key, () => t.fail('it ran'), uncertain), { kind: 'busy' })
+  await letLeaseRunOut(way, storedKey(key))
+  t.match(await operations.of('').run(key, () => t.fail('it ran'), uncertain), {
+    kind: 'uncertain',
+  })
+})
+
+test('a key of a client can be resolved, whatever its length', async (t) => {
+  const app = await buildApp(t, database, { routes: () => {} })
+  t.strictSame(await app.idempotency.resolve('k'.repeat(255), { release: true }), {
+    kind: 'missing',
+  })
+  await t.rejects(app.idempotency.resolve('k'.repeat(256), { release: true }), {
+    message: /1 to 255 characters/,
+  })
+})
+
+test('a handler that never ends keeps nobody else from being recovered', async (t) => {
+  const { operations } = operationsProcess(t, way, { lease: '1s', maxRun: '1s' })
+  const names = [newName(), newName()]
+  let calls = 0
+  const settle = operations.handler('never ends', async () => {
+    calls += 1
+    if (calls <= 2) throw new Error('not yet')
+    if (calls === 3) await new Promise(() => {})
+    return 'done'
+  })
+  for (const key of names) {
+    await t.rejects(operations.of('').run(key, settle))
+    await letLeaseRunOut(way, storedKey(key))
+  }
+  t.match(await operations.recover({ concurrency: 1 }), { finished: 1, failed: 1 })
+})
+
+test('what closes begins nothing', async (t) => {
+  const { operations, die } = operationsProcess(t, way)
+  operations.handler('late', async () => t.fail('it ran'))
+  await die()
+  await t.rejects(
+    operations.of('').run(newName(), () => t.fail('it ran')),
+    {
+      code: 'IDEMPOTENCY_CLOSING',
+      statusCode: 503,
+    },
+  )
+})
+
+test('maps, sets and large numbers are told apart in an input', async (t) => {
+  const { operations } = operationsProcess(t, way)
+  for (const [one, other] of [
+    [new Map([['a', 1]]), new Map([['a', 2]])],
+    [new Set([1]), new Set([2])],
+    [{ n: 1n }, { n: 2n }],
+    [{ n: 1n }, { n: 1 }],
+  ]) {
+    const key = newName()
+    t.match(await operations.of('').run(key, () => 1, { input: one }), { kind: 'ran' })
+    t.match(await operations.of('').run(key, () => 1, { input: other }), { kind: 'mismatch' })
+    t.match(await operations.of('').run(key, () => 1, { input: one }), { kind: 'replayed' })
+  }
+})
+
+test('what the plugin says of clients and their retries is not said of run()', async (t) => {
+  const { operations } = operationsProcess(t, way, { onLeaseExpired: 'uncertain', wait: '1m' })
+  const work = operations.handler('inherits', async () => 1)
+  t.match(await operations.of('').run(newName(), work), { kind: 'ran' })
+})

@@ -1,0 +1,381 @@
+// What run(), resolve() and recover() promise, on every way to a database.
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import { storedKey } from '../../src/operations/stored.js'
+import { latch } from '../fixtures/app.js'
+import { letLeaseRunOut, operationsProcess } from '../fixtures/operations.js'
+import { WAYS } from '../fixtures/ways.js'
+
+interface Input {
+  amount: number
+  at: Date
+}
+
+interface Ledger {
+  create(args: object): Promise<unknown>
+  count(args: object): Promise<number>
+}
+
+for (const { name, skip, open } of WAYS) {
+  t.test(name, { skip }, async (t) => {
+    const way = await open(t)
+    const { prisma } = way
+    const ledger = Reflect.get(prisma, 'payment') as Ledger
+    const entry = (key: string) => ({ data: { tenantId: key, amount: 1, currency: 'EUR' } })
+    const entries = (key: string) => ledger.count({ where: { tenantId: key } })
+    const start = (over = {}) => operationsProcess(t, way, over)
+    const newName = () => `job-${randomUUID()}`
+
+    await t.test('what was run is not run again: a later call gets its result', async (t) => {
+      const key = newName()
+      const result = { at: new Date(7), cents: 12n, none: undefined, list: [new Map([['a', 1]])] }
+      const [first, second] = [start(), start()]
+      t.strictSame(await first.operations.of('').run(key, () => result), {
+        kind: 'ran',
+        value: result,
+        isStored: true,
+      })
+      const again = await second.operations.of('').run(key, () => t.fail('it ran again'))
+      t.strictSame(again, { kind: 'replayed', value: result })
+      t.match(await second.operations.of('acme').run(key, () => 'theirs'), {
+        kind: 'ran',
+        value: 'theirs',
+      })
+      t.match(await second.operations.of('').run(key, () => 1, { input: 'other' }), {
+        kind: 'mismatch',
+      })
+    })
+
+    await t.test('of 20 calls at once one runs it; those who wait get its result', async (t) => {
+      const key = newName()
+      const processes = [start(), start()]
+      let runs = 0
+      const results = await Promise.all(
+        Array.from({ length: 20 }, (_, n) =>
+          processes[n % 2]?.operations.of('').run(
+            key,
+            async () => {
+              runs += 1
+              return runs
+            },
+            { wait: '10s' },
+          ),
+        ),
+      )
+      t.equal(runs, 1)
+      t.equal(results.filter((result) => result?.kind === 'ran').length, 1)
+      t.ok(results.every((result) => (result as { value: unknown }).value === 1))
+    })
+
+    await t.test('one that runs elsewhere is busy, with the same input and without', async (t) => {
+      const key = newName()
+      const began = latch()
+      const end = latch()
+      const running = start()
+        .operations.of('')
+        .run(key, async () => {
+          began.open()
+          await end.opened
+        })
+      await began.opened
+      const other = start().operations.of('')
+      t.strictSame(await other.run(key, () => 1), { kind: 'busy' })
+      t.strictSame(await other.run(key, () => 1, { input: 2 }), { kind: 'mismatch' })
+      end.open()
+      t.match(await running, { kind: 'ran' })
+    })
+
+    await t.test('what fails can be called again, and goes on behind its steps', async (t) => {
+      const key = newName()
+      const { operations } = start()
+      const calls: string[] = []
+      const attempts: unknown[] = []
+      const run = (isBroken: boolean) =>
+        operations.of('').run(key, async (operation) => {
+          attempts.push([operation.attempt, operation.resumed])
+          await operation.transaction(async (tx) => {
+            await tx.payment.create(entry(key))
+          })
+          const charge = await operation.step('charge', () => {
+            calls.push(operation.keyFor('charge'))
+            return { id: 'ch_1' }
+          })
+          if (isBroken) throw new Error('boom')
+          return { charge, downstream: operation.keyFor('charge') }
+        })
+      await t.rejects(run(true), { message: 'boom' })
+      const result = await run(false)
+      t.match(result, { kind: 'ran', value: { charge: { id: 'ch_1' }, downstream: calls[0] } })
+      t.strictSame(attempts, [
+        [1, false],
+        [2, true],
+      ])
+      t.equal(calls.length, 1)
+      t.equal(await entries(key), 1)
+      t.match(
+        await start()
+          .operations.of('')
+          .run(key, () => 1),
+        { kind: 'replayed' },
+      )
+    })
+
+    await t.test(
+      'after a crash it runs again behind its steps, and what the dead one does is refused',
+      async (t) => {
+        const key = newName()
+        const died = latch()
+        const back = latch()
+        const refused: unknown[] = []
+        const running = start()
+          .operations.of('')
+          .run(key, async (operation) => {
+            await operation.transaction((tx) => tx.payment.create(entry(key)))
+            died.open()
+            await back.opened
+            const late = { name: 'late' }
+            for (const write of [
+              () => operation.step('charge', () => 1),
+              () => operation.transaction((tx) => tx.payment.create(entry(key)), late),
+            ]) {
+              await write().catch((error) => refused.push(error.code))
+            }
+            return 'of the dead'
+          })
+        await died.opened
+        await letLeaseRunOut(way, storedKey(key))
+        const result = await start()
+          .operations.of('')
+          .run(key, async (operation) => {
+            t.match(operation, { attempt: 2, resumed: true })
+            await operation.transaction((tx) => tx.payment.create(entry(key)))
+            return 'of the living'
+          })
+        t.match(result, { kind: 'ran', value: 'of the living', isStored: true })
+        back.open()
+        await t.rejects(running, { code: 'IDEMPOTENCY_LEASE_LOST' })
+        t.strictSame(refused, ['IDEMPOTENCY_LEASE_LOST', 'IDEMPOTENCY_LEASE_LOST'])
+        t.equal(await entries(key), 1)
+        const later = await start()
+          .operations.of('')
+          .run(key, () => 1)
+        t.match(later, { kind: 'replayed', value: 'of the living' })
+      },
+    )
+
+    await t.test('uncertain waits for a decision, and each decision ends it', async (t) => {
+      const { operations } = start()
+      const uncertain = { onLeaseExpired: 'uncertain' } as const
+      const interrupted = async () => {
+        const key = newName()
+        const dead = start()
+        const died = latch()
+        dead.operations
+          .of('')
+          .run(key, async () => {
+            died.open()
+            await new Promise(() => {})
+          })
+          .catch(() => {})
+        await died.opened
+        t.match(await operations.of('').resolve({ run: key }, { release: true }), {
+          kind: 'running',
+        })
+        await letLeaseRunOut(way, storedKey(key))
+        t.strictSame(await operations.of('').run(key, () => 'again', uncertain), {
+          kind: 'uncertain',
+        })
+        return key
+      }
+      const known = await interrupted()
+      t.strictSame(await operations.of('').resolve({ run: known }, { result: { paid: true } }), {
+        kind: 'resolved',
+      })
+      t.strictSame(await operations.of('').run(known, () => 'again', uncertain), {
+        kind: 'replayed',
+        value: { paid: true },
+      })
+      t.strictSame(await operations.of('').resolve({ run: known }, { release: true }), {
+        kind: 'completed',
+      })
+
+      const undone = await interrupted()
+      t.strictSame(await operations.of('').resolve({ run: undone }, { release: true }), {
+        kind: 'resolved',
+      })
+      t.strictSame(await operations.of('').resolve({ run: undone }, { release: true }), {
+        kind: 'released',
+      })
+      t.match(await operations.of('').run(undone, () => 'again', uncertain), {
+        kind: 'ran',
+        value: 'again',
+      })
+      t.strictSame(await operations.of('').resolve({ run: newName() }, { release: true }), {
+        kind: 'missing',
+      })
+      const [a, b] = await Promise.all([
+        operations.of('').resolve({ run: await interrupted() }, { release: true }),
+        operations.of('acme').resolve({ run: known }, { release: true }),
+      ])
+      t.strictSame([a.kind, b.kind], ['resolved', 'missing'], 'another tenant has no such key')
+    })
+
+    await t.test('what failed and was left is finished, too, once its lease is over', async (t) => {
+      const key = newName()
+      const { operations } = start()
+      let isBroken = true
+      const settle = operations.handler('settle', async (operation) => {
+        await operation.transaction((tx) => tx.payment.create(entry(key)))
+        if (isBroken) throw new Error('the other side is down')
+        return 'settled'
+      })
+      await t.rejects(operations.of('').run(key, settle), { message: 'the other side is down' })
+      isBroken = false
+      t.match(await operations.recover(), { finished: 0 })
+      await letLeaseRunOut(way, storedKey(key))
+      t.match(await operations.recover(), { finished: 1 })
+      t.match(await operations.of('').run(key, settle), { kind: 'replayed', value: 'settled' })
+      t.equal(await entries(key), 1)
+    })
+
+    await t.test(
+      'a decision, or a recovery, forgets a key no sooner than its route does',
+      async (t) => {
+        const key = newName()
+        const { operations } = start()
+        const fail = () => {
+          throw new Error('boom')
+        }
+        await t.rejects(operations.of('').run(key, fail, { retention: '30d' }))
+        await prisma.idempotencyRecord.updateMany({
+          where: { key: storedKey(key) },
+          data: { status: 'in_progress', leaseUntil: new Date(0) },
+        })
+        await operations.of('').resolve({ run: key }, { result: 1 })
+        const record = await prisma.idempotencyRecord.findFirst({ where: { key: storedKey(key) } })
+        t.ok(record.expiresAt.getTime() - (await way.clock.ask()).getTime() > 29 * 86_400_000)
+      },
+    )
+
+    await t.test('of 10 decisions at once one counts', async (t) => {
+      const key = newName()
+      const { operations } = start()
+      await operations
+        .of('')
+        .run(key, () => {
+          throw new Error('boom')
+        })
+        .catch(() => {})
+      await prisma.idempotencyRecord.updateMany({
+        where: { key: storedKey(key) },
+        data: { status: 'in_progress', leaseUntil: new Date(0) },
+      })
+      const decided = await Promise.all(
+        Array.from({ length: 10 }, (_, n) =>
+          start().operations.of('').resolve({ run: key }, { result: n }),
+        ),
+      )
+      const kinds = decided.map(({ kind }) => kind)
+      t.equal(kinds.filter((kind) => kind === 'resolved').length, 1)
+      const winner = kinds.indexOf('resolved')
+      t.strictSame(await operations.of('').run(key, () => 'again'), {
+        kind: 'replayed',
+        value: winner,
+      })
+    })
+
+    await t.test('recover() finishes what named a handler, once, from any process', async (t) => {
+      const died = new Map<string, ReturnType<typeof latch<void>>>()
+      const worker = (isDead: boolean) => {
+        const { operations } = start()
+        const pay = operations.handler('pay', async (operation, input: Input) => {
+          await operation.transaction((tx) => tx.payment.create(entry(operation.key)))
+          if (isDead) {
+            died.get(operation.key)?.open()
+            await new Promise(() => {})
+          }
+          return { ...input, attempt: operation.attempt, tenant: operation.tenantId }
+        })
+        return { operations, pay }
+      }
+      const dead = worker(true)
+      const input = { amount: 5, at: new Date(5) }
+      const keys = Array.from({ length: 6 }, newName)
+      for (const key of keys) {
+        died.set(key, latch())
+        dead.operations
+          .of('acme')
+          .run(key, dead.pay, { input })
+          .catch(() => {})
+      }
+      await Promise.all([...died.values()].map(({ opened }) => opened))
+
+      const living = [worker(false), worker(false)] as const
+      const recoverAll = async () => {
+        const all = await Promise.all(living.map(({ operations }) => operations.recover()))
+        t.ok(all.every(({ failed }) => failed === 0))
+        return all.reduce((sum, { finished }) => sum + finished, 0)
+      }
+      t.equal(await recoverAll(), 0, 'their leases still run')
+      for (const key of keys) await letLeaseRunOut(way, storedKey(key))
+      const bystander = start().operations
+      bystander.handler('other', async () => {})
+      t.match(await bystander.recover(), { finished: 0, failed: 0, skipped: 0 })
+
+      const few = await living[0].operations.recover({ limit: 2 })
+      t.strictSame(few, { finished: 2, failed: 0, skipped: 0 }, 'no more at a time than asked')
+      t.equal(await recoverAll(), 4)
+      t.equal(await recoverAll(), 0)
+      const { operations, pay } = living[1]
+      for (const key of keys) {
+        t.equal(await entries(key), 1)
+        t.strictSame(await operations.of('acme').run(key, pay, { input }), {
+          kind: 'replayed',
+          value: { ...input, attempt: 2, tenant: 'acme' },
+        })
+      }
+    })
+
+    await t.test(
+      'a handler that fails is tried again after its lease, and not for ever',
+      async (t) => {
+        const key = newName()
+        const died = latch()
+        const dead = start().operations
+        const stuck = dead.handler('stuck', async () => {
+          died.open()
+          await new Promise(() => {})
+        })
+        dead
+          .of('')
+          .run(key, stuck)
+          .catch(() => {})
+        await died.opened
+        const { operations } = start()
+        let tries = 0
+        const settle = operations.handler('stuck', async () => {
+          tries += 1
+          if (tries < 3) throw new Error('not yet')
+          return 'done'
+        })
+        const released = async () => {
+          const where = { key: storedKey(key), status: 'released' }
+          while ((await prisma.idempotencyRecord.findFirst({ where })) === null) await clock()
+        }
+        const clock = () => way.clock.ask()
+        await letLeaseRunOut(way, storedKey(key))
+        t.match(await operations.recover(), { finished: 0, failed: 1 })
+        t.match(await operations.recover(), { finished: 0, failed: 0 }, 'its lease is the pause')
+        await released()
+        await letLeaseRunOut(way, storedKey(key))
+        t.match(await operations.recover({ attempts: 2 }), { failed: 0 }, 'begun twice already')
+        t.match(await operations.recover({ attempts: 3 }), { finished: 0, failed: 1 })
+        await released()
+        await letLeaseRunOut(way, storedKey(key))
+        t.match(await operations.recover(), { finished: 1 })
+        t.match(await operations.of('').run(key, settle), { kind: 'replayed', value: 'done' })
+        t.equal(tries, 3)
+      },
+    )
+  })
+}
