@@ -16,7 +16,7 @@ const { values } = parseArgs({
     rounds: { type: 'string', default: '7' },
     seconds: { type: 'string', default: '3' },
     statements: { type: 'string', default: 'pool' },
-    what: { type: 'string', default: 'keys,webhooks,reservations,statuses' },
+    what: { type: 'string', default: 'keys,atomic,webhooks,reservations,statuses' },
     json: { type: 'boolean', default: false },
   },
 })
@@ -66,6 +66,19 @@ const GROUPS: Record<string, readonly Kind[]> = {
       name: 'replay',
       path: '/protected',
       request: (n) => keyed(`known-${n % KNOWN}`),
+      isKnown: true,
+    },
+  ],
+  atomic: [
+    { name: 'bare route', path: '/bare', request: () => ({ body: BODY }) },
+    { name: 'bare transaction', path: '/bare-transaction', request: () => ({ body: BODY }) },
+    { name: 'fresh key, leases', path: '/protected', request: (n) => keyed(`leased-${n}`) },
+    { name: 'fresh key, atomic', path: '/atomic', request: (n) => keyed(`atomic-${n}`) },
+    { name: 'without a key', path: '/atomic', request: () => ({ body: BODY }) },
+    {
+      name: 'replay, atomic',
+      path: '/atomic',
+      request: (n) => keyed(`atomic-known-${n % KNOWN}`),
       isKnown: true,
     },
   ],

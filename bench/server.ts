@@ -33,6 +33,20 @@ const createPayment = async (request: { body: unknown }, reply: { code(status: n
 app.post('/bare', { config: { idempotency: false } }, createPayment)
 app.post('/protected', createPayment)
 
+// The same insert in a transaction, by the application itself and as an atomic route.
+app.post('/bare-transaction', { config: { idempotency: false } }, (request, reply) => {
+  const { amount, currency } = request.body as { amount: number; currency: string }
+  reply.code(201)
+  return prisma.$transaction((tx) =>
+    tx.payment.create({ data: { tenantId: 'bench', amount, currency } }),
+  )
+})
+app.post('/atomic', { config: { idempotency: { atomic: true } } }, (request, reply) => {
+  const { amount, currency } = request.body as { amount: number; currency: string }
+  reply.code(201)
+  return request.idempotency.tx.payment.create({ data: { tenantId: 'bench', amount, currency } })
+})
+
 // The same insert, as the effect of a webhook event.
 const provider = (name: string) =>
   hmac({

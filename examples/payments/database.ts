@@ -51,6 +51,8 @@ async function openPostgres(url: string): Promise<Database> {
   // An idle connection that breaks is replaced at the next query; without a listener, it would end
   // the process.
   pool.on('error', () => {})
+  // The same in the moment in which the pool hands one out.
+  pool.on('connect', (client) => client.on('error', () => {}))
   const prisma = new PrismaClient({ adapter: new PrismaPg(pool) })
   return {
     prisma,
