@@ -180,8 +180,11 @@ t.test(
 
 t.test('an estimate of the time that runs ahead lets nobody in', async (t) => {
   const { prisma } = await anyDatabase(t)
-  const { ask } = databaseClock(prisma, 'postgresql')
-  const clock = { ask, estimate: async () => new Date((await ask()).getTime() + 3_600_000) }
+  const right = databaseClock(prisma, 'postgresql')
+  const clock = {
+    ...right,
+    estimate: async () => new Date((await right.ask()).getTime() + 3_600_000),
+  }
   const reservations = createReservations({ prisma, provider: 'postgresql', clock })
   const wanted = { resource: 'hall', slots: 'a' }
   await on(prisma).reserve('acme', report, { ...wanted, holder: 'ann' })

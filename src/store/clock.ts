@@ -12,10 +12,16 @@ const FRESH_FOR_MS = 60_000
 /** Both clocks of this process may differ by so much before a sample counts as old. */
 const TOLERATED_MS = 1_000
 
-/** The database's clock, for a store that can only compare a column with a value. */
+/**
+ * The database's clock, for a store that can only compare a column with a value. Both estimates
+ * come from a recent sample and the monotonic clock of this process, without a round trip: the time
+ * of the database lies between them.
+ */
 export interface DatabaseClock {
-  /** The time now, from a recent sample and the monotonic clock of this process; no round trip. */
+  /** Not behind the database: for what must not end early. */
   estimate(): Promise<Date>
+  /** Not ahead of the database: for what is to be due at once. */
+  estimatePassed(): Promise<Date>
   /** The time as the database says it, asked for now. At most one round trip old. */
   ask(): Promise<Date>
 }
@@ -28,28 +34,33 @@ export function databaseClock(
   client: Pick<PrismaClientLike, '$queryRawUnsafe'>,
   provider: Provider,
 ): DatabaseClock {
-  let sample: { now: number; at: number; hostAt: number } | undefined
+  let sample: { now: number; at: number; answeredAt: number; hostAt: number } | undefined
 
   async function ask(): Promise<Date> {
     const at = performance.now()
     const hostAt = Date.now()
     const [row] = await client.$queryRawUnsafe<{ now: unknown }[]>(NOW[provider])
-    // `at` is from before the question: an estimate may run ahead by that round trip, at most.
     const now = Number(row?.now ?? Number.NaN)
     if (!Number.isFinite(now)) throw new TypeError('the database did not tell the time')
-    sample = { now, at, hostAt }
+    sample = { now, at, answeredAt: performance.now(), hostAt }
     return new Date(now)
+  }
+
+  /** `since`: the sample is younger than its question, and older than its answer. */
+  async function estimateFrom(since: 'at' | 'answeredAt'): Promise<Date> {
+    if (sample === undefined) return ask()
+    const at = performance.now()
+    const elapsed = at - sample.at
+    // The monotonic clock stands still while a machine is suspended, and the host's does not. It
+    // only tells that something happened: the time itself is asked for.
+    const isSuspect = Math.abs(Date.now() - sample.hostAt - elapsed) > TOLERATED_MS
+    if (isSuspect || elapsed > FRESH_FOR_MS) return ask()
+    return new Date(sample.now + at - sample[since])
   }
 
   return {
     ask,
-    async estimate() {
-      if (sample === undefined) return ask()
-      const elapsed = performance.now() - sample.at
-      // The monotonic clock stands still while a machine is suspended, and the host's does not. It
-      // only tells that something happened: the time itself is asked for.
-      const isSuspect = Math.abs(Date.now() - sample.hostAt - elapsed) > TOLERATED_MS
-      return isSuspect || elapsed > FRESH_FOR_MS ? ask() : new Date(sample.now + elapsed)
-    },
+    estimate: () => estimateFrom('at'),
+    estimatePassed: () => estimateFrom('answeredAt'),
   }
 }

@@ -107,7 +107,8 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
       const isFree = mayStart && (lane === null || (await holderOf(lane)) === undefined)
       const run = isFree ? 1 : 0
       const status = arrival.status === 'processing' && !isFree ? 'received' : arrival.status
-      const now = await clock.estimate()
+      // A lease must not end early, and what waits must be found by the next look.
+      const now = await (isFree ? clock.estimate() : clock.estimatePassed())
       const row = {
         ...stored,
         ...{ status, fence: run, attempts: run, deferrals: 0, deliveries: 1 },
