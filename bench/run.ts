@@ -16,7 +16,7 @@ const { values } = parseArgs({
     rounds: { type: 'string', default: '7' },
     seconds: { type: 'string', default: '3' },
     statements: { type: 'string', default: 'pool' },
-    what: { type: 'string', default: 'keys,atomic,webhooks,reservations,statuses' },
+    what: { type: 'string', default: 'keys,effects,webhooks,reservations,statuses' },
     json: { type: 'boolean', default: false },
   },
 })
@@ -69,12 +69,18 @@ const GROUPS: Record<string, readonly Kind[]> = {
       isKnown: true,
     },
   ],
-  atomic: [
+  effects: [
     { name: 'bare route', path: '/bare', request: () => ({ body: BODY }) },
     { name: 'bare transaction', path: '/bare-transaction', request: () => ({ body: BODY }) },
     { name: 'fresh key, leases', path: '/protected', request: (n) => keyed(`leased-${n}`) },
+    {
+      name: 'fresh key, transaction',
+      path: '/transaction',
+      request: (n) => keyed(`transaction-${n}`),
+    },
+    { name: 'run(), transaction', path: '/run', request: (n) => keyed(`run-${n}`) },
     { name: 'fresh key, atomic', path: '/atomic', request: (n) => keyed(`atomic-${n}`) },
-    { name: 'without a key', path: '/atomic', request: () => ({ body: BODY }) },
+    { name: 'atomic, no key', path: '/atomic', request: () => ({ body: BODY }) },
     {
       name: 'replay, atomic',
       path: '/atomic',

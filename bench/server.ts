@@ -47,6 +47,26 @@ app.post('/atomic', { config: { idempotency: { atomic: true } } }, (request, rep
   return request.idempotency.tx.payment.create({ data: { tenantId: 'bench', amount, currency } })
 })
 
+// The same insert with the step's result, in a request and outside HTTP.
+app.post('/transaction', (request, reply) => {
+  const { amount, currency } = request.body as { amount: number; currency: string }
+  reply.code(201)
+  return request.idempotency.transaction((tx) =>
+    tx.payment.create({ data: { tenantId: 'bench', amount, currency } }),
+  )
+})
+app.post('/run', { config: { idempotency: false } }, async ({ headers, body }, reply) => {
+  const { amount, currency } = body as { amount: number; currency: string }
+  reply.code(201)
+  const ran = await app.idempotency.run(headers['idempotency-key'] as string, (operation) =>
+    operation.transaction((tx) =>
+      tx.payment.create({ data: { tenantId: 'bench', amount, currency } }),
+    ),
+  )
+  if (ran.kind !== 'ran') throw new Error(`not run, but ${ran.kind}`)
+  return ran.value
+})
+
 // The same insert, as the effect of a webhook event.
 const provider = (name: string) =>
   hmac({

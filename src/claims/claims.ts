@@ -4,7 +4,7 @@ import { crashPoint } from '../crash-points.js'
 import type { Report } from '../events.js'
 import type { PrismaClientLike } from '../store/client.js'
 import { oneOf } from '../store/combine.js'
-import type { Store } from '../store/store.js'
+import type { Recovery, Store } from '../store/store.js'
 import { StoreTimeout, within } from '../within.js'
 import { Claim, type ClaimTerms } from './claim.js'
 import { type Patience, WaitingRoom } from './waiting.js'
@@ -18,6 +18,7 @@ export interface Wish extends Patience {
   readonly onLeaseExpired: OnLeaseExpired
   /** Asked once a key turned out to be new; `false` forgets it again. */
   readonly mayAdd?: () => Promise<boolean>
+  readonly recovery?: Recovery | undefined
   readonly report: Report
 }
 

@@ -5,6 +5,7 @@ import { encode } from '../claims/steps.js'
 import { LeaseLost, OptionInvalid } from '../errors.js'
 import type { PluginOptions, RouteSettings } from '../options.js'
 import type { PrismaClientLike } from '../store/client.js'
+import type { Recovery } from '../store/store.js'
 import { type OperationTimes, readName, readTimes } from './options.js'
 
 /** What an operation is, by name, so that another process can finish it: made by `handler()`. */
@@ -76,26 +77,30 @@ export class Handlers {
   }
 }
 
+/** Who finishes an operation if this process does not. @throws StepNotStorable */
+export function recoveryBy({ name }: AnyHandler, input: unknown): Recovery {
+  return { handler: name, input: encode(`the input of ${name}`, input) }
+}
+
 /**
- * Notes who finishes an operation if this process does not, before it begins.
+ * Notes it for an operation that is under way, before that part of it begins.
  *
  * @throws LeaseLost when another attempt took over.
  */
-export async function noteHandler(
+export async function noteRecovery(
   prisma: PrismaClientLike,
   { tenantId, key, fence }: Claim,
-  { name }: AnyHandler,
-  input: unknown,
+  recovery: Recovery,
 ): Promise<void> {
   const { count } = await prisma.idempotencyRecord.updateMany({
     where: { tenantId, key, fence, status: 'in_progress' },
-    data: { handler: name, input: encode(`the input of ${name}`, input) },
+    data: recovery,
   })
   if (count === 0) throw new LeaseLost()
 }
 
 /** Nobody needs to finish it any more: what it does is done. */
-export async function forgetHandler(
+export async function forgetRecovery(
   prisma: PrismaClientLike,
   { tenantId, key, fence }: Claim,
 ): Promise<void> {

@@ -15,9 +15,10 @@ import { within } from '../within.js'
 import {
   Handlers,
   named,
-  noteHandler,
+  noteRecovery,
   type OperationHandler,
   type RunningOperation,
+  recoveryBy,
   runningOperation,
 } from './handlers.js'
 import {
@@ -180,7 +181,7 @@ export class Operations {
       const running = named(operation, tenant, claim?.key ?? '')
       // Where a rerun is a person's decision, recover() must not find it.
       if (claim?.onLeaseExpired === 'rerun') {
-        await noteHandler(this.#context.prisma, claim, handler, input)
+        await noteRecovery(this.#context.prisma, claim, recoveryBy(handler, input))
       }
       return handler.work(running, input)
     })
@@ -207,7 +208,7 @@ export class Operations {
   ): Promise<RunResult<T>> {
     if (this.#isClosed) throw new Closing()
     readName('the key of run()', key)
-    const { options: plugin, settings, log, prisma } = this.#context
+    const { options: plugin, settings, log } = this.#context
     const handler = typeof work === 'function' ? undefined : this.#handlers.check(work)
     const terms = readRun(plugin, { ...handler?.times, ...options })
     if (handler !== undefined && terms.onLeaseExpired === 'uncertain') {
@@ -226,6 +227,7 @@ export class Operations {
       retentionMs,
       onLeaseExpired,
       waitMs,
+      ...(handler && { recovery: recoveryBy(handler, options.input) }),
       report,
     })
     switch (outcome.kind) {
@@ -245,7 +247,6 @@ export class Operations {
     const { claim } = outcome
     const operation = runningOperation(claim, key)
     try {
-      if (handler !== undefined) await noteHandler(prisma, claim, handler, options.input)
       const value: T =
         typeof work === 'function'
           ? await work(operation)

@@ -4,7 +4,7 @@ import { StepNotAwaited } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
-import { forgetHandler, type Handlers, inputOf, runningOperation } from './handlers.js'
+import { forgetRecovery, type Handlers, inputOf, runningOperation } from './handlers.js'
 import type { RecoverOptions } from './options.js'
 import { isOfRun, storedResult } from './stored.js'
 
@@ -124,7 +124,7 @@ async function finish(
     // the client's retry.
     await untilLost(claim.steps.part(name, work))
     if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
-    await forgetHandler(prisma, claim)
+    await forgetRecovery(prisma, claim)
     await claim.release('it was recovered', storeTimeoutMs)
     return finished()
   } catch (error) {

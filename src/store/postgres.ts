@@ -24,13 +24,13 @@ const IS_HELD_BY = `${IS_ROW_OF} AND r.fence = a.fence AND r.status = 'in_progre
 // wait for each other but never in a circle.
 const INSERT = `
 WITH a AS (
-  SELECT * FROM ${asked('tenant_id::text', 'key::text', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8')}
+  SELECT * FROM ${asked('tenant_id::text', 'key::text', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text')}
 ), made AS (
   INSERT INTO idempotency_record
-    (tenant_id, key, fingerprint, status, fence, lease_until, expires_at, created_at)
+    (tenant_id, key, fingerprint, status, fence, lease_until, expires_at, created_at, handler, input)
   SELECT tenant_id, key, fingerprint, 'in_progress', 1,
     ${NOW} + lease_ms * interval '1 millisecond',
-    ${NOW} + retention_ms * interval '1 millisecond', ${NOW}
+    ${NOW} + retention_ms * interval '1 millisecond', ${NOW}, handler, to_jsonb(input)
   FROM a ORDER BY tenant_id, key
   ON CONFLICT (tenant_id, key) DO NOTHING
   RETURNING tenant_id, key
@@ -51,9 +51,9 @@ UPDATE idempotency_record r SET
   expires_at = ${NOW} + a.retention_ms * interval '1 millisecond',
   status_code = NULL, headers = NULL, body = NULL,
   steps = CASE WHEN a.resumed THEN r.steps END,
-  handler = CASE WHEN a.resumed THEN r.handler END,
-  input = CASE WHEN a.resumed THEN r.input END
-FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'resumed::bool')}
+  handler = CASE WHEN a.resumed THEN r.handler ELSE a.handler END,
+  input = CASE WHEN a.resumed THEN r.input ELSE to_jsonb(a.input) END
+FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text', 'resumed::bool')}
 WHERE ${IS_ROW_OF} AND r.fence = a.fence AND ${IS_FREE}
   AND CASE WHEN a.resumed THEN r.fingerprint = a.fingerprint ELSE r.expires_at <= ${NOW} END
 RETURNING a.i::int4 AS i, r.steps::text AS steps`
@@ -133,9 +133,7 @@ export function postgresStore(runOnce: RunStatement): Store {
       compare,
       columnsOf: (list: readonly TakeOver[]) => [
         ...holds(list),
-        list.map((ask) => ask.fingerprint),
-        list.map((ask) => ask.leaseMs),
-        list.map((ask) => ask.retentionMs),
+        ...wanted(list),
         list.map((ask) => ask.resumed),
       ],
     })
@@ -147,9 +145,7 @@ export function postgresStore(runOnce: RunStatement): Store {
   async function insert(asks: readonly Ask[], looks = LOOKS): Promise<Inserted[]> {
     const rows = (await run('fi_insert', INSERT, [
       ...keys(asks),
-      asks.map((ask) => ask.fingerprint),
-      asks.map((ask) => ask.leaseMs),
-      asks.map((ask) => ask.retentionMs),
+      ...wanted(asks),
     ])) as readonly InsertRow[]
     const result = new Array<Inserted | undefined>(asks.length)
     const made = new Set<string>()
@@ -211,6 +207,16 @@ function keys(list: readonly { tenantId: string; key: string }[]): unknown[] {
 
 function holds(list: readonly Hold[]): unknown[] {
   return [...keys(list), list.map(({ fence }) => fence)]
+}
+
+function wanted(list: readonly Ask[]): unknown[] {
+  return [
+    list.map(({ fingerprint }) => fingerprint),
+    list.map(({ leaseMs }) => leaseMs),
+    list.map(({ retentionMs }) => retentionMs),
+    list.map(({ recovery }) => recovery?.handler ?? null),
+    list.map(({ recovery }) => recovery?.input ?? null),
+  ]
 }
 
 // As text: no two drivers send an array of bytes objects in the same way.

@@ -28,6 +28,7 @@ const KEYS_AT_A_TIME = 200
 
 // Prisma writes no null into a JSON column without a value of the application's generated client.
 const NOTHING = {}
+const NOBODY = { handler: null, input: NOTHING }
 
 // A row can be pruned between the constraint's answer and the look at it, and the next one too.
 const LOOKS = 10
@@ -54,6 +55,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
             leaseUntil: later(now, ask.leaseMs),
             expiresAt: later(now, ask.retentionMs),
             createdAt: now,
+            ...ask.recovery,
           },
           select: { fence: true },
         })
@@ -104,7 +106,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
         expiresAt: later(now, ask.retentionMs),
         statusCode: null,
         body: null,
-        ...(!ask.resumed && { steps: NOTHING, handler: null, input: NOTHING }),
+        ...(!ask.resumed && { steps: NOTHING, ...(ask.recovery ?? NOBODY) }),
       },
     })
     if (count === 0) return undefined
@@ -123,7 +125,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
       where: { tenantId, key, fence, status: { in: ['in_progress', status] } },
       data: {
         status,
-        ...(response && { ...response, steps: NOTHING, handler: null, input: NOTHING }),
+        ...(response && { ...response, steps: NOTHING, ...NOBODY }),
       },
     })
     return count === 1

@@ -5,6 +5,14 @@ export interface Ask extends RecordKey {
   readonly fingerprint: string
   readonly leaseMs: number
   readonly retentionMs: number
+  readonly recovery?: Recovery | undefined
+}
+
+/** Who finishes an operation whose process died. */
+export interface Recovery {
+  readonly handler: string
+  /** What it is given, as it is stored. */
+  readonly input: string
 }
 
 /** Names a claim; every write after the first is guarded by all of it. */
@@ -13,7 +21,10 @@ export interface Hold extends RecordKey {
 }
 
 export interface TakeOver extends Ask, Hold {
-  /** Whether it goes on with what an earlier attempt has done; otherwise that is forgotten. */
+  /**
+   * Whether it goes on with what an earlier attempt has done, to be recovered as that was; otherwise that
+   * is forgotten.
+   */
   readonly resumed: boolean
 }
 

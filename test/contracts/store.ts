@@ -31,6 +31,8 @@ const response = (over: Partial<StoredResponse> = {}): StoredResponse => ({
 })
 
 const where = ({ tenantId, key }: Ask) => ({ where: { tenantId_key: { tenantId, key } } })
+/** Prisma alone writes `{}` for it. */
+const isNothing = (json: unknown) => json === null || Object.keys(json as object).length === 0
 const only = async <T>(results: Promise<T[]>) => (await results)[0] as T
 
 export async function storeContract(
@@ -232,6 +234,35 @@ export async function storeContract(
     const fresh = await records.findUnique(where(a))
     t.strictSame([fresh.steps ?? {}, fresh.handler, fresh.input ?? {}], [{}, null, {}])
   })
+
+  await t.test(
+    'who is to finish it is noted with the claim, and stays until it is over',
+    async (t) => {
+      const settle = { handler: 'settle', input: '["quote \\" and ü"]' }
+      const refund = { handler: 'refund', input: '[1]' }
+      const a = ask()
+      const noted = async () => {
+        const { handler, input } = await records.findUnique(where(a))
+        return { handler, input }
+      }
+      const nobody = { handler: null, input: null }
+      const [first, second] = await store.insert([ask(), { ...a, recovery: settle }])
+      t.match([first, second], [{ kind: 'made' }, { kind: 'made' }])
+      t.strictSame(await noted(), settle)
+      await insert({ ...a, recovery: refund })
+      t.strictSame(await noted(), settle, 'of the first')
+      await move(a, { leaseUntil: PAST })
+      t.ok(await take(a, 1))
+      t.strictSame(await noted(), settle, 'resumed')
+      await move(a, { leaseUntil: PAST, expiresAt: PAST })
+      t.ok(await take({ ...a, recovery: refund }, 2, false))
+      t.strictSame(await noted(), refund, 'another operation')
+      await move(a, { leaseUntil: PAST, expiresAt: PAST })
+      t.ok(await take(a, 3, false))
+      const { handler, input } = await noted()
+      t.strictSame({ handler, input: isNothing(input) ? null : input }, nobody)
+    },
+  )
 
   await t.test('only the holder renews its lease, counted from now', async (t) => {
     const a = ask({ leaseMs: 1_000 })

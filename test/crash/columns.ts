@@ -13,7 +13,7 @@ export interface Column {
   readonly isBusy: (answer: Answer) => boolean
   /** Whether anybody sends it again. If not, a worker finds what was acknowledged or begun. */
   readonly comesBack: boolean
-  /** Whether the processes run events that nobody delivers to them now. */
+  /** Whether the processes run what nobody asks them for now. */
   readonly hasWorker: boolean
   /** Whether it is answered before it is done. */
   readonly isAcknowledgedFirst: boolean
@@ -52,9 +52,18 @@ const event = (mode: string, comesBack: boolean): Omit<Column, 'name'> => ({
   isEvent: true,
 })
 
+/** What an application runs outside a request, told to do so by one: its own answer is not kept. */
+const run = (path: string, comesBack: boolean): Omit<Column, 'name'> => ({
+  ...request(path),
+  comesBack,
+  hasWorker: !comesBack,
+})
+
 export const COLUMNS: readonly Column[] = [
   { name: 'request', ...request('/payments') },
   { name: 'atomic request', ...request('/atomic-payments'), callsOut: false },
+  { name: '`run()`', ...run('/runs', true) },
+  { name: '`run()`, `recover()`', ...run('/handled-runs', false) },
   { name: 'inline event', ...event('inline', true) },
   { name: 'inline event, never again', ...event('inline', false) },
   { name: 'deferred event', ...event('deferred', true) },

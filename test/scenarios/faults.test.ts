@@ -66,7 +66,8 @@ t.test(
   { skip },
   async (t) => {
     const { database, start, pay, deliver } = await scenario(t)
-    const [first, second] = await Promise.all([start(), start()])
+    // Long enough for a busy machine to begin all of it before a lease is over.
+    const [first, second] = await Promise.all([start({ LEASE: '3s' }), start({ LEASE: '3s' })])
     const holds = Object.keys(PLACES) as (keyof typeof PLACES)[]
     const codes = new Map<unknown, unknown>()
     first.child.on('message', (message: { kind: string; operation?: string; code?: string }) => {

@@ -48,10 +48,10 @@ export function modelStore(sendOnce: Send): Store {
             row.fence === ask.fence && isFree(row, database) && isMeant(ask, row, database)
           const row = yield* lockedIf(database, transaction, nameOf(ask), mayTake)
           if (row === undefined) continue
-          const { steps, handler, input } = ask.resumed ? row : EMPTY
-          const { createdAt } = row
-          const { fence } = row
-          const fresh = { ...rowOf(ask, database), createdAt, steps, handler, input }
+          const anew = rowOf(ask, database)
+          const { steps, handler, input } = ask.resumed ? row : anew
+          const { createdAt, fence } = row
+          const fresh = { ...anew, createdAt, steps, handler, input }
           database.put(transaction, { ...fresh, fence: fence + 1 })
           result[place] = { steps: steps ?? {} }
         }
@@ -125,6 +125,7 @@ function rowOf(ask: Ask, database: ModelDatabase): Row {
   const { tenantId, key, fingerprint, leaseMs, retentionMs } = ask
   return {
     ...EMPTY,
+    ...ask.recovery,
     ...{ tenantId, key, fingerprint, fence: 1, status: 'in_progress', createdAt: database.now() },
     leaseUntil: database.later(leaseMs),
     expiresAt: database.later(retentionMs),
