@@ -205,14 +205,14 @@ export async function eventStoreContract(
   })
 
   await test('lists that name the same events in other orders do not block each other', async (t) => {
-    const list = many(20, (n) => processing(n % 2 ? { lane: `lane ${n % 5}` } : {}))
+    const list = many(10, (n) => processing(n % 2 ? { lane: `lane ${n % 5}` } : {}))
     const results = await Promise.all(
-      many(10, (n) => store.record((n % 2 ? list : [...list].reverse()).map((a) => again(a)))),
+      many(5, (n) => store.record((n % 2 ? list : [...list].reverse()).map((a) => again(a)))),
     )
     t.equal(results.flat().filter(({ isNew }) => isNew).length, list.length)
     const rows: { deliveries: number; runningLane: string | null }[] = await events.findMany({})
     t.equal(rows.length, list.length)
-    t.ok(rows.every(({ deliveries }) => deliveries === 10))
+    t.ok(rows.every(({ deliveries }) => deliveries === 5))
     t.equal(rows.filter(({ runningLane }) => runningLane !== null).length, 5, 'one of each lane')
   })
 

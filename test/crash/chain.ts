@@ -33,7 +33,7 @@ export interface Cell {
 const PATIENCE_MS = 30_000
 
 /** How often who was told to come back does. */
-const PAUSE_MS = 20
+const PAUSE_MS = 50
 
 /** Calls back with every cell as it is there. */
 export async function crashChain(

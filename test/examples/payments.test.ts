@@ -38,51 +38,56 @@ const nowhere = {
   BANK_WEBHOOK_SECRET: '',
 }
 
+// The server runs the demo as well. In `npm test` each database has one of the two.
+const isFull = process.env.FULL === 'true'
 const databases = [
-  { name: 'PGlite', skip: false, url: async () => '' },
+  { name: 'PGlite', skip: false, quick: 'demo', url: async () => '' },
   {
     name: 'PostgreSQL',
     skip: noPostgres,
+    quick: 'server',
     url: async (t: Test) => (await emptyPostgresDatabase(t)).url,
   },
 ]
 
-for (const { name, skip, url } of databases) {
-  test(`on ${name}, the demo holds`, { skip }, async (t) => {
-    const { code, output } = await demo(t, { DATABASE_URL: await url(t), REDIS_URL: redisUrl })
-    t.equal(code, 0, output)
-    t.match(output, `(${name}`)
-    t.same(tablesOf(output), [heldPayments, heldWebhooks, heldBookings])
-    t.match(output, 'Every expectation held')
-    t.notMatch(output, /warning/i)
-  })
+for (const { name, skip, quick, url } of databases) {
+  if (isFull || quick === 'demo')
+    test(`on ${name}, the demo holds`, { skip }, async (t) => {
+      const { code, output } = await demo(t, { DATABASE_URL: await url(t), REDIS_URL: redisUrl })
+      t.equal(code, 0, output)
+      t.match(output, `(${name}`)
+      t.same(tablesOf(output), [heldPayments, heldWebhooks, heldBookings])
+      t.match(output, 'Every expectation held')
+      t.notMatch(output, /warning/i)
+    })
 
-  test(`on ${name}, the server answers the lines that it prints, and ends on SIGTERM`, {
-    skip: skip || noCommand,
-  }, async (t) => {
-    const env = { DATABASE_URL: await url(t) }
-    const server = startProcess(t, scripts.start.split(' '), env)
-    const commands = commandsOf(await server.started)
-    const [pay = '', payOther = '', list = '', confirm = '', runDemo = ''] = commands
+  if (isFull || quick === 'server')
+    test(`on ${name}, the server answers the lines that it prints, and ends on SIGTERM`, {
+      skip: skip || noCommand,
+    }, async (t) => {
+      const env = { DATABASE_URL: await url(t) }
+      const server = startProcess(t, scripts.start.split(' '), env)
+      const commands = commandsOf(await server.started)
+      const [pay = '', payOther = '', list = '', confirm = '', runDemo = ''] = commands
 
-    const [first, second] = [await shell(pay), await shell(pay)]
-    t.match(first, /^HTTP\/1.1 201 /)
-    t.notMatch(first, /idempotent-replayed/i)
-    t.match(second, /^HTTP\/1.1 201 /)
-    t.match(second, /^idempotent-replayed: true\r$/im)
-    t.equal(bodyOf(second), bodyOf(first))
-    t.match(await shell(payOther), /^HTTP\/1.1 422 /)
-    t.same(JSON.parse(await shell(list)), [JSON.parse(bodyOf(first))])
-    for (const outcome of ['processed', 'duplicate']) {
-      const answer = await shell(confirm)
-      t.match(answer, /^HTTP\/1.1 200 /)
-      t.same(JSON.parse(bodyOf(answer)), { outcome })
-    }
-    t.same(tablesOf(await shell(runDemo)), [heldPayments, heldWebhooks, heldBookings])
+      const [first, second] = [await shell(pay), await shell(pay)]
+      t.match(first, /^HTTP\/1.1 201 /)
+      t.notMatch(first, /idempotent-replayed/i)
+      t.match(second, /^HTTP\/1.1 201 /)
+      t.match(second, /^idempotent-replayed: true\r$/im)
+      t.equal(bodyOf(second), bodyOf(first))
+      t.match(await shell(payOther), /^HTTP\/1.1 422 /)
+      t.same(JSON.parse(await shell(list)), [JSON.parse(bodyOf(first))])
+      for (const outcome of ['processed', 'duplicate']) {
+        const answer = await shell(confirm)
+        t.match(answer, /^HTTP\/1.1 200 /)
+        t.same(JSON.parse(bodyOf(answer)), { outcome })
+      }
+      t.same(tablesOf(await shell(runDemo)), [heldPayments, heldWebhooks, heldBookings])
 
-    server.child.kill('SIGTERM')
-    t.same(await server.ended, { code: 0, signal: null })
-  })
+      server.child.kill('SIGTERM')
+      t.same(await server.ended, { code: 0, signal: null })
+    })
 }
 
 test('started again on a database that stays, the API replays what it answered before', {

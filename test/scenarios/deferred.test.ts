@@ -8,8 +8,8 @@ import { missing } from '../fixtures/services.js'
 import { size } from '../fixtures/size.js'
 import { signedByStripe, stripeEvent } from '../fixtures/webhooks.js'
 
-const EVENTS = size({ full: 5_000, quick: 400 })
-const KILLS = size({ full: 5, quick: 2 })
+const EVENTS = size({ full: 5_000, quick: 200 })
+const KILLS = size({ full: 5, quick: 1 })
 /** So many requests are under way at once. */
 const POSTING = 50
 /** Every so many events are delivered twice, as providers do without a reason. */

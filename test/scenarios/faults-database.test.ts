@@ -41,7 +41,7 @@ t.test(
   'PostgreSQL crashes, and is restarted, under load: each request and each event takes effect once',
   { skip: missingOwnPostgres() },
   async (t) => {
-    const operations = size({ full: 4_000, quick: 400 })
+    const operations = size({ full: 4_000, quick: 150 })
     const server = await ownPostgres(t)
     const env = { DATABASE_URL: server.url }
     const processes = await Promise.all([faultsProcess(t, env), faultsProcess(t, env)])

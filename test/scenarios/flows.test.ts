@@ -29,7 +29,7 @@ t.test(
       'refunded',
     ] as const
     const order = fc.shuffledSubarray([...events], { minLength: events.length })
-    for (const tos of fc.sample(order, size({ full: 500, quick: 20 }))) {
+    for (const tos of fc.sample(order, size({ full: 500, quick: 10 }))) {
       const id = await payment()
       await Promise.all(tos.map((to) => advance(id, to)))
       t.match(await find(id), { status: 'refunded' }, tos.join())

@@ -66,7 +66,7 @@ for (const KIND of ['auto', 'redis', 'database'] as const) {
       const processes = await Promise.all([locksProcess(t, env), locksProcess(t, env)])
       const ends = processes.map(({ said }) => said('contended'))
       // What is between the processes is the same in all of them.
-      const ms = size({ full: 20_000, quick: KIND === 'auto' ? 4_000 : 1_000 })
+      const ms = size({ full: 20_000, quick: KIND === 'auto' ? 2_500 : 1_000 })
       for (const { tell } of processes) tell({ do: 'contend', contenders: CONTENDERS / 2, ms })
       const results = await Promise.all(ends)
       t.strictSame(

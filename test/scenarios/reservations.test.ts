@@ -7,7 +7,7 @@ import { missing } from '../fixtures/services.js'
 import { size } from '../fixtures/size.js'
 import { WAYS } from '../fixtures/ways.js'
 
-const ATTEMPTS = size({ full: 1_000, quick: 250 })
+const ATTEMPTS = size({ full: 1_000, quick: 100 })
 const SLOTS = Array.from({ length: 40 }, (_, n) => `evening ${n}`)
 const MOST = 5
 

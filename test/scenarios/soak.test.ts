@@ -15,7 +15,7 @@ t.test(
   'servers are killed and paused; every operation is in the ledger once',
   { skip },
   async (t) => {
-    const seconds = size({ full: 120, quick: 8 })
+    const seconds = size({ full: 120, quick: 6 })
     const { counts, audit, ways } = await soak(t, { seconds, seed: 20301122 })
     t.strictSame(audit.faults, [])
     t.equal(audit.entries, counts.operations * 2)

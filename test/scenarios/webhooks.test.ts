@@ -12,7 +12,7 @@ import { missing } from '../fixtures/services.js'
 import { size } from '../fixtures/size.js'
 import { eventOf, signedByBank } from '../fixtures/webhooks.js'
 
-const ROUNDS = size({ full: 100, quick: 25 })
+const ROUNDS = size({ full: 100, quick: 8 })
 const PARALLEL = 100
 
 t.setTimeout(600_000)

@@ -1,6 +1,6 @@
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
-import { fileURLToPath } from 'node:url'
+import { bundleOf } from '../fixtures/bundle.js'
 import { addCounts, type Counts, noCounts } from './counts.js'
 import type { Share, ShareDone } from './worker.js'
 
@@ -32,10 +32,9 @@ export async function runSchedules({
   const summary: Summary = { schedules: 0, steps: 0, counts: noCounts(), failures: [] }
   let next = from
   const work = async () => {
-    const script = fileURLToPath(new URL('./worker.ts', import.meta.url))
-    const child = fork(script, {
-      execArgv: ['--import', 'tsx'],
+    const child = fork(bundleOf('../simulation/worker.ts'), {
       env: { ...process.env, NODE_OPTIONS: '' },
+      execArgv: [],
     })
     const ended = once(child, 'exit').then(([code]) => {
       throw new Error(`a process that runs schedules ended with ${code}`)

@@ -11,7 +11,7 @@ import { createOddRequests, ODD_TEXTS } from '../fixtures/odd-requests.js'
 import { size } from '../fixtures/size.js'
 import { cases } from './providers/cases.js'
 
-const REQUESTS = size({ full: 100_000, quick: 10_000 })
+const REQUESTS = size({ full: 100_000, quick: 4_000 })
 /** So many are under way at once. */
 const SIDE_BY_SIDE = 50
 const seed = Number(process.env.FUZZ_SEED ?? Math.floor(Math.random() * 2 ** 32))
