@@ -25,7 +25,12 @@ export type { LockOptions } from './locks/options.js'
 export { type Once, once } from './once.js'
 export type { OperationHandler, RunningOperation } from './operations/handlers.js'
 export type { RunResult, RunsOperations } from './operations/operations.js'
-export type { OperationTimes, RecoverOptions, RunOptions } from './operations/options.js'
+export type {
+  OperationTimes,
+  RecoverOptions,
+  ResolveOptions,
+  RunOptions,
+} from './operations/options.js'
 export type { Recovered } from './operations/recover.js'
 export type { Decision, OperationName, Resolved, ResponseToKeep } from './operations/resolve.js'
 export {

@@ -6,6 +6,7 @@ import { OptionInvalid } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import { Lease, type LeaseTerms } from '../lease.js'
 import type { PrismaClientLike } from '../store/client.js'
+import { writeHeld } from '../store/held-record.js'
 import type { Extend, Finish } from '../store/store.js'
 import { Steps } from './steps.js'
 
@@ -131,12 +132,6 @@ function stepsOf(
         'option "final" of transaction() is for webhook events; leave it out, or make the route atomic: config.idempotency.atomic',
       )
     }
-    return async (client, results) => {
-      const { count } = await client.idempotencyRecord.updateMany({
-        where: { tenantId, key, fence, status: 'in_progress' },
-        data: { steps: results },
-      })
-      return count === 1
-    }
+    return (client, results) => writeHeld(client, { tenantId, key, fence }, { steps: results })
   })
 }

@@ -27,7 +27,7 @@ export type Outcome =
   | { kind: 'replay'; response: StoredResponse; waitedMs: number }
   | { kind: 'busy'; waitedMs: number }
   | { kind: 'mismatch' }
-  | { kind: 'uncertain' }
+  | { kind: 'uncertain'; attempt: number }
   | { kind: 'refused' }
 
 export interface ClaimsOptions {

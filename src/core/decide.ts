@@ -9,7 +9,8 @@ export type Decision =
   | { kind: 'replay'; response: StoredResponse }
   | { kind: 'busy' }
   | { kind: 'mismatch' }
-  | { kind: 'uncertain' }
+  /** The attempt that was interrupted. */
+  | { kind: 'uncertain'; attempt: number }
 
 /**
  * What an existing record means to a request that carries its key.
@@ -36,7 +37,7 @@ export function decide(
   }
   if (isHeld) return { kind: 'busy' }
   if (record.status === 'in_progress' && onLeaseExpired === 'uncertain') {
-    return { kind: 'uncertain' }
+    return { kind: 'uncertain', attempt: record.fence }
   }
   return { kind: 'take', fence: record.fence, resumed: true }
 }

@@ -4,30 +4,24 @@ import type { AtomicClaim } from '../atomic/atomic-claim.js'
 import type { AtomicClaims, AtomicOutcome } from '../atomic/atomic-claims.js'
 import type { Claim } from '../claims/claim.js'
 import type { Claims, Outcome, Wish } from '../claims/claims.js'
-import { parseKey } from '../core/key.js'
 import type { StoredResponse } from '../core/record.js'
 import {
-  BodyUnusable,
   InProgress,
-  KeyMalformed,
-  KeyMissing,
   KeyReused,
   NotReplayable,
   StoreUnavailable,
-  TenantFailed,
-  TenantUnknown,
   TooManyKeys,
   Uncertain,
 } from '../errors.js'
 import { failureOf, type Report, reporter } from '../events.js'
 import type { AtomicSettings, PluginSettings, RouteSettings } from '../options.js'
 import { sayAgain } from '../store/say-again.js'
+import { type Fingerprinted, whatIsAsked } from './asked.js'
 import { AtomicRecording } from './atomic-recording.js'
 import type { SendOn } from './last-send.js'
 import type { Limiter } from './limiter.js'
 import { BUSY_RETRY_S, problem } from './problem.js'
 import { Recording, type RecordingTerms } from './recording.js'
-import { hasStatus, NoTenant, tenantOf } from './tenant.js'
 
 /** When to come back while the store does not answer. */
 const STORE_RETRY_S = 5
@@ -52,12 +46,6 @@ export interface ProtectedRoute {
   readonly methods: readonly string[]
   readonly handler: RouteHandlerMethod
 }
-
-/** What is known of a body before validation: its fingerprint, or that it has none. */
-export type Fingerprinted =
-  | { kind: 'fingerprint'; value: string }
-  | { kind: 'unusable' }
-  | { kind: 'not compared' }
 
 /** One request to a protected route, from its header to its stored response. */
 export class Exchange {
@@ -98,39 +86,25 @@ export class Exchange {
 
   /** Takes the handler's place: runs it, or answers without it. */
   async handle(): Promise<unknown> {
-    const { protection } = this.#route
-    const header = headerOf(this.#request)
-    if (header === undefined && this.#fingerprinted.kind === 'not compared') {
-      return this.#again(() => this.#beginWithoutKey())
+    const { protection, settings, name } = this.#route
+    const { tenant } = protection.settings
+    const asked = await whatIsAsked(this.#request, this.#fingerprinted, tenant)
+    switch (asked.kind) {
+      case 'nothing':
+        return this.#again(() => this.#beginWithoutKey())
+      case 'refused':
+        if (asked.reason !== undefined) {
+          this.#report({ kind: 'key_rejected', reason: asked.reason })
+        }
+        return this.#answer(asked.error)
+      case 'key': {
+        const { tenantId, key, fingerprint } = asked
+        this.tenantId = tenantId
+        this.#report = reporter(this.#request.log, name, { tenantId, key })
+        const begin = () => this.#begin(key, fingerprint)
+        return settings.atomic === undefined ? begin() : this.#again(begin)
+      }
     }
-    if (header === undefined) {
-      this.#report({ kind: 'key_rejected', reason: 'it is missing' })
-      return this.#answer(new KeyMissing())
-    }
-    const parsed = parseKey(header)
-    if (parsed.kind === 'malformed') {
-      this.#report({ kind: 'key_rejected', reason: parsed.reason })
-      return this.#answer(new KeyMalformed(parsed.reason))
-    }
-    if (this.#fingerprinted.kind !== 'fingerprint') return this.#answer(new BodyUnusable())
-    try {
-      this.tenantId = await tenantOf(this.#request, protection.settings.tenant)
-    } catch (error) {
-      if (error instanceof NoTenant) return this.#answer(new TenantUnknown())
-      if (hasStatus(error)) throw error
-      this.#request.log.error(
-        { failure: failureOf(error) },
-        'The tenant of a request could not be found out',
-      )
-      return this.#answer(new TenantFailed())
-    }
-    this.#report = reporter(this.#request.log, this.#route.name, {
-      tenantId: this.tenantId,
-      key: parsed.key,
-    })
-    const { value } = this.#fingerprinted
-    if (this.#route.settings.atomic === undefined) return this.#begin(parsed.key, value)
-    return this.#again(() => this.#begin(parsed.key, value))
   }
 
   /** A transaction that a conflict undid is begun anew, on a reply as it was. */
@@ -226,7 +200,7 @@ export class Exchange {
         report({ kind: 'mismatch' })
         return this.#answer(new KeyReused())
       case 'uncertain':
-        report({ kind: 'uncertain' })
+        report(outcome)
         return this.#answer(new Uncertain())
       case 'refused':
         report({ kind: 'too_many_keys' })
@@ -314,19 +288,6 @@ function bytesOf(body: Uint8Array | null): Buffer | undefined {
   return body === null || body.byteLength === 0
     ? undefined
     : Buffer.from(body.buffer, body.byteOffset, body.byteLength)
-}
-
-/**
- * The header as it was sent: Node joins two of them with a comma, and two halves of a quoted string
- * would become a key that nobody sent.
- */
-function headerOf({ headers, raw }: FastifyRequest): string | string[] | undefined {
-  const header = headers['idempotency-key']
-  if (typeof header !== 'string' || !header.includes(',')) return header
-  const distinct = raw.rawHeaders.filter(
-    (name, n) => n % 2 === 0 && name.toLowerCase() === 'idempotency-key',
-  )
-  return distinct.length > 1 ? distinct : header
 }
 
 function closeSignal(reply: FastifyReply): AbortSignal {

@@ -4,7 +4,8 @@ import { comparable, fingerprintOf, fingerprintOfValue } from '../core/fingerpri
 import { OptionInvalid, RouteMissed } from '../errors.js'
 import { reporter } from '../events.js'
 import type { PluginOptions, PluginSettings } from '../options.js'
-import { Exchange, type Fingerprinted, type ProtectedRoute, type Protection } from './exchange.js'
+import type { Fingerprinted } from './asked.js'
+import { Exchange, type ProtectedRoute, type Protection } from './exchange.js'
 
 const EXCHANGE = Symbol('fastify-idempotency.exchange')
 const ROUTE = Symbol('fastify-idempotency.route')

@@ -5,6 +5,7 @@ import { encode } from '../claims/steps.js'
 import { LeaseLost, OptionInvalid } from '../errors.js'
 import type { PluginOptions, RouteSettings } from '../options.js'
 import type { PrismaClientLike } from '../store/client.js'
+import { writeHeld } from '../store/held-record.js'
 import type { Recovery } from '../store/store.js'
 import { type OperationTimes, readName, readTimes } from './options.js'
 
@@ -89,25 +90,15 @@ export function recoveryBy({ name }: AnyHandler, input: unknown): Recovery {
  */
 export async function noteRecovery(
   prisma: PrismaClientLike,
-  { tenantId, key, fence }: Claim,
+  claim: Claim,
   recovery: Recovery,
 ): Promise<void> {
-  const { count } = await prisma.idempotencyRecord.updateMany({
-    where: { tenantId, key, fence, status: 'in_progress' },
-    data: recovery,
-  })
-  if (count === 0) throw new LeaseLost()
+  if (!(await writeHeld(prisma, claim, recovery))) throw new LeaseLost()
 }
 
 /** Nobody needs to finish it any more: what it does is done. */
-export async function forgetRecovery(
-  prisma: PrismaClientLike,
-  { tenantId, key, fence }: Claim,
-): Promise<void> {
-  await prisma.idempotencyRecord.updateMany({
-    where: { tenantId, key, fence, status: 'in_progress' },
-    data: { handler: null },
-  })
+export async function forgetRecovery(prisma: PrismaClientLike, claim: Claim): Promise<void> {
+  await writeHeld(prisma, claim, { handler: null })
 }
 
 export const inputOf = (noted: unknown): unknown =>

@@ -24,9 +24,11 @@ import {
 import {
   type OperationTimes,
   type RecoverOptions,
+  type ResolveOptions,
   type RunOptions,
   readName,
   readRecover,
+  readResolve,
   readRun,
 } from './options.js'
 import { type Recovered, recover } from './recover.js'
@@ -53,8 +55,8 @@ export type RunResult<T> =
   | { kind: 'busy' }
   /** The key was used before, with another input or another handler. */
   | { kind: 'mismatch' }
-  /** It was interrupted and does not say that it may be run again: `resolve()` decides. */
-  | { kind: 'uncertain' }
+  /** This attempt was interrupted, and does not say that it may be run again: `resolve()` decides. */
+  | { kind: 'uncertain'; attempt: number }
 
 /** Work of an application under a key, outside requests. */
 export interface RunsOperations {
@@ -86,9 +88,11 @@ export interface RunsOperations {
   /**
    * Ends an operation whose process died, as somebody found out: with the response, or the result, that
    * later calls get from now on, or by releasing its key. An operation that runs, or has its result,
-   * stays as it is.
+   * stays as it is; so does another one under the same key, when `attempt` says which one was looked at.
+   *
+   * @throws IDEMPOTENCY_STORE_UNAVAILABLE when nobody can say whether it was decided: look again.
    */
-  resolve(name: OperationName, decision: Decision): Promise<Resolved>
+  resolve(name: OperationName, decision: Decision, options?: ResolveOptions): Promise<Resolved>
 }
 
 /** A request whose operation a handler is to be run in. */
@@ -143,7 +147,7 @@ export class Operations {
         work: any,
         options: RunOptions = {},
       ) => this.#tracked(this.#run<T>(tenantId, key, work, options)),
-      resolve: (name, decision) => this.#resolve(tenantId, name, decision),
+      resolve: (name, decision, options) => this.#resolve(tenantId, name, decision, options),
     }
   }
 
@@ -271,13 +275,20 @@ export class Operations {
     }
   }
 
-  async #resolve(tenantId: string, name: OperationName, decision: Decision): Promise<Resolved> {
+  async #resolve(
+    tenantId: string,
+    name: OperationName,
+    decision: Decision,
+    options: ResolveOptions = {},
+  ): Promise<Resolved> {
     const key = readOperationName(name)
     const decided = readDecision(name, decision)
+    const { attempt } = readResolve(options)
     const { claims, settings, log, find } = this.#context
     const { leaseMs, maxRunMs, retentionMs } = settings.route
     const report = reporter(log, undefined, { tenantId, key })
     const resolving = resolve(decided, {
+      attempt,
       find: () => find({ tenantId, key }),
       claims,
       storeTimeoutMs: settings.storeTimeoutMs,

@@ -51,6 +51,15 @@ export interface RecoverOptions {
 
 export const RECOVER_DEFAULTS = { limit: 100, concurrency: 4, attempts: 10 } as const
 
+/** Options of `resolve()`. */
+export interface ResolveOptions {
+  /**
+   * The attempt that was looked at: `attempt` of the log line `uncertain` or of what `run()` answered,
+   * `fence` in the record. When another one has begun since, nothing is decided. Default: whichever it is.
+   */
+  attempt?: number
+}
+
 const TIMES: Record<keyof OperationTimes, Check> = {
   lease: isDuration(1_000, '30s'),
   maxRun: isDuration(1_000, '15m'),
@@ -88,6 +97,12 @@ export function readTimes(
   const where = ` of handler ${JSON.stringify(handler)}`
   check(where, TIMES, times)
   return readRouteOptions(plugin, where, times)
+}
+
+/** @throws OptionInvalid */
+export function readResolve(options: ResolveOptions): ResolveOptions {
+  check(' of resolve()', { attempt: isInteger(1) }, options)
+  return options
 }
 
 /** @throws OptionInvalid */

@@ -36,9 +36,13 @@ export type Resolved =
   | { kind: 'completed' }
   /** It was released: the next retry runs it without a decision. */
   | { kind: 'released' }
+  /** Another attempt than the one that was looked at has been interrupted. */
+  | { kind: 'changed'; attempt: number }
 
 /** How a decision reaches the store. */
 export interface ResolveContext {
+  /** The attempt that the decision is about. */
+  readonly attempt: number | undefined
   readonly find: () => Promise<FoundRecord | undefined>
   readonly claims: Claims
   /** The operation's claim, as far as it is known without the record. */
@@ -53,7 +57,7 @@ export interface ResolveContext {
  */
 export async function resolve(
   decided: StoredResponse | null,
-  { find, claims, wish, storeTimeoutMs }: ResolveContext,
+  { attempt, find, claims, wish, storeTimeoutMs }: ResolveContext,
 ): Promise<Resolved> {
   for (;;) {
     const seen = await find()
@@ -61,6 +65,8 @@ export async function resolve(
     const { status, leaseLeftMs, fence, fingerprint } = seen
     if (status !== 'in_progress') return { kind: status }
     if (leaseLeftMs > 0) return { kind: 'running', leaseLeftMs }
+    // The key may have expired since somebody looked, and name another operation now.
+    if (attempt !== undefined && attempt !== fence) return { kind: 'changed', attempt: fence }
     // The route may remember its keys for longer than the plugin does.
     const retentionMs = Math.max(wish.retentionMs, seen.expiresInMs)
     const decisive = { ...wish, fingerprint, retentionMs }

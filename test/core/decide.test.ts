@@ -60,7 +60,7 @@ const TABLE = `
 const EXPECTED: Record<string, object> = {
   busy: { kind: 'busy' },
   mismatch: { kind: 'mismatch' },
-  uncertain: { kind: 'uncertain' },
+  uncertain: { kind: 'uncertain', attempt: 3 },
   replay: { kind: 'replay', response },
   fresh: takeFresh,
   resumed: takeResumed,

@@ -266,6 +266,12 @@ test('a key of a client can be resolved, whatever its length', async (t) => {
   await t.rejects(app.idempotency.resolve('k'.repeat(256), { release: true }), {
     message: /1 to 255 characters/,
   })
+  for (const attempt of [0, 1.5, '1']) {
+    const options = { attempt } as { attempt: number }
+    await t.rejects(app.idempotency.resolve('k', { release: true }, options), {
+      message: /"attempt" of resolve\(\)/,
+    })
+  }
 })
 
 test('a handler that never ends keeps nobody else from being recovered', async (t) => {

@@ -184,11 +184,18 @@ for (const { name, skip, open } of WAYS) {
         await letLeaseRunOut(way, storedKey(key))
         t.strictSame(await operations.of('').run(key, () => 'again', uncertain), {
           kind: 'uncertain',
+          attempt: 1,
         })
         return key
       }
       const known = await interrupted()
-      t.strictSame(await operations.of('').resolve({ run: known }, { result: { paid: true } }), {
+      const result = { paid: true }
+      t.strictSame(
+        await operations.of('').resolve({ run: known }, { result }, { attempt: 2 }),
+        { kind: 'changed', attempt: 1 },
+        'it is about another attempt',
+      )
+      t.strictSame(await operations.of('').resolve({ run: known }, { result }, { attempt: 1 }), {
         kind: 'resolved',
       })
       t.strictSame(await operations.of('').run(known, () => 'again', uncertain), {

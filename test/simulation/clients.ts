@@ -37,7 +37,7 @@ export function startClient(
       const answer = await ask(key, fingerprint, context)
       world.tell(() => `${name} asks for ${key.key} and gets ${JSON.stringify(answer)}`)
       if (answer.kind === 'done' || answer.kind === 'mismatch') return
-      if (answer.kind === 'uncertain') callOperator(key.key, context)
+      if (answer.kind === 'uncertain') callOperator(key.key, answer.attempt, context)
       await world.sleep(random.between(LEASE_MS / 50, LEASE_MS))
     }
     invariants.check(false, () => `${name} never got an answer for ${key.key}`)
@@ -74,7 +74,11 @@ async function ask(
 }
 
 /** A person looks whether it took effect, and decides; the client asks again. */
-function callOperator(key: string, { world, servers, invariants }: ClientContext): void {
+function callOperator(
+  key: string,
+  attempt: number,
+  { world, servers, invariants }: ClientContext,
+): void {
   const operator = new Person('operator')
   const { random } = world
   world.in(random.between(0, LEASE_MS / 2), operator, () => {
@@ -85,7 +89,7 @@ function callOperator(key: string, { world, servers, invariants }: ClientContext
     world.in(random.between(0, LEASE_MS / 2), server, () => {
       // What he gets is of no use to anybody else: the record tells.
       const body = effect && { effect: { id: effect.id } }
-      void server.resolve(key, body).catch((error) => {
+      void server.resolve(key, attempt, body).catch((error) => {
         world.tell(() => `an operator is told ${error}`)
         invariants.check(!(error instanceof TypeError), () => `resolve: ${error}`)
       })

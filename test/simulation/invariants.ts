@@ -54,7 +54,7 @@ export class Invariants implements Watch {
   readonly #completed = new Map<string, Map<string, string>>()
   /** Every result of a step that was ever stored, by key. */
   readonly #stored = new Map<string, Set<string>>()
-  /** Keys of which an operator has said that they may be run again. */
+  /** Attempts of which an operator has said that they may be run again. */
   readonly #mayRerun = new Set<string>()
   /** What was given out for each effect. */
   readonly #answers = new Map<string, string>()
@@ -178,7 +178,8 @@ export class Invariants implements Watch {
     if (after.status === 'released') {
       const { forOperators } = this.#operation(key)
       this.check(
-        this.#mayRerun.has(key) || !forOperators.has(fence),
+        // It is released by who took it over from the attempt that he decided about.
+        this.#mayRerun.has(`${key}#${fence - 1}`) || !forOperators.has(fence),
         () => `${name} was released, and nobody had decided that`,
       )
     }
@@ -248,8 +249,8 @@ export class Invariants implements Watch {
   }
 
   /** An operator says that it may be run again. */
-  decidedToRerun(key: string): void {
-    this.#mayRerun.add(key)
+  decidedToRerun(key: string, attempt: number): void {
+    this.#mayRerun.add(`${key}#${attempt}`)
   }
 
   /** What a step does is done. */

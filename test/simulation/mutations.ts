@@ -10,8 +10,9 @@ export interface Mutation {
   readonly isRare?: true
 }
 
+const RESOLVE = 'src/operations/resolve.ts'
 const CLAIMS = 'src/claims/claims.ts'
-const CLAIM = 'src/claims/claim.ts'
+const HELD = 'src/store/held-record.ts'
 const STEPS = 'src/claims/steps.ts'
 const DECIDE = 'src/core/decide.ts'
 const LEASE = 'src/lease.ts'
@@ -104,10 +105,16 @@ export const MUTATIONS: readonly Mutation[] = [
     ],
     shownBy: 'it costs time alone: nobody runs it until its lease has run out',
   },
+  {
+    name: 'a decision is about whatever attempt is there',
+    file: RESOLVE,
+    edits: [['if (attempt !== undefined && attempt !== fence) ', 'if (attempt === 0) ']],
+    shownBy: 510,
+  },
   // A claim and its lease.
   {
     name: 'results are stored by whoever had the claim',
-    file: CLAIM,
+    file: HELD,
     edits: [
       [
         "where: { tenantId, key, fence, status: 'in_progress' },",
@@ -118,7 +125,7 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: 'results are stored when the claim has ended',
-    file: CLAIM,
+    file: HELD,
     edits: [
       [
         "where: { tenantId, key, fence, status: 'in_progress' },",
@@ -495,7 +502,12 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'a handler begins though its claim was lost when it was noted',
     file: 'src/operations/handlers.ts',
-    edits: [['if (count === 0) throw new LeaseLost()', 'void count']],
+    edits: [
+      [
+        'if (!(await writeHeld(prisma, claim, recovery))) throw new LeaseLost()',
+        'await writeHeld(prisma, claim, recovery)',
+      ],
+    ],
     shownBy:
       'what an attempt begins that has lost its claim is refused wherever it writes: only work is saved',
   },

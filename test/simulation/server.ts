@@ -26,7 +26,7 @@ import { type KeyPlan, LEASE_MS, NO_MISHAPS, type Plan } from './plan.js'
 export type Answer =
   | { kind: 'done'; text: string }
   | { kind: 'again'; why: string }
-  | { kind: 'uncertain' }
+  | { kind: 'uncertain'; attempt: number }
   | { kind: 'mismatch' }
 
 export interface ServerContext {
@@ -118,14 +118,14 @@ export class Server implements Owner {
     this.#context.network.counts['finished by recover()'] += finished
   }
 
-  /** What an operator found out about a key, said to this server. */
-  async resolve(key: string, body: Work | undefined): Promise<void> {
-    if (body === undefined) this.#context.invariants.decidedToRerun(key)
+  /** What an operator found out about an interrupted attempt, said to this server. */
+  async resolve(key: string, attempt: number, body: Work | undefined): Promise<void> {
+    if (body === undefined) this.#context.invariants.decidedToRerun(key, attempt)
     const decision =
       body === undefined
         ? ({ release: true } as const)
         : { response: { statusCode: 201, body: JSON.stringify(body) } }
-    const { kind } = await this.#operations.of('').resolve(key, decision)
+    const { kind } = await this.#operations.of('').resolve(key, decision, { attempt })
     this.#context.network.world.tell(() => `an operator decides on ${key}: ${kind}`)
     if (kind === 'resolved') this.#context.network.counts['resolved by an operator'] += 1
   }
@@ -151,7 +151,7 @@ export class Server implements Owner {
     if (outcome.kind === 'replay') {
       return this.#done(key.key, textOf(outcome.response.body), 'replayed', fingerprint)
     }
-    return this.#undecided(outcome.kind)
+    return this.#undecided(outcome)
   }
 
   /** What src/http/recording.ts does with a handler and its response. */
@@ -196,7 +196,7 @@ export class Server implements Owner {
         kind === 'recoverable run' && handler !== undefined
           ? await runs.run(name, handler, terms)
           : await runs.run(name, (operation) => this.#work(operation, key), terms)
-      if (result.kind !== 'ran' && result.kind !== 'replayed') return this.#undecided(result.kind)
+      if (result.kind !== 'ran' && result.kind !== 'replayed') return this.#undecided(result)
       const source = result.kind === 'ran' ? 'failed' : 'replayed'
       return this.#done(key, stringify(result.value), source)
     } catch (error) {
@@ -249,10 +249,14 @@ export class Server implements Owner {
     return { kind: 'done', text }
   }
 
-  #undecided(kind: 'busy' | 'mismatch' | 'uncertain' | 'refused'): Answer {
+  #undecided(
+    outcome: { kind: 'busy' | 'mismatch' | 'refused' } | { kind: 'uncertain'; attempt: number },
+  ): Answer {
     const { counts } = this.#context.network
+    const { kind } = outcome
     counts[kind === 'refused' ? 'key refused' : kind] += 1
-    return kind === 'busy' || kind === 'refused' ? { kind: 'again', why: kind } : { kind }
+    if (kind === 'uncertain') return outcome
+    return kind === 'mismatch' ? { kind } : { kind: 'again', why: kind }
   }
 
   #unavailable(error: unknown): Answer {
