@@ -1,6 +1,7 @@
-import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { bundleFolder, bundler } from '../fixtures/bundle.js'
 import type { Mutation } from './mutations.js'
 import type { simulate } from './simulate.js'
 
@@ -12,23 +13,46 @@ export interface Mutant {
   readonly dispose: () => Promise<void>
 }
 
-/** Copies the sources beside the originals, so that they find the same packages. */
+let mutants = 0
+
+/** Bundles the simulation with one file changed. */
 export async function mutantOf(mutation: Mutation): Promise<Mutant> {
-  const text = await mutatedText(mutation)
-  const folder = await mkdtemp(join(root, '.simulation-'))
-  const dispose = () => rm(folder, { recursive: true, force: true })
+  const contents = await mutatedText(mutation)
+  const path = join(root, mutation.file)
+  mutants += 1
+  const outfile = join(bundleFolder(), `mutant-${process.pid}-${mutants}.mjs`)
+  const dispose = () => rm(outfile, { force: true })
+  await bundler().build({
+    entryPoints: [join(root, 'test/simulation/simulate.ts')],
+    outfile,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    packages: 'external',
+    logLevel: 'error',
+    plugins: [
+      {
+        name: 'mutation',
+        setup(build: Build) {
+          build.onLoad({ filter: /\.ts$/ }, (file) =>
+            file.path === path ? { contents, loader: 'ts' } : undefined,
+          )
+        },
+      },
+    ],
+  })
   try {
-    for (const part of ['src', 'test/simulation']) {
-      await cp(join(root, part), join(folder, part), { recursive: true })
-    }
-    await writeFile(join(folder, mutation.file), text)
-    const path = join(folder, 'test/simulation/simulate.ts')
-    const { simulate } = (await import(path)) as typeof import('./simulate.js')
+    const { simulate } = (await import(outfile)) as typeof import('./simulate.js')
     return { simulate, dispose }
   } catch (error) {
     await dispose()
     throw error
   }
+}
+
+/** The part of a build that a plugin of esbuild uses. */
+interface Build {
+  onLoad(which: { filter: RegExp }, load: (file: { path: string }) => object | undefined): void
 }
 
 /** @throws where the list does not name exactly one place. */

@@ -73,7 +73,7 @@ export async function soak(t: Test, options: SoakOptions): Promise<SoakResult> {
       const place = Math.trunc(random() * servers.length)
       const child = servers[place]?.child
       if (child === undefined || isOver()) continue
-      if (random() < 0.3) {
+      if ((counts.kills + counts.pauses) % 3 === 2) {
         // Longer than its leases: it comes back as somebody who has lost everything.
         counts.pauses += 1
         child.kill('SIGSTOP')
