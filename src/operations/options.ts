@@ -79,6 +79,10 @@ const RECOVER: Record<keyof RecoverOptions, Check> = {
   attempts: isInteger(1),
 }
 
+const RESOLVE: Record<keyof ResolveOptions, Check> = {
+  attempt: isInteger(1),
+}
+
 /** @throws OptionInvalid */
 export function readRun(plugin: PluginOptions, options: RunOptions): RouteSettings {
   check(' of run()', RUN, options)
@@ -101,7 +105,7 @@ export function readTimes(
 
 /** @throws OptionInvalid */
 export function readResolve(options: ResolveOptions): ResolveOptions {
-  check(' of resolve()', { attempt: isInteger(1) }, options)
+  check(' of resolve()', RESOLVE, options)
   return options
 }
 
