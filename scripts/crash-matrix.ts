@@ -15,7 +15,7 @@ import {
   textOf,
   withTable,
 } from '../test/crash/matrix.js'
-import { removeLeftovers } from '../test/fixtures/run.js'
+import { removeLeftovers } from '../test/fixtures/leftovers.js'
 import { findService } from '../test/fixtures/services.js'
 
 const document = new URL('../docs/crashes.md', import.meta.url)

@@ -6,7 +6,6 @@ import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { readSchema } from './generate.js'
-import { memoryDatabase } from './memory-database.js'
 import {
   type AdapterFactory,
   type MigrationList,
@@ -62,6 +61,7 @@ export async function readMigrationScripts(): Promise<string[]> {
 /** Writes a migration from the difference, and returns its name; undefined when there is none. */
 async function writeMigration(name: string): Promise<string | undefined> {
   // An in-memory PostgreSQL stands in for the shadow database, so nothing has to be running.
+  const { memoryDatabase } = await import('./memory-database.js')
   const database = await memoryDatabase()
   const sql = await schemaDrift(database.adapterFactory).finally(database.close)
   if (!sql) return undefined

@@ -11,7 +11,7 @@ import { ATOMIC_DEFAULTS, DEFAULTS } from '../src/options.js'
 import { WEBHOOK_DEFAULTS } from '../src/webhooks/options.js'
 import type { Provider } from '../src/webhooks/provider.js'
 import * as providers from '../src/webhooks/providers/index.js'
-import { pgliteDatabase } from './fixtures/database.js'
+import { pgliteDatabase } from './fixtures/pglite.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const read = (path: string) => readFile(new URL(`../${path}`, import.meta.url), 'utf8')

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { once } from '../src/once.js'
-import { pgliteDatabase } from './fixtures/database.js'
+import { pgliteDatabase } from './fixtures/pglite.js'
 import { WAYS } from './fixtures/ways.js'
 
 // The library's own tables stand in for those of an application: named_lock is unique by its two

@@ -3,7 +3,9 @@ import pg from 'pg'
 import { type Test, test } from 'tap'
 import { applyMigrations, schemaDrift } from '../scripts/migrate.js'
 import type { AdapterFactory } from '../scripts/schema-engine.js'
-import { emptyPgliteDatabase, emptyPostgresDatabase, mariadbDatabase } from './fixtures/database.js'
+import { mariadbDatabase } from './fixtures/mariadb.js'
+import { emptyPgliteDatabase } from './fixtures/pglite.js'
+import { emptyPostgresDatabase } from './fixtures/postgres.js'
 import { missing } from './fixtures/services.js'
 
 async function onPostgres(t: Test): Promise<AdapterFactory> {

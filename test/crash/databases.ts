@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import type { Test } from 'tap'
 import { memoryDatabase } from '../../scripts/memory-database.js'
 import { readMigrationScripts } from '../../scripts/migrate.js'
-import { postgresDatabase } from '../fixtures/database.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { databaseName } from '../fixtures/run.js'
 import type { DatabaseEnvironment } from './process.js'
 

@@ -12,7 +12,8 @@ import { parseEnvironment } from '../../examples/payments/environment.js'
 import { paymentRoutes } from '../../examples/payments/payments.js'
 import { type RunningApi, start } from '../../examples/payments/start.js'
 import { statsRoute } from '../../examples/payments/stats.js'
-import { anyDatabase, emptyPostgresDatabase } from '../fixtures/database.js'
+import { anyDatabase } from '../fixtures/database.js'
+import { emptyPostgresDatabase } from '../fixtures/postgres.js'
 import { findService, missing } from '../fixtures/services.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))

@@ -8,7 +8,6 @@ import {
   begin,
   buildApp,
   collectEvents,
-  type Database,
   exchangeBytes,
   latch,
   listen,
@@ -19,7 +18,8 @@ import {
   send,
 } from '../fixtures/app.js'
 import { anotherProcess, effectOf, effects } from '../fixtures/atomic.js'
-import { type PostgresDatabase, postgresDatabase } from '../fixtures/database.js'
+import type { Database } from '../fixtures/database.js'
+import { type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { proxyTo } from '../fixtures/proxy.js'
 import { missing } from '../fixtures/services.js'
 

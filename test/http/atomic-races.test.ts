@@ -2,16 +2,7 @@
 import type { FastifyReply, preHandlerAsyncHookHandler, RouteHandlerMethod } from 'fastify'
 import { test } from 'tap'
 import type { RouteOptions } from '../../src/index.js'
-import {
-  begin,
-  buildApp,
-  collectEvents,
-  type Database,
-  latch,
-  newKey,
-  recordOf,
-  send,
-} from '../fixtures/app.js'
+import { begin, buildApp, collectEvents, latch, newKey, recordOf, send } from '../fixtures/app.js'
 import {
   anotherProcess,
   effectOf,
@@ -19,7 +10,9 @@ import {
   watchStatements,
   withStatements,
 } from '../fixtures/atomic.js'
-import { type DatabaseOptions, pgliteDatabase, postgresDatabase } from '../fixtures/database.js'
+import type { Database } from '../fixtures/database.js'
+import { pgliteDatabase } from '../fixtures/pglite.js'
+import { type DatabaseOptions, postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
 import { size } from '../fixtures/size.js'
 

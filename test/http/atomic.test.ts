@@ -6,7 +6,6 @@ import idempotency, { defineFlow, type PluginOptions, type RouteOptions } from '
 import {
   buildApp,
   collectEvents,
-  type Database,
   exchangeBytes,
   listen,
   newKey,
@@ -15,8 +14,11 @@ import {
   send,
 } from '../fixtures/app.js'
 import { effectOf, effects, watchStatements } from '../fixtures/atomic.js'
-import { pgliteDatabase, postgresDatabase, sqliteDatabase } from '../fixtures/database.js'
+import type { Database } from '../fixtures/database.js'
+import { pgliteDatabase } from '../fixtures/pglite.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
+import { sqliteDatabase } from '../fixtures/sqlite.js'
 
 const noPostgres = await missing('postgres')
 const databases: Record<string, Database> = {

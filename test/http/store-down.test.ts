@@ -8,14 +8,14 @@ import {
   begin,
   buildApp,
   collectEvents,
-  type Database,
   latch,
   newKey,
   recordOf,
   send,
   WatchedPool,
 } from '../fixtures/app.js'
-import { anyDatabase, type PostgresDatabase, postgresDatabase } from '../fixtures/database.js'
+import { anyDatabase, type Database } from '../fixtures/database.js'
+import { type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { proxyTo, type TcpProxy } from '../fixtures/proxy.js'
 import { missing } from '../fixtures/services.js'
 

@@ -7,15 +7,13 @@ import { redisLock } from '../../src/locks/redis.js'
 import type { PrismaClientLike, Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
 import { lockContract } from '../contracts/lock.js'
-import {
-  anyDatabase,
-  mariadbDatabase,
-  pgliteDatabase,
-  postgresDatabase,
-  sqliteDatabase,
-} from '../fixtures/database.js'
+import { anyDatabase } from '../fixtures/database.js'
+import { mariadbDatabase } from '../fixtures/mariadb.js'
+import { pgliteDatabase } from '../fixtures/pglite.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missingRedisServer, redisClient, redisServer } from '../fixtures/redis.js'
 import { missing } from '../fixtures/services.js'
+import { sqliteDatabase } from '../fixtures/sqlite.js'
 
 // A machine that is busy starts databases slowly.
 t.setTimeout(120_000)

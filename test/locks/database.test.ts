@@ -4,13 +4,11 @@ import type { LockAsk } from '../../src/locks/lock.js'
 import type { ModelDelegate, PrismaClientLike, Provider } from '../../src/store/client.js'
 import { type DatabaseClock, databaseClock } from '../../src/store/clock.js'
 import { heldOf } from '../contracts/lock.js'
-import {
-  anyDatabase,
-  mariadbDatabase,
-  postgresDatabase,
-  sqliteDatabase,
-} from '../fixtures/database.js'
+import { anyDatabase } from '../fixtures/database.js'
+import { mariadbDatabase } from '../fixtures/mariadb.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
+import { sqliteDatabase } from '../fixtures/sqlite.js'
 
 const DAY_MS = 86_400_000
 const ask = (...names: string[]): LockAsk => ({

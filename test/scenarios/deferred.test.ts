@@ -1,7 +1,7 @@
 // Events that are acknowledged first and run then, while the processes that do it are killed.
 import { once } from 'node:events'
 import t, { type Test } from 'tap'
-import { type PostgresDatabase, postgresDatabase } from '../fixtures/database.js'
+import { type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { type ServerProcess, textPoster, webhooksProcess } from '../fixtures/processes.js'
 import { redisClient } from '../fixtures/redis.js'
 import { missing } from '../fixtures/services.js'

@@ -1,7 +1,6 @@
 // The database goes away, or its answers do, while operations are under way.
 import pg from 'pg'
 import t from 'tap'
-import { postgresDatabase } from '../fixtures/database.js'
 import {
   bodyOf,
   client,
@@ -10,6 +9,7 @@ import {
   untilAnswered,
 } from '../fixtures/faults.js'
 import { missingOwnPostgres, ownPostgres } from '../fixtures/own-postgres.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import type { Answer } from '../fixtures/processes.js'
 import { proxyTo } from '../fixtures/proxy.js'
 import { missing } from '../fixtures/services.js'

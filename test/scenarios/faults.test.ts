@@ -1,7 +1,6 @@
 // What is around a process fails: Redis, its connections, its clock, or the process stands still.
 import t, { type Test } from 'tap'
 import { within } from '../../src/within.js'
-import { type PostgresDatabase, postgresDatabase } from '../fixtures/database.js'
 import {
   bodyOf,
   client,
@@ -11,6 +10,7 @@ import {
   type Hold,
   untilAnswered,
 } from '../fixtures/faults.js'
+import { type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { type Answer, textPoster } from '../fixtures/processes.js'
 import { missingRedisServer, redisServer } from '../fixtures/redis.js'
 import { missing } from '../fixtures/services.js'

@@ -6,10 +6,12 @@ import { createFlow } from '../../src/core/flow.js'
 import { createStatuses } from '../../src/status/advance.js'
 import { sayAgain } from '../../src/store/say-again.js'
 import { type Client, flow, isChain, statusesOf } from '../contracts/status.js'
-import { mariadbDatabase, postgresDatabase, sqliteDatabase } from '../fixtures/database.js'
 import { randomFlow } from '../fixtures/flows.js'
+import { mariadbDatabase } from '../fixtures/mariadb.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
 import { size } from '../fixtures/size.js'
+import { sqliteDatabase } from '../fixtures/sqlite.js'
 
 const noPostgres = await missing('postgres')
 const noMariadb = await missing('mariadb')

@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import t from 'tap'
-import { postgresDatabase } from '../fixtures/database.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { paymentsProcess, poster } from '../fixtures/processes.js'
 import { missing } from '../fixtures/services.js'
 

@@ -1,6 +1,6 @@
 // `npm run soak` for some seconds, and proof that its audit would find a fault.
 import t from 'tap'
-import { postgresDatabase } from '../fixtures/database.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
 import { size } from '../fixtures/size.js'
 import { audit } from '../soak/audit.js'

@@ -1,7 +1,7 @@
 // Events that are run in their request, by two server processes, one of which may be killed.
 import { once } from 'node:events'
 import t, { type Test } from 'tap'
-import { type PostgresDatabase, postgresDatabase } from '../fixtures/database.js'
+import { type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import {
   type Answer,
   inlineWebhooksProcess,

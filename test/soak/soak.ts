@@ -3,7 +3,7 @@
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Test } from 'tap'
-import { postgresDatabase } from '../fixtures/database.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { type TestProcess, testProcess, textPoster } from '../fixtures/processes.js'
 import { type Audit, audit } from './audit.js'
 import { type Asked, type Counts, insist } from './clients.js'

@@ -7,13 +7,11 @@ import { createStatuses } from '../../src/status/advance.js'
 import { defineFlow } from '../../src/status/define-flow.js'
 import type { AdvanceOptions, Override } from '../../src/status/options.js'
 import { type Client, flow, statusContract } from '../contracts/status.js'
-import {
-  mariadbDatabase,
-  pgliteDatabase,
-  postgresDatabase,
-  sqliteDatabase,
-} from '../fixtures/database.js'
+import { mariadbDatabase } from '../fixtures/mariadb.js'
+import { pgliteDatabase } from '../fixtures/pglite.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
+import { sqliteDatabase } from '../fixtures/sqlite.js'
 
 const noPostgres = await missing('postgres')
 const noMariadb = await missing('mariadb')

@@ -8,8 +8,10 @@ import { postgresEventStore } from '../../src/store/postgres-events.js'
 import { prismaEventStore } from '../../src/store/prisma-events.js'
 import { onPool, onPrisma } from '../../src/store/statements.js'
 import { eventStoreContract } from '../contracts/event-store.js'
-import { mariadbDatabase, postgresDatabase, sqliteDatabase } from '../fixtures/database.js'
+import { mariadbDatabase } from '../fixtures/mariadb.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
+import { sqliteDatabase } from '../fixtures/sqlite.js'
 import { type Client, WAYS } from '../fixtures/ways.js'
 
 const portable = (prisma: Client, provider: Provider) =>

@@ -5,7 +5,7 @@ import t from 'tap'
 import { postgresStore } from '../../src/store/postgres.js'
 import { onPool } from '../../src/store/statements.js'
 import type { Ask } from '../../src/store/store.js'
-import { postgresDatabase } from '../fixtures/database.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
 
 const skip = await missing('postgres')

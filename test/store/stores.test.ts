@@ -5,8 +5,10 @@ import { postgresStore } from '../../src/store/postgres.js'
 import { prismaStore } from '../../src/store/prisma.js'
 import { onPool, onPrisma } from '../../src/store/statements.js'
 import { storeContract } from '../contracts/store.js'
-import { mariadbDatabase, postgresDatabase, sqliteDatabase } from '../fixtures/database.js'
+import { mariadbDatabase } from '../fixtures/mariadb.js'
+import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
+import { sqliteDatabase } from '../fixtures/sqlite.js'
 import { type Client, WAYS } from '../fixtures/ways.js'
 
 const portable = (prisma: Client, provider: Provider) =>
