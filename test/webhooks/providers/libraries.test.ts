@@ -13,8 +13,9 @@
 // | Linear            | @linear/sdk                         | it throws for bodies that are no JSON           |
 // | Discord           | discord-interactions                | it reads other characters in a signature as 0,  |
 // |                   |                                     | and looks at no time                            |
-// | SendGrid          | @sendgrid/eventwebhook              | it decodes the body; its verifier is in         |
-// |                   |                                     | JavaScript and slow, so it is asked less often  |
+// | SendGrid          | @sendgrid/eventwebhook              | it decodes the body, and passes over what is no |
+// |                   |                                     | base64; its verifier is in JavaScript and slow, |
+// |                   |                                     | so it is asked less often                       |
 // | Amazon SNS        | sns-payload-validator               | it knows no topic, and fetches without a limit  |
 //
 // Too large to be installed for a test (20 to 80 MB with what they depend on), and compared once by
@@ -257,6 +258,8 @@ const comparisons: readonly Comparison[] = [
         headers['x-signature-timestamp'] ?? '',
         discordPublicKey,
       ),
+    // It takes what is no number for a zero, which may be what stood there.
+    differs: ({ headers }) => /[^\da-f]/i.test(headers['x-signature-ed25519'] ?? ''),
   },
   {
     title: '@sendgrid/eventwebhook',
@@ -277,6 +280,11 @@ const comparisons: readonly Comparison[] = [
       const key = library.convertPublicKeyToECDSA(sendgridPublicKey)
       const signature = headers[`${SG}-signature`] ?? ''
       return library.verifySignature(key, body, signature, headers[`${SG}-timestamp`] ?? '')
+    },
+    // It passes over what is no base64, and needs no padding.
+    differs: ({ headers }) => {
+      const signature = headers[`${SG}-signature`] ?? ''
+      return signature.length % 4 !== 0 || signature.includes('~')
     },
     runs: 60,
   },
@@ -398,6 +406,34 @@ t.test('one good signature of several is enough for Paddle, unlike to its librar
   t.ok(await holds(() => good.library({ headers, body })))
   t.notOk(await holds(() => good.library({ headers: both, body })))
   t.equal((await verify(good.provider, both, body)).kind, 'verified')
+})
+
+t.test('a signature that is not written as one is refused, unlike by two libraries', async (t) => {
+  const of = (wanted: string) => comparisons.find(({ title }) => title === wanted) as Comparison
+  const discords = of('discord-interactions')
+  let atS = nowS()
+  let request = discords.sign('{}', atS, true)
+  const zero = /^(?:..)*?(?=00)/
+  const SIGNATURE = 'x-signature-ed25519'
+  while (!zero.test(request.headers[SIGNATURE] as string)) {
+    atS -= 1
+    request = discords.sign('{}', atS, true)
+  }
+  const signature = request.headers[SIGNATURE] as string
+  const at = zero.exec(signature)?.[0].length as number
+  const odd = `${signature.slice(0, at)}~${signature.slice(at + 1)}`
+  const headers = { ...request.headers, [SIGNATURE]: odd }
+  t.ok(await holds(() => discords.library({ headers, body: '{}' })), 'a zero that is none')
+  t.match(await verify(discords.provider, headers, '{}'), { kind: 'refused' })
+  t.equal((await verify(discords.provider, request.headers, '{}')).kind, 'verified')
+
+  const sendgrids = of('@sendgrid/eventwebhook')
+  let padded = sendgrids.sign('{}', nowS(), true)
+  const PADDED = `${SG}-signature`
+  while (!padded.headers[PADDED]?.endsWith('=')) padded = sendgrids.sign('{}', nowS(), true)
+  const bare = { ...padded.headers, [PADDED]: padded.headers[PADDED].replace(/=+$/, '') }
+  t.ok(await holds(() => sendgrids.library({ headers: bare, body: '{}' })), 'without its padding')
+  t.match(await verify(sendgrids.provider, bare, '{}'), { kind: 'refused' })
 })
 
 t.test("somebody else's topic is refused, unlike by sns-payload-validator", async (t) => {
