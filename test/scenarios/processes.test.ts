@@ -3,8 +3,9 @@ import t from 'tap'
 import { postgresDatabase } from '../fixtures/postgres.js'
 import { paymentsProcess, poster } from '../fixtures/processes.js'
 import { missing } from '../fixtures/services.js'
+import { size } from '../fixtures/size.js'
 
-const ROUNDS = 200
+const ROUNDS = size({ full: 200, quick: 40 })
 const PARALLEL = 100
 
 const skip = await missing('postgres')
