@@ -19,7 +19,7 @@ async function demonstrate(url: string, { secrets }: Environment): Promise<boole
   const bookings = await playBookings(url, secrets)
   console.log(`\n${[payments, webhooks, bookings].map(table).join('\n\n')}\n`)
   console.log(`Providers repeat what is answered 503 because its event is being processed, and so does this:
-such a delivery is counted once.\n`)
+such a delivery is counted once, and so is a guest who asks until an evening is free.\n`)
   return tellWhether([...payments, ...webhooks, ...bookings])
 }
 

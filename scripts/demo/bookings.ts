@@ -8,9 +8,11 @@ import { type Play, playAll, type Step } from './steps.js'
 import { type Counts, count, type Row, type Tally } from './table.js'
 
 const GUESTS = 200
-const HOLD_S = 1
-/** For a hold to have run out. */
-const LATER_MS = 1_200
+/** Long enough for the next guest to come in time, however slow the machine is. */
+const HOLD_S = 3
+/** How long a guest asks for what is to be free by then, and how often. */
+const PATIENCE_MS = 20_000
+const PAUSE_MS = 250
 
 const SATURDAY = '2030-12-28'
 const SUNDAY = '2030-12-29'
@@ -62,6 +64,15 @@ function scenario(url: string, secrets: WebhookSecrets): Step<Sent>[] {
     if (answer === 'got it') holders.set(evening, guest)
     return answer
   }
+  /** Asks again, as a guest does, until the evening is free: the database counts the seconds. */
+  const wantsInTheEnd = async (guest: string, evening: string): Promise<string> => {
+    const deadline = performance.now() + PATIENCE_MS
+    for (;;) {
+      const answer = await wants(guest, evening)
+      if (answer !== 'told no' || performance.now() > deadline) return answer
+      await sleep(PAUSE_MS)
+    }
+  }
   const books = async (guest: string | undefined, evening: string): Promise<string> =>
     meant(await book(url, { venue, evening, guest: guest ?? 'nobody' }))
 
@@ -83,17 +94,14 @@ function scenario(url: string, secrets: WebhookSecrets): Step<Sent>[] {
       { answers: { 'got it': 1, 'has it': 4 }, 'bookings stored': 1 },
     ),
     step(
-      'an evening that somebody else holds for a second',
+      `an evening that somebody else holds for ${HOLD_S} seconds`,
       [() => wants('Bob', SUNDAY)],
       { answers: { 'told no': 1 } },
       () => wants('Alice', SUNDAY, HOLD_S),
     ),
-    step(
-      'the same evening after that second',
-      [() => wants('Bob', SUNDAY)],
-      { answers: { 'got it': 1 } },
-      () => sleep(LATER_MS),
-    ),
+    step('the same evening, asked for until it is free', [() => wantsInTheEnd('Bob', SUNDAY)], {
+      answers: { 'got it': 1 },
+    }),
     step('the first one books, too late', [() => books('Alice', SUNDAY)], {
       answers: { 'told no': 1 },
     }),

@@ -64,7 +64,11 @@ async function pointsOf(
   send: Send,
 ): Promise<Set<CrashPoint>> {
   const { answer } = await untilAnswered(column, processes, send, 'undisturbed')
-  if (!column.isAnswer(answer)) throw new Error(`answered ${answer.status} ${answer.body}`)
+  if (!column.isAnswer(answer)) {
+    const failures = processes.log().filter(({ what }) => what === 'failed')
+    const why = JSON.stringify(failures.slice(-10))
+    throw new Error(`${column.name} was answered ${answer.status} ${answer.body}: ${why}`)
+  }
   await untilDone(column, processes, 'undisturbed')
   return new Set(processes.log().flatMap((line) => (line.what === 'point' ? [line.point] : [])))
 }

@@ -238,8 +238,8 @@ const heldBookings = [
   ],
   ['200 guests want the same evening', '200', '1 × got it, 199 × told no', '0', '0', '✓'],
   ['the one who got it books it, five times', '5', '1 × got it, 4 × has it', '0', '1', '✓'],
-  ['an evening that somebody else holds for a second', '1', '1 × told no', '0', '0', '✓'],
-  ['the same evening after that second', '1', '1 × got it', '0', '0', '✓'],
+  ['an evening that somebody else holds for 3 seconds', '1', '1 × told no', '0', '0', '✓'],
+  ['the same evening, asked for until it is free', '1', '1 × got it', '0', '0', '✓'],
   ['the first one books, too late', '1', '1 × told no', '0', '0', '✓'],
   ['total', '214', '6 × ends succeeded, 3 × got it, 4 × has it, 201 × told no', '11', '1'],
 ]
