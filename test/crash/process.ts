@@ -9,8 +9,11 @@ import type { CrashOrder, CrashState, Logged } from '../fixtures/crash-terms.js'
 import { type ServerProcess, serverProcess } from '../fixtures/processes.js'
 import { databaseName } from '../fixtures/run.js'
 
-/** Where a process finds its database. */
-export type DatabaseEnvironment = { DATABASE_URL: string } | { DATA_DIR: string }
+/** Where a process finds its database: on a server, or in a folder. */
+export interface DatabaseEnvironment {
+  readonly DATABASE_URL: string
+  readonly DATA_DIR?: string
+}
 
 export interface CrashProcesses {
   readonly url: string
