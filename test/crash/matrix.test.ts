@@ -6,7 +6,8 @@ import { size } from '../fixtures/size.js'
 import { COLUMNS } from './columns.js'
 import { CHAINS, columnsOf, crashMatrix, tableIn, tableOf, textOf } from './matrix.js'
 
-t.setTimeout(900_000)
+// In full, beside others on two slow cores, it takes ten minutes.
+t.setTimeout(1_800_000)
 
 /** What `npm test` has time for. The other columns go the same ways, with somebody else's retry. */
 const QUICK = ['request', 'atomic request', 'inline event']
