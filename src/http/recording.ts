@@ -63,10 +63,11 @@ export class Recording {
         this.#handled = new Promise(() => {})
         return reply
       }
+      // Adopted once: each call of `then` runs the query of a query builder.
       const handled = Promise.resolve(result)
       handled.catch(() => {})
       this.#handled = handled
-      const value = await result
+      const value = await handled
       if (this.#hasClosed) {
         // A reply that was taken out of Fastify's hands after its connection had closed.
         this.#onClose()
