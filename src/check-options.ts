@@ -13,6 +13,7 @@ import {
   toMs,
 } from './checks.js'
 import { type Duration, parseDuration } from './core/duration.js'
+import { isStorableText } from './core/text.js'
 import { OptionInvalid } from './errors.js'
 import {
   ATOMIC_DEFAULTS,
@@ -40,6 +41,11 @@ const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
   fingerprint: isFunction,
   onLeaseExpired: isOneOf('rerun', 'uncertain'),
   onStoreError: isOneOf('fail', 'bypass'),
+  principal: (value) =>
+    value === false || typeof value === 'function'
+      ? undefined
+      : 'must be a function such as (request) => request.user?.id, or false',
+  onUnknownCaller: isOneOf('reject', 'bypass'),
   atomic: isAtomic,
 }
 
@@ -87,11 +93,15 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
       ? undefined
       : 'must be an ioredis client, several independent ones, or be left out'
   },
+  redisPrefix: (value) =>
+    isStorableText(value, 100)
+      ? undefined
+      : "must be text of 1 to 100 characters, such as 'shop:idempotency:'",
   locks: isOneOf('auto', 'redis', 'database', 'memory'),
   tenant: (value) =>
     value === false || typeof value === 'function'
       ? undefined
-      : "must be a function such as (request) => request.user.orgId, or false in an application with one tenant. It keeps one client's keys from another's",
+      : "must be a function such as (request) => request.user?.orgId, or false in an application with one tenant. It keeps one client's keys from another's",
   global: isBoolean,
   rateLimit: isRateLimit,
   failedSignatures: isRateLimit,
@@ -134,6 +144,7 @@ export function readPluginOptions(options: PluginOptions): PluginSettings {
         }
       : undefined,
     redis,
+    redisPrefix: given.redisPrefix,
     locks: given.locks,
     hasWorker: given.worker,
     drainMs: toMs(given.drain),
@@ -174,6 +185,8 @@ function settingsOf(
     fingerprint: given.fingerprint,
     onLeaseExpired: given.onLeaseExpired,
     onStoreError: given.onStoreError,
+    principal: given.principal === false ? undefined : given.principal,
+    onUnknownCaller: given.onUnknownCaller,
     atomic: atomicOf(given.atomic),
   }
   if (settings.atomic && settings.onStoreError === 'bypass') {

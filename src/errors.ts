@@ -30,6 +30,12 @@ export const TenantUnknown = createError(
   'An Idempotency-Key or a webhook needs a known tenant, and this request belongs to none',
   403,
 )
+/** `principal` returned nothing for this request. */
+export const PrincipalUnknown = createError(
+  'IDEMPOTENCY_PRINCIPAL_UNKNOWN',
+  'An Idempotency-Key needs a known caller, and this request has none',
+  403,
+)
 /** The same operation is running now. */
 export const InProgress = createError(
   'IDEMPOTENCY_IN_PROGRESS',
@@ -54,16 +60,22 @@ export const LeaseLost = createError(
   'This request took too long and another attempt took over; repeat it to get the result',
   409,
 )
-/** The key was used before, with something else. */
+/** The key was used before, with another request or by another principal. */
 export const KeyReused = createError(
   'IDEMPOTENCY_KEY_REUSED',
-  'This Idempotency-Key was used before with another request; use a new key for a new operation',
+  'This Idempotency-Key was used before, with another request or by another caller; use a new key for a new operation',
   422,
 )
-/** `tenant` threw something that says nothing of a status. */
+/** `tenant` threw something that says nothing of a status, returned no name, or did not answer. */
 export const TenantFailed = createError(
   'IDEMPOTENCY_TENANT_FAILED',
   'The tenant of this request could not be found out',
+  500,
+)
+/** `principal` threw something that says nothing of a status, returned no name, or did not answer. */
+export const PrincipalFailed = createError(
+  'IDEMPOTENCY_PRINCIPAL_FAILED',
+  'The caller of this request could not be found out',
   500,
 )
 /** The tenant used up its new keys. */

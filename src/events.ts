@@ -18,6 +18,9 @@ export interface Failure {
 /** Why an operation is recorded without its response. */
 export type OmittedReason = 'too large' | 'written past the hooks' | 'timed out'
 
+/** Why a request with a key ran without protection: `tenant`, or `principal`, returned nothing. */
+export type IgnoredReason = 'tenant_unknown' | 'principal_unknown'
+
 /** Which webhook event something happened to. */
 export interface WebhookSubject {
   readonly provider: string
@@ -168,6 +171,12 @@ export type Happening =
   | { readonly kind: 'limiter_failed'; readonly failure: Failure }
   | { readonly kind: 'body_not_compared' }
   | { readonly kind: 'key_rejected'; readonly reason: string }
+  | { readonly kind: 'key_ignored'; readonly reason: IgnoredReason }
+  | {
+      readonly kind: 'caller_failed'
+      readonly option: 'tenant' | 'principal'
+      readonly failure: Failure
+    }
   | { readonly kind: 'pruned'; readonly count: number; readonly tookMs: number }
   | { readonly kind: 'prune_failed'; readonly failure: Failure }
   | OperationHappening
@@ -225,6 +234,11 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
     'Bodies of this route are not parsed and so not compared: set config.idempotency.fingerprint',
   ],
   key_rejected: ['info', 'Idempotency key rejected'],
+  key_ignored: [
+    'info',
+    'Idempotency key ignored: the caller is unknown; the request ran unprotected',
+  ],
+  caller_failed: ['error', 'The tenant or the principal of a request could not be found out'],
   pruned: ['debug', 'Expired idempotency records deleted'],
   webhook_recorded: ['debug', 'Webhook event recorded'],
   webhook_duplicate: ['info', 'Duplicate webhook event detected'],

@@ -14,6 +14,7 @@ export {
   type GuardHappening,
   type Happening,
   type IdempotencyEvent,
+  type IgnoredReason,
   type OperationHappening,
 } from './events.js'
 export type { Idempotency } from './fastify.js'
@@ -37,6 +38,7 @@ export {
   type AtomicOptions,
   isAnswer,
   type PluginOptions,
+  type PrincipalId,
   type RouteOptions,
   type TenantId,
 } from './options.js'

@@ -43,7 +43,7 @@ export interface RouteOptions {
   headers?: readonly string[]
   /**
    * Whether a response with this status is the operation's answer. Any other releases the key, and
-   * a retry runs the handler again. Default: below 500, except 408, 425 and 429.
+   * a retry runs the handler again. Default: below 500, except 401, 403, 408, 425 and 429.
    */
   keepStatus?: (statusCode: number) => boolean
   /**
@@ -52,6 +52,25 @@ export interface RouteOptions {
    * Fastify does not parse, such as multipart uploads.
    */
   fingerprint?: (request: FastifyRequest) => unknown
+  /**
+   * The caller within the tenant, such as `(request) => request.user?.id`. It is compared beside the
+   * body: another principal with the same key gets 422 and never the stored response. Keys, locks and
+   * reservations stay the tenant's. Called after authentication, before the handler; only a hash of
+   * what it returns is stored. `false` on a route takes the plugin's away. Default `false`: every
+   * caller of a tenant who knows the key and the body gets the response.
+   *
+   * It must answer within `storeTimeout`. An error that it throws with a `statusCode` is the answer;
+   * any other is 500 `IDEMPOTENCY_PRINCIPAL_FAILED`. For nothing (`undefined`, `null`, `''`) see
+   * `onUnknownCaller`.
+   */
+  principal?: ((request: FastifyRequest) => PrincipalId | Promise<PrincipalId>) | false
+  /**
+   * What happens to a request with a key for which `tenant`, or `principal`, returns nothing:
+   * `'reject'` (default) answers 403 and runs nothing; `'bypass'` runs the handler without protection,
+   * stores nothing, and reports `key_ignored`. For public routes, such as a login, to which clients
+   * may add a key.
+   */
+  onUnknownCaller?: 'reject' | 'bypass'
   /**
    * What a retry does when the process that ran the operation died: `'rerun'` (default) starts
    * another attempt; `'uncertain'` answers 409 `IDEMPOTENCY_UNCERTAIN` until somebody says with
@@ -88,6 +107,9 @@ export interface AtomicOptions {
 /** A tenant's name, or nothing when the request belongs to no tenant. */
 export type TenantId = string | number | bigint | null | undefined
 
+/** The name of a caller within a tenant, or nothing when the request has none. */
+export type PrincipalId = string | number | bigint | null | undefined
+
 /** Where locks are kept. */
 export type LocksKind = 'auto' | 'redis' | 'database' | 'memory'
 
@@ -104,13 +126,21 @@ export interface PluginOptions extends RouteOptions {
    */
   redis?: object | readonly object[]
   /**
+   * What the names of locks and counters in Redis begin with, after the `keyPrefix` of the client.
+   * The same in all processes of one application, and different for each application that uses the
+   * same Redis: otherwise they wait for each other's locks and share one count of new keys. Default
+   * `'fastify-idempotency:'`.
+   */
+  redisPrefix?: string
+  /**
    * Where locks are kept: `'auto'` (default) in the database, behind Redis while that answers;
    * `'redis'` in Redis alone, `'database'` in the database alone, `'memory'` in this process alone.
    */
   locks?: LocksKind
   /**
-   * Whose keys a request uses: part of every look-up. Called after authentication, never with
-   * anything but the request. `false` for an application with one tenant.
+   * Whose keys a request uses, such as `(request) => request.user?.orgId`: part of every look-up.
+   * Called after authentication, and for requests without a user, too; it must answer within
+   * `storeTimeout`. `false` for an application with one tenant.
    */
   tenant: ((request: FastifyRequest) => TenantId | Promise<TenantId>) | false
   /** Protect every POST and PATCH that carries the header. Default `true`. */
@@ -161,6 +191,8 @@ export interface RouteSettings {
   readonly onLeaseExpired: OnLeaseExpired
   readonly onStoreError: 'fail' | 'bypass'
   readonly atomic: AtomicSettings | undefined
+  readonly principal: Exclude<RouteOptions['principal'], false>
+  readonly onUnknownCaller: 'reject' | 'bypass'
 }
 
 /** Options of an atomic route, checked, complete, and in milliseconds. */
@@ -178,6 +210,7 @@ export interface PluginSettings {
   readonly failedSignatures: { readonly max: number; readonly timeWindowMs: number } | undefined
   /** None without Redis. */
   readonly redis: readonly object[]
+  readonly redisPrefix: string
   readonly locks: LocksKind
   readonly hasWorker: boolean
   readonly drainMs: number
@@ -201,10 +234,13 @@ export const DEFAULTS = {
   keepStatus: isAnswer,
   onLeaseExpired: 'rerun',
   onStoreError: 'fail',
+  principal: false,
+  onUnknownCaller: 'reject',
   atomic: false,
   global: true,
   // A secret that is being changed makes some of the provider's own fail for a while.
   failedSignatures: { max: 60, timeWindow: '1m' },
+  redisPrefix: 'fastify-idempotency:',
   locks: 'auto',
   worker: true,
   drain: '10s',
@@ -217,7 +253,11 @@ export const DEFAULTS = {
 /** Those of Prisma's transactions: rows are locked no longer than anywhere else. */
 export const ATOMIC_DEFAULTS = { timeout: '5s', maxWait: '2s' } as const satisfies AtomicOptions
 
+// A refusal for want of a login or a permission is that of one caller at one time, and so are limits
+// and timeouts. Stored, they would be replayed to a caller who may.
+const NOT_FINAL = [401, 403, 408, 425, 429]
+
 /** The default of `keepStatus`: what a client did wrong stays wrong, a failure of ours may pass. */
 export function isAnswer(statusCode: number): boolean {
-  return statusCode < 500 && statusCode !== 408 && statusCode !== 425 && statusCode !== 429
+  return statusCode < 500 && !NOT_FINAL.includes(statusCode)
 }

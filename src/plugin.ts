@@ -48,7 +48,8 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     (await createLimiter(app, {
       ...settings.rateLimit,
       redis: settings.redis[0],
-      keyOf: (request) => exchangeOf(request)?.tenantId ?? '',
+      prefix: settings.redisPrefix,
+      keyOf: (request) => `keys:${exchangeOf(request)?.tenantId ?? ''}`,
     }))
   const atomic =
     provider === 'postgresql'
@@ -75,6 +76,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const guards = createGuards({
     kind: settings.locks,
     redis: settings.redis,
+    redisPrefix: settings.redisPrefix,
     prisma: options.prisma,
     clock,
     provider,

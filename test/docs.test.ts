@@ -220,6 +220,7 @@ t.test('the statements of the documents are understood by PostgreSQL', async (t)
 
 const WITH_SNIPPETS = [
   'README.md',
+  'docs/authorization.md',
   'docs/exactly-once.md',
   'docs/flows.md',
   'docs/locks.md',
@@ -251,11 +252,13 @@ const AROUND = `
     const order: Order
     const psp: { charge: (payment: unknown, options: { idempotencyKey: string }) => Promise<object> }
     const secretsOf: (tenantId: string) => Promise<string[]>
+    const authenticate: (token: string | undefined) => Promise<FastifyRequest['user']>
+    class AppModule {}
     const mailer: { send: (booking: unknown, options: { key: string }) => Promise<object> }
     const stripeClient: { events: { list: () => AsyncIterable<object> } }
   }
   declare module 'fastify' {
-    interface FastifyRequest { user: { id: string; orgId: string } }
+    interface FastifyRequest { user?: { id: string; orgId: string } | undefined }
   }`
 
 t.test('the snippets of the documents compile in a strict application', async (t) => {
@@ -275,7 +278,12 @@ t.test('the snippets of the documents compile in a strict application', async (t
     'tsconfig.json': JSON.stringify({
       compilerOptions: {
         ...{ strict: true, exactOptionalPropertyTypes: true, skipLibCheck: true, noEmit: true },
-        ...{ module: 'nodenext', target: 'es2022', lib: ['es2023'], types: ['node'] },
+        ...{
+          module: 'nodenext',
+          target: 'es2022',
+          lib: ['es2023', 'es2024.string'],
+          types: ['node'],
+        },
         paths: {
           'fastify-idempotency': [`${root}src/index.ts`],
           'fastify-idempotency/webhooks': [`${root}src/webhooks/index.ts`],

@@ -66,7 +66,7 @@ Then register the plugin with your Prisma client:
   import idempotency from 'fastify-idempotency'
 
   // tenant: whose key it is; \`false\` in an application with one tenant.
-  await app.register(idempotency, { prisma, tenant: (request) => request.user.orgId })
+  await app.register(idempotency, { prisma, tenant: (request) => request.user?.orgId })
 `)
 }
 

@@ -1,9 +1,9 @@
 import type { FastifyError, FastifyRequest } from 'fastify'
 import { parseKey } from '../core/key.js'
-import { BodyUnusable, KeyMalformed, KeyMissing, TenantFailed, TenantUnknown } from '../errors.js'
-import { failureOf } from '../events.js'
-import type { PluginSettings } from '../options.js'
-import { hasStatus, NoTenant, tenantOf } from './tenant.js'
+import { bindToPrincipal } from '../core/principal.js'
+import { BodyUnusable, KeyMalformed, KeyMissing } from '../errors.js'
+import type { IgnoredReason, Report } from '../events.js'
+import { type CallerSettings, identifyCaller } from './caller.js'
 
 /** What is known of a body before validation: its fingerprint, or that it has none. */
 export type Fingerprinted =
@@ -16,14 +16,17 @@ export type Asked =
   | { kind: 'key'; key: string; tenantId: string; fingerprint: string }
   /** It has no key, and needs none. */
   | { kind: 'nothing' }
+  /** It has a key, nobody knows whose, and runs without protection: the route says so. */
+  | { kind: 'ignored'; reason: IgnoredReason }
   /** `reason`: what is wrong with its key. */
   | { kind: 'refused'; error: FastifyError; reason?: string }
 
-/** @throws what the tenant function throws, where that says itself what to answer. */
+/** @throws what `tenant` or `principal` throws, where that says itself what to answer. */
 export async function whatIsAsked(
   request: FastifyRequest,
   fingerprinted: Fingerprinted,
-  tenant: PluginSettings['tenant'],
+  settings: CallerSettings,
+  report: Report,
 ): Promise<Asked> {
   const header = headerOf(request)
   if (header === undefined) {
@@ -36,18 +39,12 @@ export async function whatIsAsked(
     return { kind: 'refused', error: new KeyMalformed(reason), reason }
   }
   if (fingerprinted.kind !== 'fingerprint') return { kind: 'refused', error: new BodyUnusable() }
-  try {
-    const tenantId = await tenantOf(request, tenant)
-    return { kind: 'key', key: parsed.key, tenantId, fingerprint: fingerprinted.value }
-  } catch (error) {
-    if (error instanceof NoTenant) return { kind: 'refused', error: new TenantUnknown() }
-    if (hasStatus(error)) throw error
-    request.log.error(
-      { failure: failureOf(error) },
-      'The tenant of a request could not be found out',
-    )
-    return { kind: 'refused', error: new TenantFailed() }
-  }
+  const caller = await identifyCaller(request, settings, report)
+  if (caller.kind !== 'known') return caller
+  const { tenantId, principal } = caller
+  const { value } = fingerprinted
+  const fingerprint = principal === undefined ? value : bindToPrincipal(value, principal)
+  return { kind: 'key', key: parsed.key, tenantId, fingerprint }
 }
 
 /**

@@ -87,9 +87,17 @@ export class Exchange {
   /** Takes the handler's place: runs it, or answers without it. */
   async handle(): Promise<unknown> {
     const { protection, settings, name } = this.#route
-    const { tenant } = protection.settings
-    const asked = await whatIsAsked(this.#request, this.#fingerprinted, tenant)
+    const asked = await whatIsAsked(
+      this.#request,
+      this.#fingerprinted,
+      { ...protection.settings, ...settings },
+      this.#report,
+    )
     switch (asked.kind) {
+      case 'ignored':
+        this.#report({ kind: 'key_ignored', reason: asked.reason })
+        if (settings.atomic === undefined) return this.#runUnprotected()
+        return this.#again(() => this.#beginWithoutKey())
       case 'nothing':
         return this.#again(() => this.#beginWithoutKey())
       case 'refused':
@@ -182,9 +190,7 @@ export class Exchange {
     } catch (error) {
       if (settings.onStoreError === 'fail') return this.#unavailable(error)
       report({ kind: 'store_unavailable', bypassed: true, failure: failureOf(error) })
-      const { handler } = this.#route
-      // One that returns nothing answers later: its reply is what ends then.
-      return handler.call(this.#request.server, this.#request, this.#reply) ?? this.#reply
+      return this.#runUnprotected()
     }
     switch (outcome.kind) {
       case 'run':
@@ -206,6 +212,12 @@ export class Exchange {
         report({ kind: 'too_many_keys' })
         return this.#answer(new TooManyKeys(), retryAfterS)
     }
+  }
+
+  #runUnprotected(): unknown {
+    const { handler } = this.#route
+    // One that returns nothing answers later: its reply is what ends then.
+    return handler.call(this.#request.server, this.#request, this.#reply) ?? this.#reply
   }
 
   #unavailable(error: unknown): FastifyReply {

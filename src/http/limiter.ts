@@ -10,6 +10,8 @@ export interface LimiterOptions {
   readonly max: number
   readonly timeWindowMs: number
   readonly redis: object | undefined
+  /** What the names of counters begin with: other applications may count in the same Redis. */
+  readonly prefix: string
   /** Whose count a request goes to. */
   readonly keyOf: (request: FastifyRequest) => string
 }
@@ -28,17 +30,18 @@ export type Limiter = (request: FastifyRequest, report: Report) => Promise<numbe
  */
 export async function createLimiter(
   app: FastifyInstance,
-  { max, timeWindowMs, redis, keyOf }: LimiterOptions,
+  { max, timeWindowMs, redis, prefix, keyOf }: LimiterOptions,
 ): Promise<Limiter> {
   let count: Count | undefined
   const isInMemory = !redis && !app.hasDecorator('createRateLimit')
   // In a context of its own: the application's decorators stay what it made them.
   await app.register(async (inner) => {
-    await inner.register(rateLimit, { global: false, ...(redis && { redis }) })
+    // In the key as well: where the application has registered it, its own `nameSpace` counts.
+    await inner.register(rateLimit, { global: false, nameSpace: prefix, ...(redis && { redis }) })
     const limit = inner.createRateLimit({
       max,
       timeWindow: timeWindowMs,
-      keyGenerator: (request) => `idempotency:${keyOf(request)}`,
+      keyGenerator: (request) => `${prefix}limit:${keyOf(request)}`,
     })
     count = isInMemory ? oneAtATime(limit) : limit
   })

@@ -1,5 +1,7 @@
 import type { FastifyRequest } from 'fastify'
-import type { PluginSettings } from '../options.js'
+import { isStorable, isStorableText } from '../core/text.js'
+import type { PluginSettings, RouteSettings } from '../options.js'
+import { within } from '../within.js'
 
 /** The request belongs to no tenant. */
 export class NoTenant extends Error {}
@@ -8,27 +10,54 @@ export class NoTenant extends Error {}
  * Whose keys a request uses. Never a key that several share by accident: nothing, an empty string
  * or something that is no name is refused.
  *
- * @throws {NoTenant} when the function returned nothing; whatever the function throws.
+ * @throws {NoTenant} when the function returned nothing; whatever the function throws; `StoreTimeout`
+ * when it does not answer within `timeoutMs`.
  */
 export async function tenantOf(
   request: FastifyRequest,
   tenant: PluginSettings['tenant'],
+  timeoutMs: number,
 ): Promise<string> {
   if (tenant === false) return ''
-  const value: unknown = await tenant(request)
-  if (value === undefined || value === null || value === '') throw new NoTenant()
-  const name = typeof value === 'number' || typeof value === 'bigint' ? String(value) : value
-  if (typeof name !== 'string' || name === 'NaN') {
-    throw new TypeError(
-      `the tenant function returned ${typeof value}; it must return a string or a number`,
-    )
-  }
-  // PostgreSQL stores no NUL, the column is as wide as a key's, and halves of characters would all
-  // become the same one on their way into the database.
-  if (name.length > 255 || name.includes('\0') || Buffer.from(name).toString() !== name) {
+  const name = nameFrom('tenant', await answerOf(tenant(request), timeoutMs))
+  if (name === undefined) throw new NoTenant()
+  if (!isStorableText(name)) {
     throw new TypeError('the tenant function returned more than 255 characters, or no valid text')
   }
   return name
+}
+
+/**
+ * The caller within the tenant, or `undefined` when the function returned nothing.
+ *
+ * @throws as `tenantOf` does, except for nothing.
+ */
+export async function principalOf(
+  request: FastifyRequest,
+  principal: NonNullable<RouteSettings['principal']>,
+  timeoutMs: number,
+): Promise<string | undefined> {
+  const name = nameFrom('principal', await answerOf(principal(request), timeoutMs))
+  // Of any length, because it is hashed. Halves of characters would all be hashed as the same one.
+  if (name === undefined || isStorable(name)) return name
+  throw new TypeError('the principal function returned no valid text')
+}
+
+/** Bounded, where there is something to wait for. */
+function answerOf(answer: unknown, timeoutMs: number): unknown {
+  const isPending = typeof Reflect.get(Object(answer), 'then') === 'function'
+  return isPending ? within(Promise.resolve(answer), timeoutMs) : answer
+}
+
+function nameFrom(option: 'tenant' | 'principal', value: unknown): string | undefined {
+  if (value === undefined || value === null || value === '') return undefined
+  const isWhole = typeof value === 'bigint' || Number.isSafeInteger(value)
+  const name = isWhole ? String(value) : value
+  if (typeof name === 'string' && name !== 'NaN') return name
+  // Beyond the safe integers, two ids may have been rounded to one number.
+  throw new TypeError(
+    `the ${option} function returned ${typeof value}; it must return a string, a safe integer or a bigint`,
+  )
 }
 
 /** Whether an error says itself what to answer, as those of authentication do. */

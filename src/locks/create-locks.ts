@@ -13,6 +13,7 @@ export interface LocksSettings {
   readonly kind: 'auto' | 'redis' | 'database' | 'memory'
   /** The application's clients, each of one Redis; an odd number, if any. */
   readonly redis: readonly object[]
+  readonly redisPrefix: string
   readonly prisma: PrismaClientLike
   readonly clock: DatabaseClock
   readonly provider: Provider
@@ -32,13 +33,14 @@ export function createLocks(settings: LocksSettings): Locks {
 }
 
 function backendOf(settings: LocksSettings): LockBackend {
-  const { kind, redis, prisma, clock, provider, patienceMs, report } = settings
+  const { kind, redis, redisPrefix: prefix, prisma, clock, provider, patienceMs, report } = settings
   if (kind === 'memory') return memoryLock()
   if (kind === 'database' || (kind === 'auto' && redis.length === 0)) {
     return databaseLock(prisma, clock, provider)
   }
   const clients = readRedisClients(redis)
   void warnOfEviction(clients, report)
-  if (kind === 'redis') return redisLock(clients, patienceMs)
-  return autoLock(databaseLock(prisma, clock, provider), redisLock(clients, patienceMs), report)
+  const inRedis = redisLock(clients, { patienceMs, prefix })
+  if (kind === 'redis') return inRedis
+  return autoLock(databaseLock(prisma, clock, provider), inRedis, report)
 }

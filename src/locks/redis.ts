@@ -18,7 +18,12 @@ export interface RedisClientLike {
  */
 const MOST_PATIENCE_MS = 500
 
-const PREFIX = 'fastify-idempotency:lock:'
+export interface RedisLockOptions {
+  /** How long the store may take for one answer, the database's share included. Default: any time. */
+  readonly patienceMs?: number
+  /** What the names of all keys begin with, after the client's own `keyPrefix`. */
+  readonly prefix?: string
+}
 
 /**
  * Locks in one Redis, or in the majority of several that know nothing of each other, through
@@ -29,7 +34,10 @@ const PREFIX = 'fastify-idempotency:lock:'
  */
 export function redisLock(
   clients: readonly RedisClientLike[],
-  storePatienceMs = Number.POSITIVE_INFINITY,
+  {
+    patienceMs: storePatienceMs = Number.POSITIVE_INFINITY,
+    prefix = 'fastify-idempotency:',
+  }: RedisLockOptions = {},
 ): LockBackend {
   // Both votes of a failed acquisition, and the database after them, in the time that a store has.
   const patienceMs = Math.min(MOST_PATIENCE_MS, storePatienceMs / 4)
@@ -40,7 +48,7 @@ export function redisLock(
   return {
     async acquire({ tenantId, names, ttlMs }) {
       const askedAt = performance.now()
-      const keys = names.map((name) => `${PREFIX}${JSON.stringify([tenantId, name])}`)
+      const keys = names.map((name) => `${prefix}lock:${JSON.stringify([tenantId, name])}`)
       const lock = await unlessRefused(() => redlock.acquire(keys, ttlMs))
       if (lock === undefined) return BUSY
       const isDone = async (ask: () => Promise<unknown>) => (await unlessRefused(ask)) !== undefined

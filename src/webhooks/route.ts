@@ -18,6 +18,9 @@ export interface RouteContext {
   /** Failed signatures of one address; `undefined` for no limit. */
   readonly failedSignatures: { readonly max: number; readonly timeWindowMs: number } | undefined
   readonly redis: object | undefined
+  readonly redisPrefix: string
+  /** How long the endpoint's `tenant` may take, as everything that is waited for. */
+  readonly storeTimeoutMs: number
 }
 
 /** When to come back while the inbox does not answer, in seconds. */
@@ -38,7 +41,7 @@ export function addWebhookRoute(
   app: FastifyInstance,
   url: string,
   endpoint: Endpoint,
-  { inbox, docs, failedSignatures, redis }: RouteContext,
+  { inbox, docs, failedSignatures, redis, redisPrefix, storeTimeoutMs }: RouteContext,
 ): void {
   const { provider, settings } = endpoint
   app.register(async (scope) => {
@@ -52,6 +55,7 @@ export function addWebhookRoute(
       (await createLimiter(scope, {
         ...failedSignatures,
         redis,
+        prefix: redisPrefix,
         keyOf: (request) => `signature:${endpoint.name}:${request.ip}`,
       }))
 
@@ -88,7 +92,7 @@ export function addWebhookRoute(
     reply: FastifyReply,
   ): Promise<FastifyReply | undefined> {
     try {
-      request[TENANT] = await tenantOf(request, endpoint.tenant)
+      request[TENANT] = await tenantOf(request, endpoint.tenant, storeTimeoutMs)
     } catch (error) {
       if (error instanceof NoTenant) return reply.send(problem(reply, docs, new TenantUnknown()))
       if (hasStatus(error)) throw error

@@ -61,7 +61,7 @@ export function bindWebhooks(
   /** Whose request it is. @throws TenantUnknown, and what `tenant` throws. */
   tenantOf: (request: FastifyRequest) => Promise<string>
 } {
-  const { docs, failedSignatures } = settings
+  const { docs, failedSignatures, redisPrefix, storeTimeoutMs } = settings
 
   app.decorate(
     'webhook',
@@ -110,14 +110,21 @@ export function bindWebhooks(
         settings: endpointSettings,
       }
       inbox().add(endpoint)
-      addWebhookRoute(this, url, endpoint, { inbox: inbox(), docs, failedSignatures, redis })
+      addWebhookRoute(this, url, endpoint, {
+        inbox: inbox(),
+        docs,
+        failedSignatures,
+        redis,
+        redisPrefix,
+        storeTimeoutMs,
+      })
     },
   )
   bindRecordedEvents(app)
 
   async function tenantOrError(request: FastifyRequest): Promise<string> {
     try {
-      return await tenantOf(request, settings.tenant)
+      return await tenantOf(request, settings.tenant, settings.storeTimeoutMs)
     } catch (error) {
       throw error instanceof NoTenant ? new TenantUnknown() : error
     }

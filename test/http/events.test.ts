@@ -308,6 +308,24 @@ const EVENTS: Record<
     event: { reason: 'its closing quote is missing' },
     hasKey: false,
   },
+  key_ignored: {
+    level: 'info',
+    plugin: { tenant: () => undefined, onUnknownCaller: 'bypass' },
+    run: ({ call }) => call('/things'),
+    event: { reason: 'tenant_unknown' },
+    hasKey: false,
+  },
+  caller_failed: {
+    level: 'error',
+    plugin: {
+      principal: () => {
+        throw new RangeError(CANARY.token)
+      },
+    },
+    run: ({ call }) => call('/things'),
+    event: { option: 'principal', failure: { name: 'RangeError' } },
+    hasKey: false,
+  },
   pruned: {
     level: 'debug',
     run: ({ app }) => app.idempotency.prune(),

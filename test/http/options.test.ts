@@ -139,6 +139,16 @@ const ROUTE: Record<string, Checked> = {
     right: ['fail', 'bypass'],
     says: /must be 'fail' or 'bypass'/,
   },
+  principal: {
+    wrong: ['', 'userId', true, null, 0, {}],
+    right: [false, () => 'x', async () => 'x'],
+    says: /must be a function such as \(request\) => request\.user\?\.id, or false/,
+  },
+  onUnknownCaller: {
+    wrong: ['', 'allow', 'ignore', false, null],
+    right: ['reject', 'bypass'],
+    says: /must be 'reject' or 'bypass'/,
+  },
   atomic: {
     wrong: [
       'true',
@@ -183,10 +193,15 @@ const PLUGIN: Record<string, Checked> = {
     right: [],
     says: /must be an ioredis client, several independent ones, or be left out/,
   },
+  redisPrefix: {
+    wrong: ['', 'x'.repeat(101), 'a\0', 'a\ud800', 5, true, null, {}],
+    right: ['shop:', 'shop:idempotency:', 'x'.repeat(100)],
+    says: /must be text of 1 to 100 characters, such as 'shop:idempotency:'/,
+  },
   tenant: {
     wrong: [undefined, null, true, '', 'orgId', {}, 0],
     right: [false, () => 'x', async () => 'x'],
-    says: /must be a function such as \(request\) => request.user.orgId, or false in an application with one tenant/,
+    says: /must be a function such as \(request\) => request.user\?.orgId, or false in an application with one tenant/,
   },
   global: boolean,
   rateLimit: limit,

@@ -258,8 +258,20 @@ test('a key that an error freed still belongs to its request', async (t) => {
   t.equal(runs(), 1)
 })
 
-test('408, 425 and 429 free the key by default', async (t) => {
-  for (const statusCode of [408, 425, 429]) {
+test('a refusal by the handler is not replayed to a caller who may', async (t) => {
+  for (const statusCode of [401, 403]) {
+    const { app } = await oneRoute(t, ({ headers }, reply) =>
+      headers['x-may'] === 'yes' ? 'done' : reply.code(statusCode).send('no'),
+    )
+    const key = newKey()
+    t.equal((await send(app, '/things', { key })).statusCode, statusCode)
+    const allowed = await send(app, '/things', { key, headers: { 'x-may': 'yes' } })
+    t.strictSame([allowed.statusCode, allowed.body], [200, 'done'])
+  }
+})
+
+test('401, 403, 408, 425 and 429 free the key by default', async (t) => {
+  for (const statusCode of [401, 403, 408, 425, 429]) {
     const { app, runs } = await oneRoute(t, (_request, reply) =>
       reply.code(statusCode).send('later'),
     )

@@ -126,6 +126,11 @@ test('a tenant that is no name is a 500 of ours, never a key that several share'
     [],
     true,
     Number.NaN,
+    // Two ids that JSON.parse rounded to one number.
+    2 ** 53,
+    1.5,
+    Number.POSITIVE_INFINITY,
+    'half of a character: \ud800',
     Symbol('x'),
     () => 'x',
     'x'.repeat(256),

@@ -40,6 +40,7 @@ function locksIn(
   const clock = databaseClock(prisma, 'postgresql')
   return createLocks({
     ...{ kind, redis, prisma, clock, provider: 'postgresql', patienceMs: 5_000, report },
+    redisPrefix: 'fastify-idempotency:',
   })
 }
 
