@@ -1,4 +1,5 @@
 import { type Duration, parseDuration } from './core/duration.js'
+import { isStorableText } from './core/text.js'
 import { OptionInvalid } from './errors.js'
 
 // What options are checked with: each check says what is wrong with a value, if anything is.
@@ -15,6 +16,13 @@ export const isBoolean: Check = (value) =>
   typeof value === 'boolean' ? undefined : 'must be true or false'
 export const isFunction: Check = (value) =>
   typeof value === 'function' ? undefined : 'must be a function'
+/** Text that becomes a column, or a part of one. */
+export const isColumnText =
+  (example: string, maxLength = 255): Check =>
+  (value) =>
+    isStorableText(value, maxLength)
+      ? undefined
+      : `must be text of 1 to ${maxLength} characters, such as '${example}', without NUL and without lone surrogates`
 export const isDuration =
   (least: number, example: Duration, most = LONGEST_TIMER_MS): Check =>
   (value) => {
@@ -62,7 +70,7 @@ export function check(
   options: object,
   required: readonly string[] = [],
 ): void {
-  if (typeof options !== 'object' || options === null) {
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
     throw new OptionInvalid(`the options${where} must be an object`)
   }
   for (const name of Object.keys(options)) {

@@ -3,6 +3,7 @@ import fp from 'fastify-plugin'
 import { AtomicClaims } from './atomic/atomic-claims.js'
 import { readPluginOptions } from './check-options.js'
 import { Claims } from './claims/claims.js'
+import { isStorableText } from './core/text.js'
 import { inProcess } from './dispatch/in-process.js'
 import { OptionInvalid } from './errors.js'
 import { failureOf, reporter } from './events.js'
@@ -110,9 +111,9 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const prunes = () => [store.prune, ...(opened ? [opened.events.prune] : []), ...guards.prunes()]
   const helpersOf = (tenantId: string) => {
     // Left out of a `where`, it would mean every tenant.
-    if (typeof tenantId !== 'string' || tenantId.length > 255) {
+    if (tenantId !== '' && !isStorableText(tenantId)) {
       throw new OptionInvalid(
-        'app.idempotency.for needs the name of a tenant: text of at most 255 characters',
+        "app.idempotency.for needs the name of a tenant: text of at most 255 characters, without NUL and without lone surrogates; '' names the only tenant of an application with tenant: false",
       )
     }
     return {

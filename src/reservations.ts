@@ -1,7 +1,15 @@
 import { randomUUID } from 'node:crypto'
-import { type Check, check, isDuration, LONGEST_RETENTION_MS, toMs } from './checks.js'
+import {
+  type Check,
+  check,
+  isColumnText,
+  isDuration,
+  LONGEST_RETENTION_MS,
+  toMs,
+} from './checks.js'
 import type { Duration } from './core/duration.js'
 import { type Free, hasLapsed, type SlotHold, soonest, standing } from './core/reservation.js'
+import { isStorableText } from './core/text.js'
 import type { Report } from './events.js'
 import {
   isUniqueViolation,
@@ -430,24 +438,13 @@ function portions<T>(items: readonly T[]): T[][] {
   return Array.from({ length: count }, (_, n) => items.slice(n * AT_A_TIME, (n + 1) * AT_A_TIME))
 }
 
-// PostgreSQL stores no NUL, and halves of characters would all become the same one on their way
-// into the database.
-const isText: Check = (value) =>
-  typeof value === 'string' &&
-  value.length >= 1 &&
-  value.length <= 255 &&
-  !value.includes('\0') &&
-  Buffer.from(value).toString() === value
-    ? undefined
-    : 'must be text of 1 to 255 characters, without NUL and without halves of characters'
-
 const isSlots: Check = (value) => {
   const slots: unknown[] = Array.isArray(value) ? value : [value]
   return slots.length >= 1 &&
     slots.length <= MOST_SLOTS &&
-    slots.every((slot) => isText(slot) === undefined)
+    slots.every((slot) => isStorableText(slot))
     ? undefined
-    : `must be a text or a list of 1 to ${MOST_SLOTS} texts such as ['2027-06-05'], each of 1 to 255 characters, without NUL and without halves of characters`
+    : `must be a text or a list of 1 to ${MOST_SLOTS} texts such as ['2027-06-05'], each of 1 to 255 characters, without NUL and without lone surrogates`
 }
 
 const isOpenTransaction: Check = (value) => {
@@ -460,6 +457,11 @@ const isOpenTransaction: Check = (value) => {
 }
 
 const SLOTS_REQUIRED = ['resource', 'slots', 'holder']
-const SLOTS_CHECKS = { resource: isText, slots: isSlots, holder: isText, tx: isOpenTransaction }
+const SLOTS_CHECKS = {
+  resource: isColumnText('venue:7'),
+  slots: isSlots,
+  holder: isColumnText('booking:12'),
+  tx: isOpenTransaction,
+}
 const RESERVE_CHECKS = { ...SLOTS_CHECKS, hold: isDuration(1, '15m', LONGEST_RETENTION_MS) }
-const AVAILABILITY_CHECKS = { resource: isText, slots: isSlots }
+const AVAILABILITY_CHECKS = { resource: SLOTS_CHECKS.resource, slots: isSlots }

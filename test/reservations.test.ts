@@ -220,7 +220,7 @@ t.test('wrong options are refused, with what to write instead', async (t) => {
     [{ resource: 7 }, /"resource"/],
     [{ holder: long }, /"holder"/],
     [{ holder: 'a\0b' }, /"holder" .* without NUL/],
-    [{ holder: '\ud800' }, /"holder" .* halves of characters/],
+    [{ holder: '\ud800' }, /"holder" .* lone surrogates/],
     [{ slots: [] }, /"slots" .* a list of 1 to 1000 texts such as/],
     [{ slots: '' }, /"slots"/],
     [{ slots: ['a', long] }, /"slots"/],

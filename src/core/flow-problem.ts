@@ -1,10 +1,21 @@
 import { type FlowDefinition, type FlowGraph, flowGraph, reachableFrom } from './flow-graph.js'
+import { isStorableText } from './text.js'
 
 /** Room for a status in `StatusChange`, on MySQL. */
 const LONGEST_STATUS = 191
 
+/** Every status is compared with every other one, more than once. */
+export const MOST_STATUSES = 200
+
+const TOO_MANY = `has more than ${MOST_STATUSES} statuses: leave out what is no status, or make several flows of it`
+
 /** What is wrong with a flow whose parts have the right types, and what to write instead. */
 export function flowProblem(definition: FlowDefinition): string | undefined {
+  const { levels = {}, transitions = {} } = definition
+  const lists = Object.values(transitions)
+  const named = lists.reduce((sum, list) => sum + list.length, Object.keys(levels).length)
+  // Each names one of at most so many, at most once; counted before anything is compared.
+  if (named > MOST_STATUSES * (MOST_STATUSES + 1)) return TOO_MANY
   const graph = flowGraph(definition)
   return (
     problemWithNames(graph) ??
@@ -17,9 +28,10 @@ function problemWithNames({ statuses }: FlowGraph): string | undefined {
   if (statuses.length === 0) {
     return "has no statuses: give it levels such as { pending: 0, paid: 1 }, or transitions such as { pending: ['paid'] }"
   }
-  const odd = statuses.find((status) => status.length > LONGEST_STATUS || !/^[^\0]+$/.test(status))
+  if (statuses.length > MOST_STATUSES) return TOO_MANY
+  const odd = statuses.find((status): boolean => !isStorableText(status, LONGEST_STATUS))
   if (odd === undefined) return undefined
-  return `has the status ${quoted(odd.slice(0, 20))}, which no column can hold: a status has 1 to ${LONGEST_STATUS} characters, and no NUL`
+  return `has the status ${quoted(odd)}, which no column can hold: a status has 1 to ${LONGEST_STATUS} characters, no NUL and no lone surrogate`
 }
 
 function problemWithLists(
@@ -67,5 +79,5 @@ function prefixed(transitions: NonNullable<FlowDefinition['transitions']>) {
 }
 
 function quoted(status: string): string {
-  return `'${status}'`
+  return `'${status.length > 40 ? `${status.slice(0, 40)}…` : status}'`
 }

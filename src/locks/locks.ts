@@ -61,7 +61,7 @@ export class Locks {
     options: LockOptions,
     routine: LockRoutine<T>,
   ): Promise<LockResult<T>> {
-    const { waitMs, ...ask } = readLock(tenantId, names, options)
+    const { waitMs, ...ask } = readLock(tenantId, names, options, routine)
     const place = this.#lines.join(JSON.stringify([tenantId, ask.names]))
     try {
       const startedAt = performance.now()

@@ -1,6 +1,7 @@
 import { hostname } from 'node:os'
-import { type Check, check, defined, isDuration, toMs } from '../checks.js'
+import { type Check, check, defined, isColumnText, isDuration, toMs } from '../checks.js'
 import type { Duration } from '../core/duration.js'
+import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
 import type { LockAsk } from './lock.js'
 
@@ -21,20 +22,11 @@ export const LOCK_DEFAULTS = { ttl: '30s', wait: 0 } as const satisfies LockOpti
 /** They are taken by one statement each, in one transaction. */
 const MOST_NAMES = 100
 
-/** PostgreSQL stores no NUL, and halves of characters would all become the same one. */
-const isName = (value: unknown): value is string =>
-  typeof value === 'string' &&
-  value.length >= 1 &&
-  value.length <= 255 &&
-  !value.includes('\0') &&
-  Buffer.from(value).toString() === value
-
 const CHECKS: Record<keyof LockOptions, Check> = {
   // Shorter than that, a moment in which the process stands still loses it.
   ttl: isDuration(1_000, '30s'),
   wait: isDuration(0, '5s'),
-  holder: (value) =>
-    isName(value) ? undefined : "must be 1 to 255 characters, such as 'invoices'",
+  holder: isColumnText('invoices'),
 }
 
 /** @throws OptionInvalid */
@@ -42,11 +34,19 @@ export function readLock(
   tenantId: string,
   given: string | readonly string[],
   options: LockOptions,
+  routine: unknown,
 ): LockAsk & { readonly waitMs: number } {
   const names: readonly unknown[] = Array.isArray(given) ? given : [given]
-  if (names.length === 0 || names.length > MOST_NAMES || !names.every(isName)) {
+  const areNames = (some: readonly unknown[]): some is readonly string[] =>
+    some.every((name) => isStorableText(name))
+  if (names.length === 0 || names.length > MOST_NAMES || !areNames(names)) {
     throw new OptionInvalid(
-      `a lock needs a name, such as 'venue:7', or a list of at most ${MOST_NAMES}, each of 1 to 255 characters`,
+      `a lock needs a name, such as 'venue:7', or a list of at most ${MOST_NAMES}, each of 1 to 255 characters, without NUL and without lone surrogates`,
+    )
+  }
+  if (typeof routine !== 'function') {
+    throw new OptionInvalid(
+      "a lock needs a function as its third argument: lock('venue:7', {}, async (signal, fence) => { … })",
     )
   }
   check(' of a lock', CHECKS, options)

@@ -1,4 +1,5 @@
 import type { Check } from '../checks.js'
+import { isStorableText } from '../core/text.js'
 
 // What flows and advance() check their options with.
 
@@ -8,7 +9,7 @@ export const LONGEST_TEXT = 191
 export const isObject = (value: unknown): value is object =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 export const isText = (value: unknown): value is string =>
-  typeof value === 'string' && value.trim() !== '' && value.length <= LONGEST_TEXT
+  isStorableText(value, LONGEST_TEXT) && value.trim() !== ''
 export const isTextList = (value: unknown): value is string[] =>
   Array.isArray(value) && value.every((item) => typeof item === 'string')
 export const takes =

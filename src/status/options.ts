@@ -1,8 +1,9 @@
 import { type Check, check, defined } from '../checks.js'
 import type { Flow } from '../core/flow.js'
+import { MOST_STATUSES } from '../core/flow-problem.js'
 import { OptionInvalid } from '../errors.js'
 import type { ModelDelegate } from '../store/client.js'
-import { isObject, isText, LONGEST_TEXT, takes } from './checks.js'
+import { isObject, isText, isTextList, LONGEST_TEXT, takes } from './checks.js'
 
 /** The part of a generated model delegate that `advance` calls: `prisma.payment`, `tx.payment`. */
 export type StatusDelegate = Pick<ModelDelegate, 'findMany' | 'updateMany'>
@@ -22,7 +23,7 @@ export interface AdvanceOptions<
   to: NoInfer<Status>
   /**
    * When it happened, as its source says. It is kept with the entity, and what happened before it is
-   * blocked as `older` from then on. Default: nothing is known of that, and nothing compared.
+   * blocked as `older` from then on. A year from 1000 to 9999. Default: nothing is known of that, and nothing compared.
    */
   occurredAt?: Date | undefined
   /** Goes to `to` from anywhere. Default: no, the flow decides. */
@@ -69,6 +70,13 @@ const isOverride = (value: unknown) => {
   return isText(reason) && isNamed && Object.keys(others).length === 0
 }
 
+/** Nothing that is written by hand is nested deeper; what contains itself is, and has no end. */
+const DEEPEST_NESTING = 100
+
+const isShallow = (value: unknown, levels = DEEPEST_NESTING): boolean =>
+  !isPlain(value) ||
+  (levels > 0 && Object.values(value).every((item) => isShallow(item, levels - 1)))
+
 /** At every depth: `{ id: { equals: undefined } }` fits everything, too. */
 const isDefined = (value: unknown): boolean =>
   isPlain(value) ? Object.values(value).every(isDefined) : value !== undefined
@@ -76,23 +84,31 @@ const isDefined = (value: unknown): boolean =>
 const isPlain = (value: unknown): value is object =>
   Array.isArray(value) || (isObject(value) && Object.getPrototypeOf(value) === Object.prototype)
 
+// What a DateTime column of every database holds: the range of MySQL's.
+const EARLIEST = new Date('1000-01-01T00:00:00.000Z')
+const LATEST = new Date('9999-12-31T23:59:59.999Z')
+
 const ADVANCE_CHECKS: Record<string, Check> = {
   where: takes(
     // Prisma takes undefined for anything, and the only payment there is would be the one.
-    (value) => isObject(value) && Object.keys(value).length > 0 && isDefined(value),
-    'what findFirst takes and name one entity, such as { id }; nothing in it may be undefined',
+    (value) =>
+      isObject(value) && Object.keys(value).length > 0 && isShallow(value) && isDefined(value),
+    `what findFirst takes and name one entity, such as { id }; nothing in it may be undefined, or nested deeper than ${DEEPEST_NESTING} levels`,
   ),
-  flow: takes(
-    (value) => typeof Reflect.get(Object(value), 'decide') === 'function',
-    'what defineFlow returned',
-  ),
+  flow: takes((value) => {
+    const { decide, statuses } = Object(value)
+    return typeof decide === 'function' && isTextList(statuses) && statuses.length <= MOST_STATUSES
+  }, 'what defineFlow returned'),
   to: takes(isText, 'a status of the flow'),
   occurredAt: takes(
-    (value) => value instanceof Date && !Number.isNaN(value.getTime()),
-    'a Date, such as new Date(event.payload.created * 1000)',
+    (value) => value instanceof Date && value >= EARLIEST && value <= LATEST,
+    'a Date of the years 1000 to 9999, such as new Date(event.payload.created * 1000)',
   ),
   override: takes(isOverride, OVERRIDE),
-  data: takes(isObject, 'the other columns that are to be set, such as { amount }'),
+  data: takes(
+    (value) => isObject(value) && isShallow(value),
+    `the other columns that are to be set, such as { amount }, nested at most ${DEEPEST_NESTING} levels deep`,
+  ),
   fields: takes(
     (value) =>
       isObject(value) &&

@@ -2,6 +2,7 @@ import {
   type Check,
   check,
   defined,
+  isColumnText,
   isDuration,
   isFunction,
   isHeaderList,
@@ -10,9 +11,11 @@ import {
   LONGEST_RETENTION_MS,
   toMs,
 } from '../checks.js'
+import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
+import { LONGEST_NAME } from './endpoint.js'
 import { type EndpointSettings, WEBHOOK_DEFAULTS, type WebhookOptions } from './options.js'
-import type { Answer } from './provider.js'
+import { type Answer, isProviderName } from './provider.js'
 
 const OUTCOMES = [
   'processed',
@@ -25,7 +28,8 @@ const OUTCOMES = [
   'dead',
 ]
 
-const isText = (value: unknown): value is string => typeof value === 'string' && value !== ''
+/** No longer than the column of an event's type. */
+const isEventType = (value: unknown) => isStorableText(value, LONGEST_NAME)
 
 const isObject = (value: unknown): value is object =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
@@ -72,18 +76,19 @@ function secretAmong(names: readonly string[], secrets: readonly string[]): stri
 
 const CHECKS: Record<keyof WebhookOptions, Check> = {
   provider: (value) =>
-    typeof Object(value).scheme === 'object' && typeof Object(value).eventId === 'function'
-      ? undefined
-      : "must be a provider such as stripe({ secret }) or hmac({ … }) of 'fastify-idempotency/webhooks'",
+    typeof Object(value).scheme !== 'object' || typeof Object(value).eventId !== 'function'
+      ? "must be a provider such as stripe({ secret }) or hmac({ … }) of 'fastify-idempotency/webhooks'"
+      : isProviderName(Object(value).name)
+        ? undefined
+        : 'must have a "name" of 1 to 64 letters, digits, - and _',
   tenant: (value) =>
-    isText(value) || typeof value === 'function'
+    isStorableText(value) || typeof value === 'function'
       ? undefined
-      : 'must be a name, or a function such as (request) => request.params.tenant',
-  name: (value) =>
-    isText(value) && value.length <= 191 ? undefined : 'must be 1 to 191 characters',
+      : 'must be a name of at most 255 characters, without NUL and without lone surrogates, or a function such as (request) => request.params.tenant',
+  name: isColumnText('stripe', LONGEST_NAME),
   mode: isOneOf('inline', 'deferred'),
   types: (value) =>
-    Array.isArray(value) && value.length > 0 && value.every(isText)
+    Array.isArray(value) && value.length > 0 && value.every(isEventType)
       ? undefined
       : "must be a list of event types, such as ['payment_intent.succeeded'], or be left out for all",
   serialize: (value) => (value === true ? undefined : isFunction(value)),

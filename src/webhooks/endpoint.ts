@@ -1,5 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
+import { isStorableText } from '../core/text.js'
+import { OptionInvalid } from '../errors.js'
 import type { TenantId } from '../options.js'
 import type { Arrival } from '../store/event-store.js'
 import type { WebhookEvent } from './event.js'
@@ -25,15 +27,14 @@ export interface Endpoint {
   readonly settings: EndpointSettings
 }
 
-/** Names as long as their column on every database, and of characters that all of them store. */
-const LONGEST_NAME = 191
+/** The width on MySQL of the columns that name an event and its endpoint. */
+export const LONGEST_NAME = 191
 
 /** A name from a payload as a column can hold it: an unusual one is told apart by its hash. */
 export function storableName(name: string): string {
-  const isPlain =
-    name.length <= LONGEST_NAME && !name.includes('\0') && Buffer.from(name).toString() === name
-  // Of its code units: as UTF-8, all halves of characters are the same one.
-  return isPlain ? name : `sha256:${sha256(Buffer.from(name, 'utf16le'))}`
+  if (isStorableText(name, LONGEST_NAME)) return name
+  // Of its code units: as UTF-8, all lone surrogates are the same character.
+  return `sha256:${sha256(Buffer.from(name, 'utf16le'))}`
 }
 
 /** Everything of a new event but its row's name, its lane and how it starts. */
@@ -56,25 +57,29 @@ export function arrivalOf(
   }
 }
 
-/** The lane of an event: those of one lane run one at a time. @throws what `serialize` throws. */
+/**
+ * The lane of an event: those of one lane run one at a time.
+ *
+ * @throws OptionInvalid when `serialize` returns what names nothing; what `serialize` throws.
+ */
 export function laneOf(
   { name, provider, settings }: Endpoint,
   tenantId: string,
   { eventId, type, object, payload }: VerifiedEvent,
 ): string | null {
   const facts = { provider: provider.name, eventId, type, object, payload }
-  const lane = laneName(settings.serialize(facts))
+  const lane = laneName(name, settings.serialize(facts))
   // Of this endpoint: what waits under a name that nobody serves any more holds up nothing else.
   return lane === undefined ? null : sha256(JSON.stringify([tenantId, name, lane]))
 }
 
-/** @throws TypeError for what is no name, such as a promise: it would serialize nothing. */
-function laneName(value: unknown): string | undefined {
+/** What is no name, such as a promise, would serialize nothing. */
+function laneName(endpoint: string, value: unknown): string | undefined {
   if (value === undefined || value === null || value === '') return undefined
   if (typeof value === 'string') return value
   if (typeof value === 'number' || typeof value === 'bigint') return String(value)
-  throw new TypeError(
-    `serialize returned ${typeof value}; it must return text, a number or nothing`,
+  throw new OptionInvalid(
+    `option "serialize" of webhook ${endpoint} returned a value of type ${typeof value}; it must return text, a number or nothing`,
   )
 }
 
@@ -88,23 +93,43 @@ export function payloadOf(
   return isJson ? parseJson(body) : provider.parse({ method: 'POST', url: '/', headers, body })
 }
 
-/** What was sent of the headers that are kept. */
+/**
+ * What was sent of the headers that are kept. NUL, which is invalid in a header and in JSON of
+ * PostgreSQL's, becomes a space, as RFC 9110 (section 5.5) has it.
+ */
 export function keptOf({ settings }: Endpoint, incoming: Incoming): Record<string, string> {
   return Object.fromEntries(
     settings.keptHeaders.flatMap((name) => {
       const value = headerOf(incoming, name)
-      return value === undefined ? [] : [[name, value]]
+      return value === undefined ? [] : [[name, value.replaceAll('\0', ' ').toWellFormed()]]
     }),
   )
 }
 
-/** Bytes and text as they are, and anything else as JSON. */
-export function bytesOf(payload: unknown): Buffer {
+/**
+ * Bytes and text as they are, and anything else as JSON. `caller` is the method that was given it.
+ *
+ * @throws OptionInvalid for what cannot be written as JSON.
+ */
+export function bytesOf(caller: string, payload: unknown): Buffer {
   if (payload === undefined) return Buffer.alloc(0)
   if (payload instanceof Uint8Array) {
     return Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength)
   }
-  return Buffer.from(typeof payload === 'string' ? payload : JSON.stringify(payload))
+  const text = typeof payload === 'string' ? payload : jsonOf(payload)
+  if (text !== undefined) return Buffer.from(text)
+  throw new OptionInvalid(
+    `the "payload" of ${caller} cannot be written as JSON: give bytes, text or plain data, without cycles and without BigInt`,
+  )
+}
+
+function jsonOf(payload: unknown): string | undefined {
+  try {
+    return JSON.stringify(payload)
+  } catch {
+    // Without the cause: it quotes the payload, and may be anything that a `toJSON` throws.
+    return undefined
+  }
 }
 
 function sha256(value: string | Uint8Array): string {

@@ -1,7 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
+import { type Check, check, isDuration, LONGEST_RETENTION_MS, toMs } from '../checks.js'
 import type { EventTransactionOptions, Steps } from '../claims/steps.js'
 import type { Duration } from '../core/duration.js'
-import { parseDuration } from '../core/duration.js'
 import { OptionInvalid } from '../errors.js'
 import type { Guards } from '../guards.js'
 import type { ApplicationTransaction } from '../register.js'
@@ -12,6 +12,9 @@ export type Verdict =
   | { kind: 'postpone'; afterMs: number | undefined }
   | { kind: 'ignore' }
   | { kind: 'reject'; reason: string }
+
+// A time that a column holds, and for which somebody may still wait.
+const DEFER_CHECKS: Record<'after', Check> = { after: isDuration(0, '30s', LONGEST_RETENTION_MS) }
 
 /** What a handler is given: one event, however often it was delivered. */
 // biome-ignore lint/suspicious/noExplicitAny: what a provider sends has no type here
@@ -127,16 +130,16 @@ export class WebhookEvent<Payload = any> implements Guards {
 
   /**
    * Puts the event back when the handler returns: what it depends on has not arrived yet. It is run
-   * again after `after` (default: a pause that grows), or as soon as another event of the same
+   * again after `after` (at most 3,650 days; default: a pause that grows), or as soon as another event of the same
    * `serialize` object was processed. After too many times the event is `dead`. Said within a
    * transaction, it undoes that, as `ignore()` and `reject()` do.
+   *
+   * @throws IDEMPOTENCY_OPTION_INVALID when `after` is no such duration.
    */
-  defer({ after }: { after?: Duration } = {}): void {
-    const afterMs = after === undefined ? undefined : parseDuration(after)
-    if (after !== undefined && afterMs === undefined) {
-      throw new OptionInvalid(`option "after" of defer() must be a duration such as '30s'`)
-    }
-    this.#decide({ kind: 'postpone', afterMs })
+  defer(options: { after?: Duration } = {}): void {
+    check(' of defer()', DEFER_CHECKS, options)
+    const { after } = options
+    this.#decide({ kind: 'postpone', afterMs: after === undefined ? undefined : toMs(after) })
   }
 
   /** Nothing has to be done for this event: it is `ignored` when the handler returns. */
@@ -147,9 +150,14 @@ export class WebhookEvent<Payload = any> implements Guards {
   /**
    * This event can never be processed, however often it is tried: it is `dead` when the handler
    * returns, until a person looks at it. The reason is kept with it.
+   *
+   * @throws IDEMPOTENCY_OPTION_INVALID when the reason is no text.
    */
   reject(reason: string): void {
-    this.#decide({ kind: 'reject', reason: String(reason) })
+    if (typeof reason !== 'string') {
+      throw new OptionInvalid("reject() needs a reason: text such as 'unknown currency'")
+    }
+    this.#decide({ kind: 'reject', reason })
   }
 
   /** Within a transaction, it undoes that: what it found out must be asked again next time. */

@@ -1,5 +1,7 @@
+import { type Check, check, isColumnText } from '../checks.js'
+import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
-import { bytesOf, type Endpoint, keptOf } from './endpoint.js'
+import { bytesOf, type Endpoint, keptOf, LONGEST_NAME } from './endpoint.js'
 import { parseJson } from './payload.js'
 import type { Incoming } from './signature.js'
 import { eventOf, type VerifiedEvent } from './verify.js'
@@ -12,7 +14,10 @@ export interface EventToIngest {
   tenantId?: string
   /** One event as the provider would have sent it: bytes, text, or what becomes JSON. */
   payload: unknown
-  /** What the provider would have sent with it, where it names the event in a header. */
+  /**
+   * What the provider would have sent with it, where it names the event in a header. Of one that is
+   * kept, NUL becomes a space.
+   */
   headers?: Readonly<Record<string, string>>
   /**
    * What the provider calls the event, where `payload` and `headers` do not say it. `null` for an
@@ -21,13 +26,48 @@ export interface EventToIngest {
   eventId?: string | null
 }
 
+const isHeaders: Check = (value) => {
+  const values = Object.entries(Object(value))
+  const areHeaders =
+    typeof value === 'object' &&
+    !Array.isArray(value) &&
+    values.every(([, header]) => typeof header === 'string')
+  return areHeaders ? undefined : "must be text by name, such as { 'x-github-delivery': id }"
+}
+
+/** Any text names an event: what a column does not hold is stored as its hash. */
+export const isEventId: Check = (value) =>
+  value === null || (typeof value === 'string' && value !== '')
+    ? undefined
+    : 'must be what the sender calls the event, or null when it has no name'
+
+/** `''` is the only tenant of an application with `tenant: false`. */
+export const isTenantName: Check = (value) =>
+  value === '' || isStorableText(value)
+    ? undefined
+    : 'must name a tenant: text of at most 255 characters, without NUL and without lone surrogates'
+
+const CHECKS: Record<keyof EventToIngest, Check> = {
+  endpoint: isColumnText('/webhooks/stripe', LONGEST_NAME),
+  tenantId: isTenantName,
+  payload: () => undefined,
+  headers: isHeaders,
+  eventId: isEventId,
+}
+
+/** @throws OptionInvalid */
+export function readEventToIngest(given: EventToIngest): EventToIngest {
+  check(' of ingest', CHECKS, given, ['endpoint'])
+  return given
+}
+
 /** An event that did not come as a request, as if it had. @throws OptionInvalid */
 export function ingestedEvent(
   endpoint: Endpoint,
   { payload: given, headers: givenHeaders = {}, eventId }: EventToIngest,
 ): { event: VerifiedEvent; headers: Record<string, string> } {
   const { provider } = endpoint
-  const body = bytesOf(given)
+  const body = bytesOf('ingest', given)
   const isRaw = typeof given === 'string' || given instanceof Uint8Array
   const headers = Object.fromEntries(
     Object.entries({ 'content-type': 'application/json', ...givenHeaders }).map(([name, value]) => [

@@ -76,9 +76,14 @@ export interface Provider {
   readonly answers?: Readonly<Partial<Record<DeliveryOutcome, Answer>>>
 }
 
+/** A part of the unique key, of logs and of metrics. */
+export function isProviderName(value: unknown): value is string {
+  return typeof value === 'string' && /^[\w.-]{1,64}$/.test(value)
+}
+
 /** Checks a provider once, where it is made: secrets that do not change must be usable. */
 export function defineProvider(provider: Provider): Provider {
-  if (typeof provider.name !== 'string' || !/^[\w.-]{1,64}$/.test(provider.name)) {
+  if (!isProviderName(provider.name)) {
     throw new OptionInvalid('option "name" of a provider must be 1 to 64 letters, digits, - and _')
   }
   const { toleranceMs } = provider.scheme

@@ -1,12 +1,14 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { type Check, check } from '../checks.js'
 import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
 import { readWebhookOptions } from './check-options.js'
-import { bytesOf, type Endpoint } from './endpoint.js'
+import { bytesOf, type Endpoint, storableName } from './endpoint.js'
 import type { WebhookEvent } from './event.js'
 import type { Inbox } from './inbox.js'
+import { isEventId } from './ingest.js'
 import { parseJson } from './payload.js'
-import type { Provider } from './provider.js'
+import { isProviderName, type Provider } from './provider.js'
 
 /** An event that came to a route of the application's own. */
 export interface EventToRecord {
@@ -137,7 +139,7 @@ export async function recordEvent(
     open(event)
     if (!(await ended)) throw new RequestFailed('the route did not answer with success')
   })
-  const rawBody = bytesOf(given.payload)
+  const rawBody = bytesOf('recordEvent', given.payload)
   const event = { eventId, type, object: null, payload: given.payload, rawBody }
   const delivering = inbox.deliver(endpoint, tenantId, event, {}, request.log)
   try {
@@ -174,7 +176,7 @@ function endpointOf(request: FastifyRequest, name: string, handler: Endpoint['ha
   }
   const settings = readWebhookOptions(nameOf(request), { provider })
   return {
-    name: nameOf(request),
+    name: storableName(nameOf(request)),
     provider,
     handler,
     tenant: false,
@@ -189,21 +191,19 @@ function nameOf({ method, routeOptions }: FastifyRequest): string {
   return `${method} ${routeOptions.url ?? ''}`
 }
 
+const CHECKS: Record<keyof EventToRecord, Check> = {
+  provider: (value) =>
+    isProviderName(value)
+      ? undefined
+      : "must be 1 to 64 letters, digits, - and _, such as 'stripe'",
+  eventId: isEventId,
+  type: (value) =>
+    value === null || typeof value === 'string' ? undefined : 'must be text, or be left out',
+  payload: () => undefined,
+}
+
 function checked(given: EventToRecord): EventToRecord {
-  const { provider, eventId, type } = Object(given) as Record<string, unknown>
-  if (typeof provider !== 'string' || !/^[\w.-]{1,64}$/.test(provider)) {
-    throw new OptionInvalid(
-      'recordEvent needs a "provider" of 1 to 64 letters, digits, - and _, such as \'stripe\'',
-    )
-  }
-  if (type !== undefined && type !== null && typeof type !== 'string') {
-    throw new OptionInvalid('recordEvent needs text as "type", or none')
-  }
-  if (eventId !== null && (typeof eventId !== 'string' || eventId === '')) {
-    throw new OptionInvalid(
-      'recordEvent needs an "eventId": what the sender calls the event, or null when it has no name',
-    )
-  }
+  check(' of recordEvent', CHECKS, given, ['provider', 'eventId'])
   return given
 }
 

@@ -271,11 +271,10 @@ export class Run {
   }
 
   #errorOf(error: unknown): RunError {
-    const text = error instanceof Error ? `${error.name}: ${error.message}` : typeof error
     return {
       attempt: this.#lease.fence,
       at: new Date().toISOString(),
-      message: storableText(text.slice(0, LONGEST_MESSAGE)),
+      message: messageOf(error).slice(0, LONGEST_MESSAGE).replaceAll('\0', '').toWellFormed(),
     }
   }
 
@@ -289,9 +288,14 @@ class Rejected extends Error {
   override readonly name = 'Rejected'
 }
 
-/** PostgreSQL stores no NUL, and a cut may have left half a character. */
-function storableText(text: string): string {
-  return Buffer.from(text.replaceAll('\0', '')).toString()
+/** An error is the application's: its name may be no text, and its message may throw. */
+function messageOf(error: unknown): string {
+  if (!(error instanceof Error)) return typeof error
+  try {
+    return `${String(error.name)}: ${String(error.message)}`
+  } catch {
+    return 'Error'
+  }
 }
 
 type Happening = Parameters<Report>[0]

@@ -1,11 +1,19 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { check, isBoolean, isColumnText } from '../checks.js'
+import { isStorableText } from '../core/text.js'
 import { EventMissing, OptionInvalid, TenantUnknown } from '../errors.js'
 import { NoTenant, tenantOf } from '../http/tenant.js'
 import type { PluginSettings } from '../options.js'
 import { readWebhookOptions } from './check-options.js'
-import type { Endpoint, WebhookHandler } from './endpoint.js'
+import { type Endpoint, LONGEST_NAME, storableName, type WebhookHandler } from './endpoint.js'
 import type { Delivered, Inbox, Replayed } from './inbox.js'
-import { type EventToIngest, ingestedEvent } from './ingest.js'
+import {
+  type EventToIngest,
+  ingestedEvent,
+  isEventId,
+  isTenantName,
+  readEventToIngest,
+} from './ingest.js'
 import type { WebhookOptions } from './options.js'
 import {
   bindRecordedEvents,
@@ -21,8 +29,8 @@ export interface WebhookEvents {
    * Feeds an event through the inbox as if it had been delivered, without a signature: what was
    * there already is a duplicate, and what is new is run as the endpoint runs its events.
    *
-   * @throws IDEMPOTENCY_EVENT_MISSING when there is no such endpoint; what the store throws: then
-   * it is to be ingested again.
+   * @throws IDEMPOTENCY_EVENT_MISSING when there is no such endpoint; IDEMPOTENCY_OPTION_INVALID for
+   * what cannot be an event; what the store throws: then it is to be ingested again.
    */
   ingest(event: EventToIngest): Promise<Delivered>
   /**
@@ -47,6 +55,29 @@ export interface WebhooksContext {
   readonly redis: object | undefined
   /** Made when it is needed: an application without webhooks may lack their table. */
   readonly inbox: () => Inbox
+}
+
+const REPLAY_CHECKS = { force: isBoolean, queue: isBoolean }
+
+const NAME_CHECKS = {
+  tenantId: isTenantName,
+  provider: isColumnText('stripe', LONGEST_NAME),
+  eventId: (value: unknown) => (value === null ? 'must not be null' : isEventId(value)),
+}
+
+/** Names an event as the table does. @throws OptionInvalid */
+function readEventName(
+  event: Parameters<WebhookEvents['replay']>[0],
+): string | { tenantId: string; provider: string; eventId: string } {
+  if (isStorableText(event)) return event
+  if (typeof event !== 'object') {
+    throw new OptionInvalid(
+      'replay needs the id of an event, or { tenantId, provider, eventId }: what the provider calls it',
+    )
+  }
+  check(' of replay', NAME_CHECKS, event, ['provider', 'eventId'])
+  const { tenantId = '', provider, eventId } = event
+  return { tenantId, provider, eventId: storableName(eventId) }
 }
 
 /** `recordEvent` of a request. */
@@ -87,6 +118,11 @@ export function bindWebhooks(
         )
       }
       const name = options.name ?? `${this.prefix}${url}`
+      if (!isStorableText(name, LONGEST_NAME)) {
+        throw new OptionInvalid(
+          `option "name" of webhook ${url.slice(0, 100)} is needed: its URL is no text of at most ${LONGEST_NAME} characters, under which its events could be stored`,
+        )
+      }
       if (inbox().has(name)) {
         throw new OptionInvalid(
           `two webhooks are called ${name}: give one of them another option "name"`,
@@ -135,7 +171,8 @@ export function bindWebhooks(
     async recordEvent(request, event) {
       return recordEvent(inbox(), request, await tenantOrError(request), event)
     },
-    async ingest(given) {
+    async ingest(event) {
+      const given = readEventToIngest(event)
       const endpoint = inbox().endpoint(given.endpoint)
       if (endpoint === undefined) throw new EventMissing(`webhook endpoint ${given.endpoint}`)
       const tenantId = given.tenantId ?? endpoint.fixedTenant
@@ -144,12 +181,13 @@ export function bindWebhooks(
           `ingest needs a "tenantId": requests say whose events ${given.endpoint} gets, and this is none`,
         )
       }
-      const { event, headers } = ingestedEvent(endpoint, given)
-      return inbox().deliver(endpoint, tenantId, event, headers, app.log)
+      const { event: ingested, headers } = ingestedEvent(endpoint, given)
+      return inbox().deliver(endpoint, tenantId, ingested, headers, app.log)
     },
-    replay(event, { force = false, queue = false } = {}) {
-      const name = typeof event === 'string' ? event : { tenantId: '', ...event }
-      return inbox().replay(name, { force, queue })
+    async replay(event, options = {}) {
+      check(' of replay', REPLAY_CHECKS, options)
+      const { force = false, queue = false } = options
+      return inbox().replay(readEventName(event), { force, queue })
     },
     work: () => inbox().work(),
   }

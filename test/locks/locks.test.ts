@@ -322,7 +322,7 @@ t.test('wrong names and options are refused, with what to write instead', async 
     [{ ttl: 999 }, /"ttl" of a lock must be a duration of at least 1000 ms/],
     [{ ttl: 'long' }, /such as '30s'/],
     [{ wait: -1 }, /"wait" of a lock must be a duration/],
-    [{ holder: '' }, /"holder" of a lock must be 1 to 255 characters/],
+    [{ holder: '' }, /"holder" of a lock must be text of 1 to 255 characters/],
     [{ lease: '1s' }, /"lease" of a lock is not known; the options are ttl, wait, holder/],
     [null, /the options of a lock must be an object/],
   ] as const) {

@@ -41,19 +41,19 @@ const duration: { wrong: unknown[]; says: RegExp } = {
 
 const OPTIONS: Record<string, { wrong: unknown[]; right: unknown[]; says: RegExp }> = {
   provider: {
-    wrong: [undefined, null, 'stripe', stripe, {}, { scheme: {} }],
+    wrong: [undefined, null, 'stripe', stripe, {}, { scheme: {} }, { ...provider, name: 'a\0' }],
     right: [provider, github({ secret: 's' }), bank()],
-    says: /must be a provider such as stripe\(\{ secret \}\) or hmac\(/,
+    says: /must be a provider such as stripe\(\{ secret \}\) or hmac\(|must have a "name" of 1 to 64/,
   },
   tenant: {
-    wrong: ['', null, 5, true, {}, false],
+    wrong: ['', null, 5, true, {}, false, 'a\0', '\ud800', 'x'.repeat(256)],
     right: ['acme', () => 'acme'],
-    says: /must be a name, or a function such as \(request\) => request\.params\.tenant/,
+    says: /must be a name of at most 255 characters, .* or a function such as \(request\) => request\.params\.tenant/,
   },
   name: {
-    wrong: ['', null, 5, 'x'.repeat(192), {}],
+    wrong: ['', null, 5, 'x'.repeat(192), {}, 'a\0', '\ud800'],
     right: ['stripe', 'x'.repeat(191)],
-    says: /must be 1 to 191 characters/,
+    says: /must be text of 1 to 191 characters/,
   },
   mode: {
     wrong: ['', 'INLINE', 'async', null, true],
@@ -61,7 +61,7 @@ const OPTIONS: Record<string, { wrong: unknown[]; right: unknown[]; says: RegExp
     says: /must be 'inline' or 'deferred'/,
   },
   types: {
-    wrong: ['invoice.paid', [1], [''], null, {}, []],
+    wrong: ['invoice.paid', [1], [''], ['a\0'], null, {}, []],
     right: [['invoice.paid']],
     says: /must be a list of event types, such as \['payment_intent\.succeeded'\]/,
   },

@@ -433,13 +433,14 @@ test('what cannot be recorded is refused with a word on what to do', async (t) =
       app.post('/hook', ({ idempotency, body }) => idempotency.recordEvent(body as never)),
   })
   for (const [payload, says] of [
-    [{}, /needs a "provider"/],
-    [{ provider: '' }, /needs a "provider"/],
+    [{}, /"provider" of recordEvent must be/],
+    [{ provider: '' }, /"provider" of recordEvent must be/],
     [{ provider: 'a b', eventId: 'x' }, /letters, digits/],
-    [{ provider: 'x' }, /needs an "eventId".*or null/],
-    [{ provider: 'x', eventId: '' }, /needs an "eventId"/],
-    [{ provider: 'x', eventId: 5 }, /needs an "eventId"/],
-    [{ provider: 'x', eventId: 'y', type: 5 }, /needs text as "type"/],
+    [{ provider: 'x' }, /"eventId" of recordEvent must be .*or null/],
+    [{ provider: 'x', eventId: '' }, /"eventId" of recordEvent must be/],
+    [{ provider: 'x', eventId: 5 }, /"eventId" of recordEvent must be/],
+    [{ provider: 'x', eventId: 'y', type: 5 }, /"type" of recordEvent must be text/],
+    [{ provider: 'x', eventId: 'y', id: 5 }, /"id" of recordEvent is not known/],
   ] as const) {
     const answer = await send(app, '/hook', { payload })
     t.equal(answer.json().code, 'IDEMPOTENCY_OPTION_INVALID')
