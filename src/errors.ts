@@ -226,3 +226,18 @@ export const ModelsMissing: FastifyErrorConstructor<
   'fastify-idempotency: the Prisma client lacks %s. Add what is missing to the schema with `npx fastify-idempotency init`, then run `npx prisma migrate dev` and `npx prisma generate`',
   500,
 )
+/** The schema maps the library's models to other tables or columns; thrown at registration. */
+export const ModelsRenamed: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_MODELS_RENAMED' },
+  [string]
+> = createError(
+  'IDEMPOTENCY_MODELS_RENAMED',
+  'fastify-idempotency: the Prisma schema maps %s. On PostgreSQL, statements use these names: give the models the @@map and @map that `npx fastify-idempotency init` writes, and rename the table or column in a migration',
+  500,
+)
+/** The plugin was registered before in the same scope, or in one around it. */
+export const AlreadyRegistered = createError(
+  'IDEMPOTENCY_ALREADY_REGISTERED',
+  'fastify-idempotency is registered in this scope already: register it once, and set what differs for single routes in config: { idempotency: { … } }. For other options in a part of the application, such as another database, register it in scopes side by side: app.register(async (scope) => { await scope.register(idempotency, …) })',
+  500,
+)

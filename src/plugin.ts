@@ -5,14 +5,14 @@ import { readPluginOptions } from './check-options.js'
 import { Claims } from './claims/claims.js'
 import { isStorableText } from './core/text.js'
 import { inProcess } from './dispatch/in-process.js'
-import { OptionInvalid } from './errors.js'
+import { AlreadyRegistered, OptionInvalid } from './errors.js'
 import { failureOf, reporter } from './events.js'
 import type { Idempotency } from './fastify.js'
 import { type ApplicationGuards, createGuards } from './guards.js'
 import { bindHooks, exchangeOf } from './http/hooks.js'
 import { createLimiter } from './http/limiter.js'
 import { requestIdempotency } from './http/request.js'
-import { demandModel } from './models.js'
+import { demandModel, demandNames } from './models.js'
 import { Operations } from './operations/operations.js'
 import type { PluginOptions, PluginSettings } from './options.js'
 import { regularly } from './regularly.js'
@@ -38,6 +38,7 @@ declare module 'fastify' {
 }
 
 async function idempotency(app: FastifyInstance, options: PluginOptions): Promise<void> {
+  if (app.hasRequestDecorator(HELPERS)) throw new AlreadyRegistered()
   const settings = readPluginOptions(options)
   const database = databaseOf(options)
   const { run, clock, provider } = database
@@ -185,6 +186,7 @@ function databaseOf({ prisma, pool }: PluginOptions): Reach {
   }
   const clock = databaseClock(prisma, provider)
   if (provider === 'postgresql') {
+    demandNames(prisma, ['idempotencyRecord', 'webhookEvent'])
     return { run: pool ? onPool(pool) : onPrisma(prisma), clock, provider }
   }
   if (pool === undefined) return { run: undefined, clock, provider }

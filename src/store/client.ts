@@ -121,6 +121,38 @@ export function missingFromClient(
   return missing
 }
 
+/** What Prisma knows of a model's names: `dbName` where the schema maps it to another one. */
+interface NamedByPrisma {
+  readonly dbName?: string | null
+  readonly fields?: readonly { readonly name: string; readonly dbName?: string | null }[]
+}
+
+/**
+ * Says of each model and field what the schema maps it to, where that is not the name that statements
+ * of the library's own use. Empty where the client does not tell, such as a wrapper around one.
+ */
+export function renamedInClient(client: object, model: ModelName): string[] {
+  const name = model.charAt(0).toUpperCase() + model.slice(1)
+  const models: unknown = Reflect.get(Object(Reflect.get(client, '_runtimeDataModel')), 'models')
+  const known: NamedByPrisma | undefined = Reflect.get(Object(models), name)
+  if (known === undefined) return []
+  const names = [{ what: `model ${name}`, own: name, actual: known.dbName ?? name }]
+  for (const field of MODELS[model]) {
+    const found = known.fields?.find((one) => one.name === field)
+    if (found === undefined) continue
+    names.push({ what: `field ${name}.${field}`, own: field, actual: found.dbName ?? field })
+  }
+  return names
+    .map(({ what, own, actual }) => ({ what, actual, expected: snakeCase(own) }))
+    .filter(({ actual, expected }) => actual !== expected)
+    .map(({ what, actual, expected }) => `${what} to "${actual}" in place of "${expected}"`)
+}
+
+/** How `init` maps every model and field: `leaseUntil` to `lease_until`. */
+function snakeCase(name: string): string {
+  return name.replace(/(?<=.)[A-Z]/g, (letter) => `_${letter}`).toLowerCase()
+}
+
 /** Which database the client talks to, as far as it lets us know. */
 export function providerOf(client: object): Provider | undefined {
   const provider: unknown = Reflect.get(client, '_activeProvider')

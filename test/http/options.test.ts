@@ -486,15 +486,6 @@ test('a key is remembered for 24 hours, and run with a lease of 30 seconds, unle
   }
 })
 
-test('registering the plugin twice in one context is refused by Fastify', async (t) => {
-  const app = Fastify()
-  t.teardown(() => app.close())
-  await app.register(idempotency, complete as PluginOptions)
-  await t.rejects(async () => app.register(idempotency, complete as PluginOptions), {
-    code: 'FST_ERR_DEC_ALREADY_PRESENT',
-  })
-})
-
 test('locks in Redis alone need a Redis', async (t) => {
   const error = await errorOf(register({ ...complete, locks: 'redis' }))
   t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID')
