@@ -17,7 +17,7 @@ import {
   type PrismaClientLike,
   type Provider,
 } from './store/client.js'
-import { type DatabaseClock, databaseClock } from './store/clock.js'
+import type { DatabaseClock } from './store/clock.js'
 import { sayAgain } from './store/say-again.js'
 
 /** What a reservation asks of the client of an open transaction. */
@@ -142,6 +142,10 @@ interface Wanted {
 /** A row as it is looked at. */
 type Row = SlotHold & { readonly tenantId: string; readonly resource: string }
 
+interface Written {
+  readonly count: number
+}
+
 const SEEN = { id: true, tenantId: true, resource: true, slot: true, holder: true, heldUntil: true }
 
 // Each time, somebody else was faster and has let go again before the next look, or a transaction
@@ -175,21 +179,19 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
   /** Where the options say that it happens, and what time it is there. */
   function placeOf(tx: ReservationTransaction | undefined) {
     // The transaction has its connection; another one may not be free while it is open.
-    return tx === undefined
-      ? { holds, clock }
-      : { holds: holdsOf(tx), clock: databaseClock(tx, provider) }
+    return tx === undefined ? { holds, clock } : { holds: holdsOf(tx), clock: clock.through(tx) }
   }
 
   /** Writes all of it or nothing. Within the caller's transaction, only he can say it again. */
   function write<T>(
     tx: ReservationTransaction | undefined,
     isOneStatement: boolean,
-    fn: (holds: ModelDelegate) => Promise<T>,
-  ): Promise<T> {
+    fn: (holds: ModelDelegate) => PromiseLike<T>,
+  ): PromiseLike<T> {
     if (tx !== undefined) return fn(holdsOf(tx))
     if (isOneStatement) return sayAgain(() => fn(holds))
     return sayAgain(() =>
-      prisma.$transaction((open: ReservationTransaction) => fn(holdsOf(open)), {
+      prisma.$transaction(async (open: ReservationTransaction) => fn(holdsOf(open)), {
         ...PATIENCE,
         ...ISOLATION[provider],
       }),
@@ -227,13 +229,16 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
     now: Date,
     heldUntil: Date,
     tx: ReservationTransaction | undefined,
-  ): Promise<boolean> {
+  ): PromiseLike<boolean> {
     // In the order of the slots, so that two who want the same do not wait in a circle.
     const rows = unheld.map((slot) => {
       return { id: randomUUID(), tenantId, resource, slot, holder, heldUntil, createdAt: now }
     })
     const isOneRow = unheld.length + lapsed.length + kept.length === 1
-    return write(tx, isOneRow, async (holds) => {
+    // On MySQL an INSERT inserts all of its rows or none. PostgreSQL's, which must not fail, may insert
+    // some of them, and on SQLite Prisma makes several of one that is long.
+    const isOneInsert = provider === 'mysql' && lapsed.length + kept.length === 0
+    return write(tx, isOneRow || isOneInsert, async (holds) => {
       // What was his at the look may have run out since, and be somebody else's by now.
       if ((await update(holds, kept, { holder }, { holder })) < kept.length) return false
       const takeOver = (data: object) => update(holds, lapsed, { heldUntil: { lte: now } }, data)
@@ -284,24 +289,34 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
       const wanted = wantedOf(tenantId, options)
       const { resource, slots, holder } = wanted
       const place = placeOf(tx)
+      const confirmed = (isNew: boolean): Confirmed => {
+        if (isNew) report({ kind: 'reservation_confirmed', resource, slots })
+        return { kind: 'confirmed', resource, slots, holder, isNew }
+      }
+      const isOpen = { holder, heldUntil: { not: null } }
+      const forGood = { heldUntil: null }
       for (let look = 1; ; look += 1) {
+        if (slots.length === 1) {
+          const where = { ...namesOf(wanted), ...isOpen }
+          const written = await write<Written>(tx, true, (holds) =>
+            holds.updateMany({ where, data: forGood }),
+          )
+          if (written.count === 1) return confirmed(true)
+        }
         const found = await find(place.holds, wanted)
         const his = new Set(found.filter(isOf(holder)).map(({ slot }) => slot))
         const missing = slots.filter((slot) => !his.has(slot))
         if (missing.length > 0) return { kind: 'missing', slots: missing }
 
         const open = found.filter(({ heldUntil }) => heldUntil !== null)
-        if (open.length === 0) return { kind: 'confirmed', resource, slots, holder, isNew: false }
-        const confirmed = await write(tx, false, async (holds) => {
-          // Locked first, for the same reason; what matches after that, nobody else has confirmed.
-          const hasAll = (await update(holds, found, { holder }, { holder })) === found.length
-          if (!hasAll) return undefined
-          return update(holds, open, { holder, heldUntil: { not: null } }, { heldUntil: null })
-        })
-        if (confirmed !== undefined) {
-          const isNew = confirmed > 0
-          if (isNew) report({ kind: 'reservation_confirmed', resource, slots })
-          return { kind: 'confirmed', resource, slots, holder, isNew }
+        if (open.length === 0) return confirmed(false)
+        if (slots.length > 1) {
+          const written = await write(tx, false, async (holds) => {
+            // Locked first, for the same reason; what matches after that, nobody else has confirmed.
+            const hasAll = (await update(holds, found, { holder }, { holder })) === found.length
+            return hasAll ? update(holds, open, isOpen, forGood) : undefined
+          })
+          if (written !== undefined) return confirmed(written > 0)
         }
         if (look === LOOKS) return { kind: 'missing', slots: open.map(({ slot }) => slot).sort() }
       }
@@ -312,8 +327,17 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
       const { tx } = options
       const wanted = wantedOf(tenantId, options)
       const { resource, holder } = wanted
+      const cancelled = (slots: readonly string[]): Cancelled => {
+        if (slots.length > 0) report({ kind: 'reservation_cancelled', resource, slots })
+        return { kind: 'cancelled', slots }
+      }
+      if (wanted.slots.length === 1) {
+        const where = { ...namesOf(wanted), holder }
+        const { count } = await write<Written>(tx, true, (holds) => holds.deleteMany({ where }))
+        return cancelled(count === 1 ? wanted.slots : [])
+      }
       const his = (await find(placeOf(tx).holds, wanted)).filter(isOf(holder))
-      if (his.length === 0) return { kind: 'cancelled', slots: [] }
+      if (his.length === 0) return cancelled([])
       const freed = await write(tx, his.length === 1, async (holds) => {
         // Locked first. Where one is missing, another call has freed it, or somebody has it by now:
         // each is asked for itself.
@@ -327,9 +351,7 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
         }
         return freed
       })
-      const slots = freed.map(({ slot }) => slot).sort()
-      if (slots.length > 0) report({ kind: 'reservation_cancelled', resource, slots })
-      return { kind: 'cancelled', slots }
+      return cancelled(freed.map(({ slot }) => slot).sort())
     },
 
     async availability(tenantId, options) {
@@ -419,6 +441,11 @@ function availabilityOf({ slot, holder, heldUntil }: SlotHold): Availability {
   return heldUntil === null
     ? { slot, kind: 'confirmed', holder }
     : { slot, kind: 'held', holder, until: heldUntil }
+}
+
+/** Names the row of one slot. */
+function namesOf({ tenantId, resource, slots: [slot] }: Wanted): object {
+  return { tenantId, resource, slot }
 }
 
 function isOf(holder: string): (row: SlotHold) => boolean {

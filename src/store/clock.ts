@@ -24,6 +24,8 @@ export interface DatabaseClock {
   estimatePassed(): Promise<Date>
   /** The time as the database says it, asked for now. At most one round trip old. */
   ask(): Promise<Date>
+  /** The same clock, asked through the client of an open transaction: no other connection is needed. */
+  through(client: Pick<PrismaClientLike, '$queryRawUnsafe'>): DatabaseClock
 }
 
 /**
@@ -36,7 +38,7 @@ export function databaseClock(
 ): DatabaseClock {
   let sample: { now: number; at: number; answeredAt: number; hostAt: number } | undefined
 
-  async function ask(): Promise<Date> {
+  async function askThrough(client: Pick<PrismaClientLike, '$queryRawUnsafe'>): Promise<Date> {
     const at = performance.now()
     const hostAt = Date.now()
     const [row] = await client.$queryRawUnsafe<{ now: unknown }[]>(NOW[provider])
@@ -47,7 +49,7 @@ export function databaseClock(
   }
 
   /** `since`: the sample is younger than its question, and older than its answer. */
-  async function estimateFrom(since: 'at' | 'answeredAt'): Promise<Date> {
+  async function estimateFrom(since: 'at' | 'answeredAt', ask: () => Promise<Date>): Promise<Date> {
     if (sample === undefined) return ask()
     const at = performance.now()
     const elapsed = at - sample.at
@@ -58,9 +60,15 @@ export function databaseClock(
     return new Date(sample.now + at - sample[since])
   }
 
-  return {
-    ask,
-    estimate: () => estimateFrom('at'),
-    estimatePassed: () => estimateFrom('answeredAt'),
+  function through(client: Pick<PrismaClientLike, '$queryRawUnsafe'>): DatabaseClock {
+    const ask = () => askThrough(client)
+    return {
+      ask,
+      estimate: () => estimateFrom('at', ask),
+      estimatePassed: () => estimateFrom('answeredAt', ask),
+      through,
+    }
   }
+
+  return through(client)
 }

@@ -361,6 +361,37 @@ export async function reservationsContract(t: Test, context: Way): Promise<void>
     })
   }
 
+  await t.test('one slot is confirmed, and freed, by one guarded write', async (t) => {
+    const resource = randomUUID()
+    const calls: string[] = []
+    const counted = new Proxy(rows, {
+      get: (target, name: keyof ModelDelegate) => (args: object) => {
+        calls.push(name)
+        return target[name](args)
+      },
+    })
+    const client = new Proxy(prisma, {
+      get(target, name) {
+        if (name === '$transaction') t.fail('no transaction is begun')
+        return name === 'slotReservation' ? counted : Reflect.get(target, name)
+      },
+    })
+    const counting = deskOf(createReservations({ ...context, prisma: client }))
+    const one = { resource, slots: 'a' }
+    for (const [call, kind, spent] of [
+      [counting.reserve, 'reserved', ['findMany', 'createMany']],
+      [counting.confirm, 'confirmed', ['updateMany']],
+      [counting.confirm, 'confirmed', ['updateMany', 'findMany']],
+      [counting.cancel, 'cancelled', ['deleteMany']],
+      [counting.cancel, 'cancelled', ['deleteMany']],
+      [counting.confirm, 'missing', ['updateMany', 'findMany']],
+    ] as const) {
+      calls.length = 0
+      t.match(await call(one), { kind })
+      t.strictSame(calls, spent)
+    }
+  })
+
   await t.test('what the caller rolls back has not happened', async (t) => {
     const resource = randomUUID()
     const [first, second] = EVENINGS as [string, string]
