@@ -115,13 +115,19 @@ export const LockUnavailable = createError(
   'Whether somebody holds this lock cannot be found out now; nothing was executed, repeat it later',
   503,
 )
-/** A step or transaction with a name that this attempt used before, or without one. */
+/** The name of a step or transaction is no text that every database stores as it is. */
+export const StepNameInvalid = createError(
+  'IDEMPOTENCY_STEP_NAME_INVALID',
+  'The name of a step or transaction, and of keyFor(), must be text of 1 to 255 characters without NUL and without halves of surrogate pairs, such as "charge"',
+  500,
+)
+/** A step or transaction with a name that this attempt used before. */
 export const StepNameUsed: FastifyErrorConstructor<
   { code: 'IDEMPOTENCY_STEP_NAME_USED' },
   [string]
 > = createError(
   'IDEMPOTENCY_STEP_NAME_USED',
-  'There is a step %s already: every step and transaction of a handler needs a name of its own, such as step("charge", …) and transaction(…, { name: "booking" })',
+  'There is a step called %s already: every step and transaction of a handler needs a name of its own, such as step("charge", …) and transaction(…, { name: "booking" })',
   500,
 )
 /** The result of a step is nothing that a later attempt could get back. */
@@ -133,10 +139,16 @@ export const StepNotStorable: FastifyErrorConstructor<
   'The result of step %s cannot be stored for a later attempt: %s. Return plain data: objects, lists, text, numbers, dates; a Decimal as text',
   500,
 )
-/** A step or transaction within, or beside, an open transaction of the same handler. */
+/** A transaction within, or beside, another one or a step of the same handler, or the reverse. */
 export const TransactionOpen = createError(
   'IDEMPOTENCY_TRANSACTION_OPEN',
-  'A transaction of this handler is open: await it before the next step or transaction, and use its tx inside of it',
+  'A transaction runs alone in its handler: await each step before it, await the transaction before the next step or transaction, and use its tx inside of it',
+  500,
+)
+/** A second `request.idempotency.run()` while one of the same request is running. */
+export const RunOpen = createError(
+  'IDEMPOTENCY_RUN_OPEN',
+  'Another handler is running in this request, and recover() could finish only one of the two: await the first request.idempotency.run() before the next',
   500,
 )
 /** A handler returned while one of its steps or transactions was still under way. */

@@ -1,7 +1,9 @@
 import { downstreamKey, operationName } from '../core/downstream-key.js'
 import type { RecordKey, StoredResponse } from '../core/record.js'
+import { stepPath } from '../core/step-path.js'
+import { isStorableText } from '../core/text.js'
 import { crashPoint } from '../crash-points.js'
-import { LeaseLost } from '../errors.js'
+import { LeaseLost, StepNameInvalid } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import { isInFailedTransaction, record, recordNothing } from '../store/atomic.js'
 import type { TransactionClient } from '../store/client.js'
@@ -69,10 +71,11 @@ export class AtomicClaim {
     return this.#transaction.isIdle
   }
 
-  /** The same for every attempt at the operation, as `Steps` names it. */
+  /** The same for every attempt at the operation, as `Steps` names it. @throws StepNameInvalid */
   keyFor(name: string): string | undefined {
     if (this.key === undefined) return undefined
-    return downstreamKey(operationName(this.key, this.key.fingerprint), name)
+    if (!isStorableText(name)) throw new StepNameInvalid()
+    return downstreamKey(operationName(this.key, this.key.fingerprint), stepPath([], name))
   }
 
   /** Writes the record and commits. Nothing but `committed` lets the response be given out. */

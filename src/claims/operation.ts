@@ -25,7 +25,8 @@ export interface Operation {
    * next attempt goes on behind the transaction.
    *
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over: nothing of this one is kept.
-   * @throws IDEMPOTENCY_TRANSACTION_OPEN within, or beside, another one of the same handler.
+   * @throws IDEMPOTENCY_TRANSACTION_OPEN within or beside another one of the same handler, or while a
+   * step is in flight: await that first.
    */
   transaction<T>(
     fn: (tx: ApplicationTransaction) => Promise<T>,
@@ -35,8 +36,9 @@ export interface Operation {
   /**
    * Runs `fn` once over all attempts and stores its result, which must be plain data. For work
    * outside the database: a crash between `fn` and the storing runs it again, so give the other
-   * side `keyFor(name)` to recognize that by.
+   * side `keyFor(name)` to recognize that by. Steps may run side by side, but not beside a transaction.
    *
+   * @throws IDEMPOTENCY_STEP_NAME_INVALID, IDEMPOTENCY_STEP_NAME_USED before anything runs.
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over before the result was stored.
    */
   step<T>(name: string, fn: () => T | Promise<T>): Promise<T>

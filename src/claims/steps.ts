@@ -1,11 +1,15 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { parse, stringify } from 'devalue'
+import { DevalueError, parse, stringify } from 'devalue'
 import { downstreamKey } from '../core/downstream-key.js'
 import type { StepResults } from '../core/record.js'
+import { stepPath } from '../core/step-path.js'
+import { isStorableText } from '../core/text.js'
 import { crashPoint } from '../crash-points.js'
 import {
   LeaseLost,
   OptionInvalid,
+  RunOpen,
+  StepNameInvalid,
   StepNameUsed,
   StepNested,
   StepNotStorable,
@@ -48,11 +52,13 @@ export type PrepareToKeep = (isFinal: boolean) => Promise<KeepSteps>
 /** What the present code runs in. */
 interface Place {
   readonly steps: Steps
-  /** The handlers that were run as parts of the operation: the names within them are their own. */
-  readonly scope: string
+  /** The handlers that are run as parts of the operation: the names within them are their own. */
+  readonly scope: readonly string[]
   /** A step that is done is not run again, and what it began would lend its name to something else. */
   readonly isStep: boolean
 }
+
+type Kind = 'step' | 'part' | 'transaction'
 
 const place = new AsyncLocalStorage<Place>()
 
@@ -62,15 +68,18 @@ export class Steps {
   readonly #operation: string
   readonly #prepare: PrepareToKeep
   readonly #used = new Set<string>()
+  /** What runs now, by its path. */
+  readonly #inFlight = new Map<string, Kind>()
   #results: StepResults
   readonly #underWay = new Set<Promise<unknown>>()
   #isOpen = false
   #isClosed = false
   #isUndone = false
   #isFinal = false
-  /** Results are on their way into the database, and nobody knows whether they are, or will be, there. */
-  #isUncertain = false
-  #uncertainty: unknown
+  /** Results have been sent to the database, and its answer is awaited. */
+  #isSent = false
+  /** A write of results ended without an answer: they may be stored, or may be stored later. */
+  #unknownWrite: { readonly error: unknown } | undefined
   /** Results are written one after the other: each write holds all of them. */
   #writing: Promise<unknown> = Promise.resolve()
 
@@ -115,8 +124,10 @@ export class Steps {
     return hasUnfinished
   }
 
+  /** @throws StepNameInvalid */
   keyFor(name: string): string {
-    return downstreamKey(this.#operation, this.#pathOf(name))
+    checkName(name)
+    return downstreamKey(this.#operation, stepPath(this.#scope, name))
   }
 
   get #place(): Place | undefined {
@@ -124,31 +135,31 @@ export class Steps {
     return found?.steps === this ? found : undefined
   }
 
-  #pathOf(name: string): string {
-    const scope = this.#place?.scope
-    return scope === undefined || scope === '' ? name : `${scope} › ${name}`
+  get #scope(): readonly string[] {
+    return this.#place?.scope ?? []
   }
 
-  /** A step that has steps and transactions of its own, whose names are its own. */
+  /** A step that has steps and transactions of its own, whose names are its own. One at a time. */
   part<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
-    return this.#step(name, (path) => place.run({ steps: this, scope: path, isStep: false }, fn))
+    const scope = [...this.#scope, name]
+    return this.#step('part', name, { steps: this, scope, isStep: false }, fn)
   }
 
   step<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
-    const scope = this.#place?.scope ?? ''
-    return this.#step(name, () => place.run({ steps: this, scope, isStep: true }, fn))
+    return this.#step('step', name, { steps: this, scope: this.#scope, isStep: true }, fn)
   }
 
-  #step<T>(name: string, fn: (path: string) => T | Promise<T>): Promise<T> {
-    return this.#once(name, async (path) => {
-      const value = await fn(path)
+  #step<T>(kind: Kind, name: string, inside: Place, fn: () => T | Promise<T>): Promise<T> {
+    return this.#once(kind, name, async (path) => {
+      checkFunction('step', fn)
+      const value = await place.run(inside, fn)
       const text = encode(name, value)
       crashPoint('step:done')
       const keep = await this.#prepare(false)
       await this.#alone(async () => {
         const results = { ...this.#results, [path]: text }
         const isKept = await this.#knowing(() => {
-          this.#isUncertain = true
+          this.#isSent = true
           return keep(this.#prisma, results)
         })
         if (!isKept) throw new LeaseLost()
@@ -161,9 +172,15 @@ export class Steps {
 
   transaction<T>(
     fn: (tx: ApplicationTransaction) => Promise<T>,
-    { name = 'transaction', final = false, ...options }: EventTransactionOptions = {},
+    given: EventTransactionOptions = {},
   ): Promise<T> {
-    return this.#once(name, async (path) => {
+    const {
+      name = 'transaction',
+      final = false,
+      ...options
+    }: EventTransactionOptions = Object(given)
+    return this.#once('transaction', name, async (path) => {
+      checkFunction('transaction', fn)
       checkOptions(options)
       this.#isOpen = true
       try {
@@ -197,7 +214,7 @@ export class Steps {
         // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.
         if (!(await keep(tx, results))) throw new LeaseLost()
         crashPoint('transaction:recorded')
-        this.#isUncertain = true
+        this.#isSent = true
         return value
       }
       const value: T = await this.#knowing(() => this.#prisma.$transaction(transact, options))
@@ -209,8 +226,8 @@ export class Steps {
   }
 
   /** Runs what has this name, unless an earlier attempt has done it. What failed may be tried again. */
-  #once<T>(name: string, run: (path: string) => Promise<T>): Promise<T> {
-    const running = this.#onceAlone(name, run)
+  #once<T>(kind: Kind, name: string, run: (path: string) => Promise<T>): Promise<T> {
+    const running = this.#onceAlone(kind, name, run)
     this.#underWay.add(running)
     // Handled here as well: one that nobody awaits is told of in another way.
     const over = () => void this.#underWay.delete(running)
@@ -218,30 +235,43 @@ export class Steps {
     return running
   }
 
-  async #onceAlone<T>(name: string, run: (path: string) => Promise<T>): Promise<T> {
-    if (typeof name !== 'string' || name === '') throw new StepNameUsed('without a name')
+  async #onceAlone<T>(kind: Kind, name: string, run: (path: string) => Promise<T>): Promise<T> {
+    checkName(name)
     if (this.#isOpen) throw new TransactionOpen()
     if (this.#place?.isStep) throw new StepNested()
     if (this.#isClosed) throw new StepTooLate()
     // Run again, it might take effect twice. The next attempt reads what has become of it.
-    if (this.#isUncertain) throw this.#uncertainty
-    const path = this.#pathOf(name)
-    if (this.#used.has(path)) throw new StepNameUsed(`called ${JSON.stringify(name)}`)
+    if (this.#unknownWrite) throw this.#unknownWrite.error
+    // The record has room for one handler that recover() runs.
+    if (kind === 'part' && [...this.#inFlight.values()].includes('part')) throw new RunOpen()
+    // A step's result would wait for the transaction, which may wait for the step.
+    if (kind === 'transaction' && this.#hasOthersInFlight()) throw new TransactionOpen()
+    const path = stepPath(this.#scope, name)
+    if (this.#used.has(path)) throw new StepNameUsed(JSON.stringify(name))
     this.#used.add(path)
     if (Object.hasOwn(this.#results, path)) return parse(this.#results[path] as string) as T
+    this.#inFlight.set(path, kind)
     try {
       return await run(path)
     } catch (error) {
       this.#used.delete(path)
       throw error
+    } finally {
+      this.#inFlight.delete(path)
     }
+  }
+
+  /** Whether anything runs but the parts that the present code is in. */
+  #hasOthersInFlight(): boolean {
+    const enclosing = this.#scope.map((name, at, scope) => stepPath(scope.slice(0, at), name))
+    return [...this.#inFlight.keys()].some((path) => !enclosing.includes(path))
   }
 
   #alone<T>(write: () => Promise<T>): Promise<T> {
     const turn = this.#writing.then(() => {
       // What waited for its turn holds all results but the one that may have been stored, or may be
       // by a statement that arrives late: one of the two would be lost.
-      if (this.#isUncertain) throw this.#uncertainty
+      if (this.#unknownWrite) throw this.#unknownWrite.error
       return write()
     })
     this.#writing = turn.catch(() => {})
@@ -250,13 +280,11 @@ export class Steps {
 
   /** Nothing more is begun or written in this attempt once it is not known how a write ended. */
   async #knowing<T>(write: () => PromiseLike<T>): Promise<T> {
+    this.#isSent = false
     try {
-      const value = await write()
-      this.#isUncertain = false
-      return value
+      return await write()
     } catch (error) {
-      if (isRolledBack(error)) this.#isUncertain = false
-      this.#uncertainty = error
+      if (this.#isSent && !isRolledBack(error)) this.#unknownWrite = { error }
       throw error
     }
   }
@@ -270,6 +298,15 @@ class Undone extends Error {
     super('the transaction was undone')
     this.value = value
   }
+}
+
+function checkFunction(what: 'step' | 'transaction', fn: unknown): void {
+  if (typeof fn === 'function') return
+  throw new OptionInvalid(
+    what === 'step'
+      ? 'step() needs a function: step("charge", () => …)'
+      : 'transaction() needs a function: transaction(async (tx) => …)',
+  )
 }
 
 /** What is handed to Prisma. A typing error would otherwise be no limit, or no isolation. */
@@ -294,12 +331,22 @@ function checkOptions({ isolationLevel, maxWait, timeout, ...unknown }: Transact
   }
 }
 
+/** @throws StepNameInvalid */
+function checkName(name: unknown): void {
+  if (!isStorableText(name)) throw new StepNameInvalid()
+}
+
 /** At once, and not when a later attempt wants it back. */
 export function encode(name: string, value: unknown): string {
   try {
     return stringify(value)
   } catch (error) {
-    // Its message names the place in the value, and nothing of what stands there.
-    throw new StepNotStorable(JSON.stringify(name), (error as Error).message)
+    throw new StepNotStorable(JSON.stringify(name), reasonOf(error))
   }
+}
+
+/** Without anything of the value: an error of its getters may quote it. */
+function reasonOf(error: unknown): string {
+  if (error instanceof DevalueError) return error.message
+  return error instanceof RangeError ? 'it is nested too deeply' : 'reading it failed'
 }

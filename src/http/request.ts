@@ -22,7 +22,9 @@ export interface RequestIdempotency extends Operation {
   /**
    * Runs a handler of `app.idempotency.handler()` as the whole or a part of this request's operation.
    * If this process dies, `recover()` finishes it, and the client's retry gets its result without
-   * running it: it is a step of the handler's name.
+   * running it: it is a step of the handler's name. Handlers run one after the other.
+   *
+   * @throws IDEMPOTENCY_RUN_OPEN beside or within another one of the same request.
    */
   run<Input, T>(handler: OperationHandler<Input, T>, input: Input): Promise<T>
   /**

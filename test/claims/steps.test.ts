@@ -39,6 +39,12 @@ function stepsOf(row: Row, client = new FakeClient()): { steps: Steps; client: F
   return { steps, client }
 }
 
+/** The names of what is stored, outside of any part. */
+const namesIn = ({ steps }: Row) =>
+  Object.keys(steps)
+    .map((path) => (JSON.parse(path) as string[]).join())
+    .sort()
+
 const fresh = (): Row => ({ steps: {}, isHeld: true, isFinal: false })
 
 t.test('a step runs once over all attempts, and later ones get its result', async (t) => {
@@ -88,7 +94,30 @@ t.test('steps side by side are all kept', async (t) => {
   const { steps } = stepsOf(row)
   const names = Array.from({ length: 20 }, (_, n) => `step ${n}`)
   await Promise.all(names.map((name, n) => steps.step(name, () => n)))
-  t.strictSame(Object.keys(row.steps).sort(), names.sort())
+  t.strictSame(namesIn(row), names.sort())
+})
+
+t.test('a step may be begun while the result of another one is being written', async (t) => {
+  const row = fresh()
+  const writing = latch()
+  const go = latch()
+  const steps = new Steps(
+    {} as PrismaClientLike,
+    'operation',
+    {},
+    async () => async (_, results) => {
+      writing.open()
+      await go.opened
+      row.steps = results
+      return true
+    },
+  )
+  const charge = steps.step('charge', () => 'charged')
+  await writing.opened
+  const mail = steps.step('mail', () => 'mailed')
+  go.open()
+  t.strictSame(await Promise.all([charge, mail]), ['charged', 'mailed'])
+  t.strictSame(namesIn(row), ['charge', 'mail'])
 })
 
 t.test('every step needs a name of its own', async (t) => {
@@ -103,10 +132,65 @@ t.test('every step needs a name of its own', async (t) => {
     steps.transaction(async () => 2, { name: 'charge' }),
     refused,
   )
-  await t.rejects(
-    steps.step('', () => 2),
-    { code: 'IDEMPOTENCY_STEP_NAME_USED' },
-  )
+})
+
+t.test('a name that cannot be stored as it is, is refused before anything runs', async (t) => {
+  const { steps } = stepsOf(fresh())
+  const refused = { code: 'IDEMPOTENCY_STEP_NAME_INVALID' }
+  const unusable = ['', 'a\0b', '\ud800', 'a\udfffb', 'x'.repeat(256), 7, undefined, {}, ['a']]
+  for (const name of unusable as string[]) {
+    await t.rejects(
+      steps.step(name, () => t.fail('it ran')),
+      refused,
+    )
+    await t.rejects(
+      steps.part(name, () => t.fail('it ran')),
+      refused,
+    )
+    t.throws(() => steps.keyFor(name), refused)
+    // Without a name it has its own.
+    if (name === undefined) continue
+    await t.rejects(
+      steps.transaction(async () => t.fail('it ran'), { name }),
+      refused,
+    )
+  }
+})
+
+t.test(
+  'a step or transaction without a function is refused, and its name stays free',
+  async (t) => {
+    const { steps, client } = stepsOf(fresh())
+    const invalid = { code: 'IDEMPOTENCY_OPTION_INVALID' }
+    await t.rejects(steps.step('charge', undefined as never), invalid)
+    await t.rejects(steps.transaction(undefined as never, { name: 'charge' }), invalid)
+    await t.rejects(
+      steps.transaction(async () => 1, 'Serializable' as never),
+      invalid,
+    )
+    t.strictSame(client.options, [])
+    t.equal(await steps.step('charge', () => 1), 1)
+    t.equal(await steps.transaction(async () => 2, null as never), 2)
+  },
+)
+
+t.test('no name of a step leads to the result of another one', async (t) => {
+  const row = fresh()
+  const { steps } = stepsOf(row)
+  const keys: string[] = []
+  const done = (result: string) => () => {
+    keys.push(steps.keyFor(result))
+    return result
+  }
+  await steps.part('a', () => steps.step('b', () => keys.push(steps.keyFor('key')) && 'b of a'))
+  for (const name of ['a › b', '["a","b"]', 'a","b', 'a,b', 'a\nb']) {
+    t.equal(await steps.step(name, () => keys.push(steps.keyFor(`${name} › key`)) && name), name)
+  }
+  const again = stepsOf(row).steps
+  t.equal(await again.part('a', done('done again')), 'b of a')
+  t.equal(await again.step('a › b', done('done again')), 'a › b')
+  t.equal(await again.step('b', done('b')), 'b', 'the one within the part is another one')
+  t.equal(new Set(keys).size, keys.length, 'and each has a key of its own')
 })
 
 t.test('what cannot be stored is refused at once, and says where it stands', async (t) => {
@@ -126,6 +210,19 @@ t.test('what cannot be stored is refused at once, and says where it stands', asy
       Reflect.get(tx, 'write').call(tx, 'effect')
       return new Money()
     }),
+    refused,
+  )
+  const hidden = Object.defineProperty({}, 'price', {
+    enumerable: true,
+    get() {
+      throw new Error('canary of the value')
+    },
+  })
+  const error = await steps.step('c', () => hidden).catch((error) => error)
+  t.match(error, refused)
+  t.notMatch(error.message, /canary/)
+  await t.rejects(
+    steps.step('d', () => JSON.parse('{ "__proto__": 1 }')),
     refused,
   )
   t.strictSame(client.committed, [], 'the effects are undone with it')
@@ -215,17 +312,72 @@ t.test('nothing else is begun while a transaction is open', async (t) => {
   t.equal(await steps.transaction(async () => 2, { name: 'after' }), 2)
 })
 
-t.test('a step that ends during a transaction is kept beside it', async (t) => {
+t.test('a transaction that could wait for a step is refused, and the step is kept', async (t) => {
   const row = fresh()
-  const { steps } = stepsOf(row)
+  const { steps, client } = stepsOf(row)
+  const open = { code: 'IDEMPOTENCY_TRANSACTION_OPEN' }
   const go = latch()
   const step = steps.step('slow', () => go.opened.then(() => 'slow'))
-  await steps.transaction(async () => {
-    go.open()
-    return 'quick'
-  })
+  await t.rejects(
+    steps.transaction(() => step),
+    open,
+    'it would wait for the step, and the step for its commit',
+  )
+  await t.rejects(
+    steps.transaction(async () => go.open()),
+    open,
+    'the step waits for the transaction',
+  )
+  go.open()
   t.equal(await step, 'slow')
-  t.strictSame(Object.keys(row.steps).sort(), ['slow', 'transaction'])
+  t.strictSame([namesIn(row), client.options], [['slow'], []], 'no transaction was begun')
+  t.equal(await steps.transaction(() => step), 'slow', 'now it is over')
+})
+
+t.test('a transaction within a part waits for nothing but what is within it', async (t) => {
+  const row = fresh()
+  const { steps } = stepsOf(row)
+  const open = { code: 'IDEMPOTENCY_TRANSACTION_OPEN' }
+  const go = latch()
+  const mail = steps.step('mail', () => go.opened)
+  const book = () => steps.transaction(async () => 'booked')
+  await t.rejects(steps.part('pay', book), open, 'a step outside is in flight')
+  go.open()
+  await mail
+  const part = steps.part('pay', async () => {
+    const booked = await book()
+    const charge = steps.step('charge', () => 'charged')
+    await t.rejects(
+      steps.transaction(() => charge, { name: 'second' }),
+      open,
+      'a step inside is in flight',
+    )
+    return [booked, await charge]
+  })
+  await t.rejects(
+    steps.transaction(() => part),
+    open,
+    'the part is in flight',
+  )
+  t.strictSame(await part, ['booked', 'charged'])
+})
+
+t.test('one part at a time: not two side by side, nor one within another', async (t) => {
+  const { steps } = stepsOf(fresh())
+  const open = { code: 'IDEMPOTENCY_RUN_OPEN' }
+  const first = steps.part('first', async () => {
+    await t.rejects(
+      steps.part('inner', () => t.fail('it ran')),
+      open,
+    )
+    return 1
+  })
+  await t.rejects(
+    steps.part('second', () => t.fail('it ran')),
+    open,
+  )
+  t.equal(await first, 1)
+  t.equal(await steps.part('second', () => 2), 2)
 })
 
 t.test(
@@ -247,7 +399,7 @@ t.test(
     const later = stepsOf(row, client).steps
     t.equal(await later.transaction(async () => 'there'), 'there')
     later.undo()
-    t.strictSame(Object.keys(row.steps), ['transaction'], 'outside of one there is nothing to undo')
+    t.strictSame(namesIn(row), ['transaction'], 'outside of one there is nothing to undo')
   },
 )
 
@@ -291,7 +443,7 @@ t.test(
       lost,
     )
     t.equal(runs, 1)
-    t.strictSame(Object.keys(row.steps), ['book'])
+    t.strictSame(namesIn(row), ['book'])
     // The next attempt knows.
     t.equal(await stepsOf(row).steps.transaction(book, { name: 'book' }), 'booked')
     t.equal(runs, 1)
@@ -299,24 +451,26 @@ t.test(
 )
 
 t.test(
-  'a step beside a commit that nobody answered does not write over what that may have stored',
+  'a step beside one whose storing nobody answered does not write over what that may have stored',
   async (t) => {
     const row = fresh()
-    const client = new FakeClient()
-    client.failures.push('ECONNRESET')
-    const { steps } = stepsOf(row, client)
     const go = latch()
-    const mail = steps.step('mail', () => go.opened)
-    const booking = steps.transaction(
-      async () => {
-        go.open()
-        return 'booked'
+    const steps = new Steps(
+      {} as PrismaClientLike,
+      'operation',
+      {},
+      async () => async (_, results) => {
+        row.steps = results
+        throw Object.assign(new Error('no answer'), { code: 'ECONNRESET' })
       },
-      { name: 'book' },
     )
+    const mail = steps.step('mail', () => go.opened)
+    const charge = steps.step('charge', () => 'charged')
     const lost = { code: 'ECONNRESET' }
-    await Promise.all([t.rejects(booking, lost), t.rejects(mail, lost)])
-    t.strictSame(Object.keys(row.steps), ['book'])
+    await t.rejects(charge, lost)
+    go.open()
+    await t.rejects(mail, lost)
+    t.strictSame(namesIn(row), ['charge'])
   },
 )
 

@@ -66,7 +66,10 @@ test('a retry goes on behind what the first attempt has done', async (t) => {
   t.equal((await send(app, '/pay', { key })).statusCode, 500)
   const [id] = await prisma.payment.findMany({ orderBy: { createdAt: 'desc' }, take: 1 })
   t.equal((await send(app, '/pay', { key })).statusCode, 500)
-  t.match((await recordOf(database, key))?.steps, { transaction: /id/, charge: /number/ })
+  t.match((await recordOf(database, key))?.steps, {
+    '["transaction"]': /id/,
+    '["charge"]': /number/,
+  })
   const answer = await send(app, '/pay', { key })
   t.strictSame(answer.json(), { id: id?.id, charge: 1, resumed: true })
   t.equal((await send(app, '/pay', { key })).body, answer.body)
@@ -144,7 +147,7 @@ test('what commits after the look and before the takeover is not done again', {
     await tx.payment.create(payment(account))
     await tx.idempotencyRecord.updateMany({
       where: { key, fence: 1, status: 'in_progress' },
-      data: { steps: { transaction: '[{}]' } },
+      data: { steps: { '["transaction"]': '[{}]' } },
     })
     isOpen.open()
     await go.opened
@@ -189,7 +192,7 @@ test('nested and concurrent use is refused, and loses nothing', async (t) => {
     'IDEMPOTENCY_TRANSACTION_OPEN',
     'IDEMPOTENCY_TRANSACTION_OPEN',
     'IDEMPOTENCY_STEP_NAME_USED',
-    'IDEMPOTENCY_STEP_NAME_USED',
+    'IDEMPOTENCY_STEP_NAME_INVALID',
   ])
   t.equal(await effects(), 2)
 })
@@ -568,6 +571,78 @@ test('the steps of two handlers of one request do not lend each other their name
   t.not(first, second)
   for (const tenantId of accounts) t.equal(await prisma.payment.count({ where: { tenantId } }), 1)
   t.equal(new Set(keys).size, 2, 'and the other side gets two keys')
+})
+
+/** Two handlers in one request; the second one dies in its first attempt, if it is to. */
+async function twoHandlers(t: Parameters<typeof buildApp>[0], isSideBySide: boolean) {
+  const accounts = [randomUUID(), randomUUID()]
+  const reached = latch()
+  const runs = [0, 0]
+  const build = (isDead: boolean) =>
+    buildApp(t, database, {
+      routes(app) {
+        const [first, second] = accounts.map((account, n) =>
+          app.idempotency.handler(`${n}`, async (operation) => {
+            runs[n] = (runs[n] as number) + 1
+            const { id } = await operation.transaction((tx) => tx.payment.create(payment(account)))
+            if (n === 0 && !isSideBySide) return id
+            reached.open()
+            if (isDead) await new Promise(() => {})
+            return id
+          }),
+        )
+        app.post('/both', async ({ idempotency }) => {
+          const one = idempotency.run(first as never, undefined)
+          if (!isSideBySide) await one
+          return Promise.all([one, idempotency.run(second as never, undefined)])
+        })
+      },
+    })
+  const effects = () =>
+    Promise.all(accounts.map((tenantId) => prisma.payment.count({ where: { tenantId } })))
+  return { dead: await build(true), living: await build(false), reached, runs, effects }
+}
+
+test('a handler that is run beside another one is refused, and nothing of it is done', async (t) => {
+  const { living, runs, effects } = await twoHandlers(t, true)
+  const events = collectEvents(t)
+  const answer = await send(living, '/both', { key: newKey() })
+  t.match([answer.statusCode, answer.json().code], [500, 'IDEMPOTENCY_RUN_OPEN'])
+  await events.first('released')
+  t.equal((await effects())[1], 0)
+  t.equal(runs[1], 0)
+})
+
+test('of two handlers one after the other, recover() finishes the one that was interrupted', async (t) => {
+  const { dead, living, reached, runs, effects } = await twoHandlers(t, false)
+  const key = newKey()
+  begin(dead, '/both', { key }).catch(() => {})
+  await reached.opened
+  await runOut(key)
+  t.match(await living.idempotency.recover(), { finished: 1 })
+  t.strictSame(runs, [1, 2])
+  const answer = await send(living, '/both', { key })
+  t.equal(answer.json().length, 2)
+  t.strictSame(runs, [1, 2], 'the retry gets both results')
+  t.strictSame(await effects(), [1, 1])
+})
+
+test('a transaction that awaits a step from before it is refused, and no attempt hangs', async (t) => {
+  const { app, effects } = await serve(t, async (idempotency, { account }) => {
+    const charge = idempotency.step('charge', () => new Promise((resolve) => setImmediate(resolve)))
+    return idempotency.transaction(async (tx) => {
+      await charge
+      await tx.payment.create(payment(account))
+      return idempotency.attempt
+    })
+  })
+  const events = collectEvents(t)
+  const key = newKey()
+  const refused = await send(app, '/pay', { key })
+  t.match([refused.statusCode, refused.json().code], [500, 'IDEMPOTENCY_TRANSACTION_OPEN'])
+  await events.first('released')
+  t.equal((await send(app, '/pay', { key })).body, '2', 'the charge is stored by now')
+  t.equal(await effects(), 1)
 })
 
 test('a step within a step is refused', async (t) => {

@@ -11,6 +11,13 @@ interface Input {
   at: Date
 }
 
+/** Names as they come out of data: special to JavaScript, or to how results are stored. */
+const ODD_NAMES = [
+  ...['__proto__', 'constructor', 'toString', 'hasOwnProperty', 'length', '0'],
+  ...['a › b', '["a"]', 'a.b', '$', ' ', '\n', '\u2028', '"', '\\', '😀', 'é', 'e\u0301', 'E', 'e'],
+  'x'.repeat(250),
+]
+
 interface Ledger {
   create(args: object): Promise<unknown>
   count(args: object): Promise<number>
@@ -118,6 +125,40 @@ for (const { name, skip, open } of WAYS) {
           .run(key, () => 1),
         { kind: 'replayed' },
       )
+    })
+
+    await t.test('a step or transaction is done once, whatever its name is', async (t) => {
+      const key = newName()
+      const done: string[] = []
+      const run = () =>
+        start()
+          .operations.of('')
+          .run(key, async (operation) => {
+            const results: string[] = []
+            for (const name of ODD_NAMES) {
+              results.push(
+                await operation.transaction(
+                  (tx) => tx.payment.create(entry(key)).then(() => `transaction ${name}`),
+                  { name },
+                ),
+                await operation.step(`step ${name}`, () => {
+                  done.push(name)
+                  return `step ${name}`
+                }),
+              )
+            }
+            if (operation.attempt < 3) throw new Error('not yet')
+            return results
+          })
+      await t.rejects(run(), { message: 'not yet' })
+      await t.rejects(run(), { message: 'not yet' })
+      t.strictSame(await run(), {
+        kind: 'ran',
+        value: ODD_NAMES.flatMap((name) => [`transaction ${name}`, `step ${name}`]),
+        isStored: true,
+      })
+      t.equal(await entries(key), ODD_NAMES.length)
+      t.strictSame(done, ODD_NAMES)
     })
 
     await t.test(

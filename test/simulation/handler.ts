@@ -1,5 +1,5 @@
 import type { Operation } from '../../src/claims/operation.js'
-import { LeaseLost } from '../../src/errors.js'
+import { LeaseLost, TransactionOpen } from '../../src/errors.js'
 import type { Counts } from './counts.js'
 import type { Invariants, Work } from './invariants.js'
 import type { LedgerTransaction } from './model-prisma.js'
@@ -64,9 +64,9 @@ export async function work(
     invariants.got(key, attempt, 'transaction', effect)
     return effect
   }
-  const charge = async () => {
-    const charged = await operation.step('charge', async () => {
-      invariants.ran(key, attempt, 'charge')
+  const call = async (name: string) => {
+    const result = await operation.step(name, async () => {
+      invariants.ran(key, attempt, name)
       lastId += 1
       const id = `c${lastId}`
       world.tell(() => `${key}#${attempt} calls outside: ${id}`)
@@ -74,9 +74,10 @@ export async function work(
       mayFail(plan.throws / 2)
       return { id }
     })
-    invariants.got(key, attempt, 'charge', charged)
-    return charged
+    invariants.got(key, attempt, name, result)
+    return result
   }
+  const charge = () => call('charge')
 
   await dawdle()
   mayFail(plan.throws)
@@ -94,10 +95,16 @@ export async function work(
   const triesAgain = random.chance(plan.triesAgain)
   if (!charges) return { effect: await persist(transaction, triesAgain) }
   if (random.chance(plan.sideBySide)) {
-    const charged = charge()
-    charged.catch(ignored)
-    const effect = await persist(transaction, triesAgain)
-    return { effect, charge: await charged }
+    const mailed = call('mail')
+    mailed.catch(ignored)
+    const charged = await persist(charge, triesAgain)
+    if (random.chance(0.2)) {
+      // It might wait for what is still in flight: then it is refused, and nothing is begun.
+      const early = await transaction().catch(refused)
+      if (early !== undefined) return { effect: early, charge: charged }
+    }
+    await mailed
+    return { effect: await persist(transaction, triesAgain), charge: charged }
   }
   const isFirst = random.chance(0.5)
   const early = isFirst ? await persist(charge, triesAgain) : undefined
@@ -110,6 +117,10 @@ export async function work(
 }
 
 const ignored = () => {}
+
+function refused(error: unknown): undefined {
+  if (!(error instanceof TransactionOpen)) throw error
+}
 
 /** An application that tries what failed again, whatever the error says. */
 async function persist<T>(act: () => Promise<T>, triesAgain: boolean): Promise<T> {

@@ -216,7 +216,7 @@ export class Invariants implements Watch {
     }
     for (const [path, result] of Object.entries(after.steps ?? {})) {
       // A step within a step is named after both.
-      const name = path.split(' › ').at(-1) as string
+      const name = JSON.parse(path).at(-1) as string
       if (stored.has(name)) continue
       this.#counts['step stored'] += 1
       stored.set(name, fence)

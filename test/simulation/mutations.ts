@@ -211,29 +211,35 @@ export const MUTATIONS: readonly Mutation[] = [
     name: 'after an uncertain write, what waited is written',
     file: STEPS,
     edits: [
-      ['if (this.#isUncertain) throw this.#uncertainty\n      return write()', 'return write()'],
+      [
+        'if (this.#unknownWrite) throw this.#unknownWrite.error\n      return write()',
+        'return write()',
+      ],
     ],
     shownBy: 2362,
   },
   {
     name: 'after an uncertain write, something else is begun',
     file: STEPS,
-    edits: [['if (this.#isUncertain) throw this.#uncertainty\n    const path', 'const path']],
+    edits: [
+      [
+        'if (this.#unknownWrite) throw this.#unknownWrite.error\n    // The record',
+        '// The record',
+      ],
+    ],
     shownBy:
       'what it would write is refused when its turn comes, by the guard above: only work is saved',
   },
   {
     name: 'the write of a step is never uncertain',
     file: STEPS,
-    edits: [
-      ['          this.#isUncertain = true\n          return keep(', '          return keep('],
-    ],
+    edits: [['          this.#isSent = true\n          return keep(', '          return keep(']],
     shownBy: 483,
   },
   {
     name: 'a commit is never uncertain',
     file: STEPS,
-    edits: [["crashPoint('transaction:recorded')\n        this.#isUncertain = true", '']],
+    edits: [["crashPoint('transaction:recorded')\n        this.#isSent = true", '']],
     shownBy: 188,
   },
   {
