@@ -32,8 +32,8 @@ export interface RouteOptions {
   retention?: Duration
   /**
    * The largest response body that is kept, in bytes. A larger one reaches the client, but a retry
-   * gets 409 `IDEMPOTENCY_NOT_REPLAYABLE` and the handler does not run again. Default 1 MiB, at
-   * most 64 MiB.
+   * gets 409 `IDEMPOTENCY_NOT_REPLAYABLE` and the handler does not run again. A stream is read ahead
+   * of its client up to this limit, in memory. Default 1 MiB, at most 64 MiB.
    */
   maxBodyBytes?: number
   /**

@@ -13,16 +13,16 @@ import {
 } from '../errors.js'
 import { isInFailedTransaction } from '../store/atomic.js'
 import { watchThen } from './awaited-reply.js'
-import { captureHead, capturePayload } from './capture.js'
-import { LastSend, type SendOn } from './last-send.js'
+import { captureResponse, discard } from './capture.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import type { RecordingTerms } from './recording.js'
+import { type Outgoing, type SendOn, Sends } from './sends.js'
 
-/** A response that may be given out, and whether it is to be kept. */
+/** A response that may be given out, and what is stored of it: nothing where its status is not kept. */
 interface Answer {
-  readonly payload: unknown
-  readonly response: StoredResponse
-  readonly isKept: boolean
+  readonly outgoing: Outgoing
+  readonly statusCode: number
+  readonly response: StoredResponse | undefined
 }
 
 /**
@@ -33,11 +33,10 @@ export class AtomicRecording {
   readonly claim: AtomicClaim
   readonly #reply: FastifyReply
   readonly #terms: RecordingTerms
-  readonly #send: LastSend
+  readonly #sends: Sends
   /** Whether a response is on its way through the hooks. */
   #isSending = false
-  /** Whether the time was over, and then whether the client's answer to that is on its way. */
-  #timeout: 'none' | 'over' | 'answered' = 'none'
+  #hasTimedOut = false
   #hasClosed = false
   /** What the handler threw, or sent as an error, is on its way: nothing is kept. */
   #failure: { why: string; refusal: Error } | undefined
@@ -46,7 +45,10 @@ export class AtomicRecording {
     this.claim = claim
     this.#reply = reply
     this.#terms = terms
-    this.#send = new LastSend(reply)
+    this.#sends = new Sends(reply, {
+      recordedHeaders: terms.settings.headers,
+      record: (payload) => this.#end(payload),
+    })
   }
 
   /** Runs the handler as Fastify would. What it throws is thrown on, once all of it is undone. */
@@ -92,34 +94,35 @@ export class AtomicRecording {
 
   /** The `onSend` hook: calls back with what goes out, which is what is stored. */
   onSend(payload: unknown, done: SendOn): void {
-    // The handler's own answer, after all: the client has another one, whose status it is to keep.
-    if (this.#timeout === 'answered' && this.#failure === undefined) return void this.#sayTimedOut()
-    if (this.#timeout === 'over') this.#timeout = 'answered'
-    this.#send.sendWhen(this.#end(payload), done)
+    this.#sends.onSend(payload, done)
   }
 
   /** The `onError` hook. Fastify's `handlerTimeout` comes here, too, while the handler still runs. */
   onError(error: FastifyError): void {
+    this.#sends.onError(error)
     this.#failure ??=
       error.code === 'FST_ERR_HANDLER_TIMEOUT'
         ? { why: "Fastify's handlerTimeout answered", refusal: new AtomicTimedOut() }
         : { why: 'its handler failed', refusal: new StepTooLate() }
   }
 
-  async #end(payload: unknown): Promise<unknown> {
+  async #end(payload: unknown): Promise<Outgoing> {
     const { claim } = this
-    if (this.#isSending || claim.isEnding) {
-      // An error in the place of what is committed, or undone, already.
-      return payload
-    }
     this.#isSending = true
+    if (this.#hasTimedOut) {
+      // Of the handler's own response and the one to its timeout, either may come first.
+      discard(payload)
+      return { payload: this.#timedOut() }
+    }
+    // It is undone already: by an error of the handler, whose response this is.
+    if (claim.isEnding) return { payload }
     if (this.#reply.raw.headersSent) {
       await this.#undoPastHooks()
-      return payload
+      return { payload }
     }
     if (this.#failure !== undefined) {
       await claim.undo(this.#failure.why, this.#failure.refusal)
-      return payload
+      return { payload }
     }
     let answer: Answer
     try {
@@ -129,23 +132,23 @@ export class AtomicRecording {
       await claim.undo('its response could not be sent', new StepTooLate())
       throw error
     }
-    if (!answer.isKept) {
-      await claim.undo(`status ${answer.response.statusCode}`, new StepTooLate())
-      return answer.payload
+    const { outgoing, response, statusCode } = answer
+    if (response === undefined) {
+      await claim.undo(`status ${statusCode}`, new StepTooLate())
+      return outgoing
     }
-    const commit = await claim.complete(answer.response)
-    return commit.kind === 'committed' ? answer.payload : this.#takeBack(commit)
+    const commit = await claim.complete(response)
+    return commit.kind === 'committed' ? outgoing : { payload: this.#takeBack(commit) }
   }
 
   #answerOf(payload: unknown): Answer {
     const { settings, report } = this.#terms
-    const captured = capturePayload(this.#reply, payload)
+    const captured = captureResponse(this.#reply, payload, settings.headers)
+    const { kept, sent: head } = captured
+    const outgoing = { payload: captured.payload, head }
     try {
-      const head = captureHead(this.#reply, settings.headers)
-      if (!settings.keepStatus(head.statusCode)) {
-        const sent = captured.kind === 'bytes' ? captured.payload : captured.source
-        return { payload: sent, response: { ...head, body: null }, isKept: false }
-      }
+      const { statusCode } = kept
+      if (!settings.keepStatus(statusCode)) return { outgoing, statusCode, response: undefined }
       if (captured.kind === 'stream') throw new AtomicStream()
       // What it answered is not the result of what it has done: a mistake, to be seen at once.
       if (!this.claim.isIdle) throw new StepNotAwaited()
@@ -153,10 +156,10 @@ export class AtomicRecording {
       if (!isSmall) {
         report({ kind: 'response_omitted', attempt: this.claim.fence, reason: 'too large' })
       }
-      const response = { ...head, body: isSmall ? captured.body : null }
-      return { payload: captured.payload, response, isKept: true }
+      const response = { ...kept, body: isSmall ? captured.body : null }
+      return { outgoing, statusCode, response }
     } catch (error) {
-      if (captured.kind === 'stream') captured.source.destroy()
+      discard(captured.payload)
       throw error
     }
   }
@@ -185,16 +188,15 @@ export class AtomicRecording {
     if (claim.isEnding) return
     const error = new AtomicTimedOut()
     void claim.undo('it took longer than its timeout', error)
+    this.#hasTimedOut = true
     if (reply.sent || this.#isSending) return
     this.#isSending = true
-    this.#timeout = 'over'
-    reply.send(this.#sayTimedOut())
+    reply.send(this.#timedOut())
   }
 
-  #sayTimedOut(): Buffer {
+  #timedOut(): Buffer {
     const { docs, settings } = this.#terms
-    const error = new AtomicTimedOut()
-    return problemInstead(this.#reply, settings.headers, docs, error, BUSY_RETRY_S)
+    return problemInstead(this.#reply, settings.headers, docs, new AtomicTimedOut(), BUSY_RETRY_S)
   }
 
   /** What was written with `hijack` or `reply.raw` cannot be taken back; what it was about can. */

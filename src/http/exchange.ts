@@ -1,4 +1,3 @@
-import { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, FastifyRequest, RouteHandlerMethod } from 'fastify'
 import type { AtomicClaim } from '../atomic/atomic-claim.js'
 import type { AtomicClaims, AtomicOutcome } from '../atomic/atomic-claims.js'
@@ -18,10 +17,12 @@ import type { AtomicSettings, PluginSettings, RouteSettings } from '../options.j
 import { sayAgain } from '../store/say-again.js'
 import { type Fingerprinted, whatIsAsked } from './asked.js'
 import { AtomicRecording } from './atomic-recording.js'
-import type { SendOn } from './last-send.js'
+import { discard } from './capture.js'
 import type { Limiter } from './limiter.js'
 import { BUSY_RETRY_S, problem } from './problem.js'
 import { Recording, type RecordingTerms } from './recording.js'
+import { restoreHead, saveHead } from './reply-head.js'
+import type { SendOn } from './sends.js'
 
 /** When to come back while the store does not answer. */
 const STORE_RETRY_S = 5
@@ -118,16 +119,12 @@ export class Exchange {
   /** A transaction that a conflict undid is begun anew, on a reply as it was. */
   #again(begin: () => Promise<unknown>): Promise<unknown> {
     const reply = this.#reply
-    const { statusCode } = reply
-    const headers = { ...reply.getHeaders() }
+    const head = saveHead(reply)
     let isFirst = true
     return sayAgain(() => {
       if (!isFirst) {
         this.#atomic = undefined
-        reply.code(statusCode)
-        // All of them: a cookie that is set again would be there twice.
-        for (const name of Object.keys(reply.getHeaders())) reply.removeHeader(name)
-        reply.headers(headers)
+        restoreHead(reply, head)
       }
       isFirst = false
       return begin()
@@ -258,7 +255,7 @@ export class Exchange {
 
   /** What hooks in front of this one made of a replay is undone: they had their turn already. */
   #asStored({ headers, body }: StoredResponse, payload: unknown): unknown {
-    if (payload instanceof Readable) payload.on('error', () => {}).destroy()
+    discard(payload)
     // Fastify calls bytes an octet stream where the first response had no type.
     for (const name of ['content-type', 'content-encoding']) {
       const value = headers[name]
@@ -269,10 +266,9 @@ export class Exchange {
     return bytesOf(body)
   }
 
-  /** The `onError` hook: Fastify's `handlerTimeout` answers while the handler still runs. */
   onError(error: FastifyError): void {
-    if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#recording?.onTimeout()
-    this.#atomic?.onError(error)
+    const recording = this.#recording ?? this.#atomic
+    recording?.onError(error)
   }
 
   #replay(response: StoredResponse, waitedMs: number): FastifyReply {

@@ -1,13 +1,14 @@
-import { Readable } from 'node:stream'
-import type { FastifyReply, RouteHandlerMethod } from 'fastify'
+import type { Readable } from 'node:stream'
+import type { FastifyError, FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
 import { watchThen } from './awaited-reply.js'
-import { type Captured, captureHead, capturePayload, type Head, tee } from './capture.js'
-import { LastSend, type SendOn } from './last-send.js'
+import { type Captured, captureResponse, discard, type Head, passableBytes } from './capture.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
+import { recordStream } from './recorded-stream.js'
+import { type Outgoing, type SendOn, Sends } from './sends.js'
 
 export interface RecordingTerms {
   readonly settings: RouteSettings
@@ -21,7 +22,7 @@ export class Recording {
   readonly claim: Claim
   readonly #reply: FastifyReply
   readonly #terms: RecordingTerms
-  readonly #send: LastSend
+  readonly #sends: Sends
   /** Whether a response is on its way through the hooks. */
   #isSending = false
   #hasTimedOut = false
@@ -35,12 +36,18 @@ export class Recording {
     this.claim = claim
     this.#reply = reply
     this.#terms = terms
-    this.#send = new LastSend(reply)
+    this.#sends = new Sends(reply, {
+      recordedHeaders: terms.settings.headers,
+      record: (payload) => this.#store(payload),
+      // A stream that is not sent is read to its end all the same: it is what a retry gets.
+      onReplaced: () => this.#outgoing?.destroy(),
+    })
   }
 
-  /** Fastify has answered for a handler that still runs. */
-  onTimeout(): void {
-    this.#hasTimedOut = true
+  /** The `onError` hook. Fastify's `handlerTimeout` answers for a handler that still runs. */
+  onError(error: FastifyError): void {
+    this.#sends.onError(error)
+    if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#hasTimedOut = true
   }
 
   /** Runs the handler as Fastify would, and knows when it has ended. */
@@ -49,6 +56,8 @@ export class Recording {
     const { request } = reply
     reply.raw.once('close', () => {
       this.#hasClosed = true
+      // The client has left, or got what a later hook sent in place of the stream.
+      this.#outgoing?.destroy()
       this.#onClose()
     })
     // A handler that returns nothing answers later. One whose promise has ended may have answered,
@@ -85,64 +94,59 @@ export class Recording {
 
   /** The `onSend` hook: calls back with what goes out. */
   onSend(payload: unknown, done: SendOn): void {
-    this.#send.sendWhen(this.#store(payload), done)
+    this.#sends.onSend(payload, done)
   }
 
   /** What goes out is what is stored, or the other way round. */
-  async #store(payload: unknown): Promise<unknown> {
+  async #store(payload: unknown): Promise<Outgoing> {
     const { claim } = this
     const reply = this.#reply
-    const { settings } = this.#terms
-    if (this.#isSending) {
-      // A later hook threw the response away, and this is the error in its place. A stream that
-      // nobody sends is read to its end all the same: it is what a retry gets.
-      this.#outgoing?.destroy()
-      return payload
-    }
+    const { settings, docs } = this.#terms
     this.#isSending = true
     // Fastify's timeout answers while the handler goes on, and so do its steps.
     this.#unfinished = this.#hasTimedOut ? undefined : claim.closeSteps()
-    let captured: Captured
-    let head: Head
+    let captured: Captured | undefined
     let isAnswer: boolean
     try {
-      captured = capturePayload(reply, payload)
-      head = captureHead(reply, settings.headers)
-      isAnswer = settings.keepStatus(head.statusCode)
+      captured = captureResponse(reply, payload, settings.headers)
+      isAnswer = settings.keepStatus(captured.kept.statusCode)
       // What it answered is not the result of what it has done: a mistake, to be seen at once.
       if (isAnswer && this.#unfinished !== undefined) throw new StepNotAwaited()
     } catch (error) {
-      if (payload instanceof Readable) payload.on('error', () => {}).destroy()
+      discard(captured?.payload)
       // It cannot be sent, so it is an error like one that the handler throws.
       await this.#release('its response could not be sent')
       throw error
     }
+    const { kept, sent: head } = captured
     if (!isAnswer) {
-      const release = () => this.#release(`status ${head.statusCode}`)
+      const release = () => this.#release(`status ${kept.statusCode}`)
       if (this.#hasTimedOut) {
         // Fastify's timeout answers while the handler goes on: nobody else may run until it is
         // done, and if it succeeds after all, nobody needs to.
-        void this.#handled.then(() => this.#afterTimeout(head), release).catch(() => {})
+        void this.#handled.then(() => this.#afterTimeout(kept), release).catch(() => {})
       } else await release()
-      return captured.kind === 'bytes' ? captured.payload : captured.source
+      return { payload: captured.payload, head }
     }
-    if (captured.kind === 'bytes') {
-      const isStored = await this.#complete(head, captured.body)
-      if (isStored) return captured.payload
-      const { docs } = this.#terms
-      return problemInstead(reply, settings.headers, docs, new LeaseLost(), BUSY_RETRY_S)
+    if (captured.kind === 'stream') {
+      this.#outgoing = this.#recordStream(captured.payload, kept)
+      return { payload: this.#outgoing, head }
     }
-    const { source } = captured
+    if (await this.#complete(kept, captured.body)) return { payload: captured.payload, head }
+    return { payload: problemInstead(reply, settings.headers, docs, new LeaseLost(), BUSY_RETRY_S) }
+  }
+
+  #recordStream(source: Readable, kept: Head): Readable {
+    const { claim } = this
     claim.signal.addEventListener('abort', () => source.destroy(claim.signal.reason))
-    this.#outgoing = tee(
-      source,
-      settings.maxBodyBytes,
-      async ({ body }) => {
-        if (!(await this.#complete(head, body))) throw claim.signal.reason
+    return recordStream(source, {
+      limit: this.#terms.settings.maxBodyBytes,
+      passableBytes: () => passableBytes(this.#reply),
+      record: async (body) => {
+        if (!(await this.#complete(kept, body))) throw claim.signal.reason
       },
-      () => this.#release('the stream of its response failed'),
-    )
-    return this.#outgoing
+      onError: () => this.#release('the stream of its response failed'),
+    })
   }
 
   /** The handler has ended well, but Fastify had answered for it. What would it have said? */

@@ -1,0 +1,35 @@
+import type { FastifyReply } from 'fastify'
+
+type HeaderValue = string | number | string[] | undefined
+
+/** Status and headers of a reply at one moment. */
+export interface SavedHead {
+  readonly statusCode: number
+  readonly headers: Readonly<Record<string, HeaderValue>>
+}
+
+export function saveHead(reply: FastifyReply): SavedHead {
+  const headers: Record<string, HeaderValue> = {}
+  for (const [name, value] of Object.entries(reply.getHeaders())) {
+    // Fastify adds further cookies to the list that it has.
+    headers[name] = Array.isArray(value) ? [...value] : value
+  }
+  return { statusCode: reply.statusCode, headers }
+}
+
+/** Undoes what was set since the head was saved: all of it, or its status and these headers. */
+export function restoreHead(
+  reply: FastifyReply,
+  { statusCode, headers }: SavedHead,
+  names?: readonly string[],
+): void {
+  if (reply.statusCode !== statusCode) reply.code(statusCode)
+  const current = reply.getHeaders()
+  for (const name of names ?? new Set([...Object.keys(current), ...Object.keys(headers)])) {
+    const value = Object.hasOwn(headers, name) ? headers[name] : undefined
+    if (current[name] === value) continue
+    // Before it is set, too: one cookie would be added to those that are there.
+    reply.removeHeader(name)
+    if (value !== undefined) reply.header(name, Array.isArray(value) ? [...value] : value)
+  }
+}

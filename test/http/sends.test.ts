@@ -1,0 +1,289 @@
+// What is stored is what the first client got: of several payloads that are sent, and byte for byte in
+// its head.
+import { Readable } from 'node:stream'
+import type { FastifyInstance, RouteHandlerMethod } from 'fastify'
+import t, { type Test, test } from 'tap'
+import {
+  buildApp,
+  collectEvents,
+  exchangeBytes,
+  latch,
+  listen,
+  newKey,
+  postText,
+  recordOf,
+  send,
+  WatchedPool,
+} from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
+
+const database = await anyDatabase(t)
+
+const ROUTES = { 'a protected route': {}, 'an atomic route': { atomic: true } } as const
+
+type Config = (typeof ROUTES)[keyof typeof ROUTES]
+
+function oneRoute(
+  t: Test,
+  config: Config,
+  handler: RouteHandlerMethod,
+  more: (app: FastifyInstance) => unknown = () => {},
+) {
+  return buildApp(t, database, {
+    async routes(app) {
+      await more(app)
+      app.post('/things', { config: { idempotency: config } }, handler)
+    },
+  })
+}
+
+/** Handlers that answer twice: the first time with 201, `first` and two headers. */
+const TWICE: Record<
+  string,
+  (second: (reply: Parameters<RouteHandlerMethod>[1]) => void) => RouteHandlerMethod
+> = {
+  'at once': (second) => (_request, reply) => {
+    first(reply)
+    second(reply)
+  },
+  'in an async handler': (second) => async (_request, reply) => {
+    first(reply)
+    await null
+    second(reply)
+    return reply
+  },
+  later: (second) => (_request, reply) => {
+    first(reply)
+    setImmediate(() => second(reply))
+  },
+}
+
+function first(reply: Parameters<RouteHandlerMethod>[1]): void {
+  reply.code(201).header('location', '/first').header('set-cookie', 'a=first').send('first')
+}
+
+const SECOND: Record<string, (reply: Parameters<RouteHandlerMethod>[1]) => void> = {
+  text: (reply) =>
+    void reply
+      .code(202)
+      .type('text/html')
+      .headers({
+        location: '/second',
+        link: '</second>',
+        'x-second': 'yes',
+        'set-cookie': 'b=second',
+      })
+      .send('second'),
+  'a stream': (reply) => void reply.code(200).send(Readable.from(['second'])),
+  'an error': (reply) => void reply.send(Object.assign(new Error('second'), { statusCode: 400 })),
+  'an error of ours': (reply) => void reply.code(503).send(new Error('second')),
+}
+
+for (const [route, config] of Object.entries(ROUTES)) {
+  for (const [moment, handlerOf] of Object.entries(TWICE)) {
+    for (const [kind, second] of Object.entries(SECOND)) {
+      test(`${route}: the first of two responses counts, the second is ${kind}, ${moment}`, async (t) => {
+        const app = await oneRoute(t, config, handlerOf(second))
+        const key = newKey()
+        const answer = await send(app, '/things', { key })
+        const retry = await send(app, '/things', { key })
+        t.equal(answer.statusCode, 201)
+        t.equal(answer.body, 'first')
+        t.equal(answer.headers.location, '/first')
+        t.equal(answer.headers['set-cookie'], 'a=first')
+        for (const name of ['link', 'x-second']) t.notOk(name in answer.headers, name)
+        t.equal(retry.headers['idempotent-replayed'], 'true')
+        t.equal(retry.statusCode, 201)
+        t.equal(retry.body, 'first')
+        t.equal(retry.headers['content-type'], answer.headers['content-type'])
+        t.equal(retry.headers.location, '/first')
+      })
+    }
+  }
+
+  test(`${route}: a second response while later hooks work on the first one is ignored`, async (t) => {
+    const inHook = latch()
+    const sent = latch()
+    const app = await oneRoute(
+      t,
+      config,
+      async (_request, reply) => {
+        first(reply)
+        await inHook.opened
+        SECOND.text?.(reply)
+        sent.open()
+        return reply
+      },
+      (app) =>
+        app.addHook('onSend', async (_request, reply, payload) => {
+          reply.header('x-hook', 'of the first')
+          inHook.open()
+          await sent.opened
+          return payload
+        }),
+    )
+    const key = newKey()
+    const answer = await send(app, '/things', { key })
+    t.equal(answer.statusCode, 201)
+    t.equal(answer.body, 'first')
+    t.equal(answer.headers.location, '/first')
+    t.notOk('link' in answer.headers)
+    t.equal(answer.headers['x-hook'], 'of the first')
+    t.equal((await send(app, '/things', { key })).body, 'first')
+  })
+
+  test(`${route}: the error of a later hook takes the place of the response, whose retry gets that`, async (t) => {
+    let fails = true
+    const app = await oneRoute(
+      t,
+      config,
+      (_request, reply) => first(reply),
+      (app) =>
+        app.addHook('onSend', async (_request, _reply, payload) => {
+          if (fails && payload === 'first') throw new Error('of a later hook')
+          return payload
+        }),
+    )
+    const key = newKey()
+    t.equal((await send(app, '/things', { key })).statusCode, 500)
+    fails = false
+    const retry = await send(app, '/things', { key })
+    t.equal(retry.headers['idempotent-replayed'], 'true')
+    t.equal(retry.body, 'first')
+  })
+
+  test(`${route}: a later hook that fails for the response of an error is answered, too`, async (t) => {
+    let errors = 0
+    const app = await oneRoute(
+      t,
+      config,
+      () => {
+        throw Object.assign(new Error('no funds'), { statusCode: 402 })
+      },
+      (app) => {
+        app.setErrorHandler((error: Error & { statusCode?: number }, _request, reply) =>
+          reply.code(error.statusCode ?? 500).send({ error: error.message }),
+        )
+        app.addHook('onSend', async () => {
+          errors += 1
+          throw new Error(`of a later hook, ${errors}`)
+        })
+      },
+    )
+    const answer = await send(app, '/things', { key: newKey() })
+    t.ok(answer.statusCode >= 400)
+  })
+
+  test(`${route}: a replay has the bytes of the first response’s head, whatever Node makes of them`, async (t) => {
+    const handlers: Record<string, RouteHandlerMethod> = {
+      text: (_request, reply) =>
+        reply
+          .headers({ location: '/ü', link: ['</é>', '</a>'] as never, 'x-other': 'ß' })
+          .send('x'),
+      JSON: (_request, reply) => reply.header('location', '/ü').send({ a: 'ü' }),
+      bytes: (_request, reply) => reply.header('location', '/ü').send(Buffer.from('x')),
+      'an empty text': (_request, reply) => reply.header('location', '/ü').send(''),
+      'a redirect': (_request, reply) => reply.redirect('/ü', 303),
+      '204': (_request, reply) => reply.code(204).header('location', '/ü').send('x'),
+      '304': (_request, reply) => reply.code(304).header('location', '/ü').send('x'),
+      ...('atomic' in config
+        ? {}
+        : {
+            'a stream': (_request, reply) =>
+              reply.header('location', '/ü').send(Readable.from(['x', 'y'])),
+          }),
+    }
+    const linesOf = (head: string) =>
+      head
+        .split('\r\n')
+        .filter((line) => /^(location|link|x-other|content-type):/i.test(line))
+        .sort()
+    for (const [name, handler] of Object.entries(handlers)) {
+      const app = await buildApp(t, database, {
+        plugin: { headers: ['x-other'] },
+        routes: (app) => app.post('/things', { config: { idempotency: config } }, handler),
+      })
+      const bare = await buildApp(t, database, {
+        routes: (app) => app.post('/things', { config: { idempotency: false } }, handler),
+      })
+      const text = postText('/things', [`idempotency-key: ${newKey()}`])
+      const unprotected = await exchangeBytes(t, await listen(bare), text)
+      const port = await listen(app)
+      const answer = await exchangeBytes(t, port, text)
+      const retry = await exchangeBytes(t, port, text)
+      t.match(retry.head, /idempotent-replayed: true/, name)
+      t.match(linesOf(retry.head).join(), 'location')
+      t.strictSame(linesOf(retry.head), linesOf(answer.head), name)
+      t.strictSame(
+        linesOf(answer.head),
+        linesOf(unprotected.head),
+        `${name}: as without the plugin`,
+      )
+    }
+  })
+}
+
+test('a second response while the first one is being stored reaches nobody', async (t) => {
+  const pool = new WatchedPool(database)
+  const storing = latch()
+  const go = latch()
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes: (app) =>
+      app.post('/things', async (_request, reply) => {
+        first(reply)
+        await storing.opened
+        SECOND.text?.(reply)
+        go.open()
+        return reply
+      }),
+  })
+  pool.before = async (name) => {
+    if (name !== 'fi_finish') return
+    storing.open()
+    await go.opened
+  }
+  const key = newKey()
+  const answer = await send(app, '/things', { key })
+  t.equal(answer.statusCode, 201)
+  t.equal(answer.body, 'first')
+  t.equal(answer.headers.location, '/first')
+})
+
+test('handlerTimeout while the response is being stored: 503, and a retry gets the response', async (t) => {
+  const pool = new WatchedPool(database)
+  const go = latch()
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes: (app) =>
+      app.post('/things', { handlerTimeout: 300 }, (_request, reply) => first(reply)),
+  })
+  pool.before = (name) => (name === 'fi_finish' ? go.opened : undefined)
+  const events = collectEvents(t)
+  const key = newKey()
+  const answer = await send(app, '/things', { key })
+  t.equal(answer.statusCode, 503)
+  t.equal(answer.json().code, 'FST_ERR_HANDLER_TIMEOUT')
+  go.open()
+  await events.first('completed')
+  t.equal((await recordOf(database, key))?.statusCode, 201)
+})
+
+test('a fetch Response of another implementation is one', async (t) => {
+  class OtherResponse {
+    readonly [Symbol.toStringTag] = 'Response'
+    readonly status = 201
+    readonly headers = new Headers({ location: '/things/1' })
+    readonly bodyUsed = false
+    readonly body = new Blob(['made']).stream()
+  }
+  const app = await oneRoute(t, {}, () => new OtherResponse())
+  const key = newKey()
+  for (const isReplay of [false, true]) {
+    const answer = await send(app, '/things', { key })
+    t.equal(answer.statusCode, 201)
+    t.equal(answer.body, 'made')
+    t.equal(answer.headers.location, '/things/1')
+    t.equal(answer.headers['idempotent-replayed'], isReplay ? 'true' : undefined)
+  }
+})

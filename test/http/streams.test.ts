@@ -1,0 +1,427 @@
+// Stored, then sent: no client has a whole response before its record is durable, whatever sends it;
+// and what a client does with its connection does not decide whether the response is stored.
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { writeFile } from 'node:fs/promises'
+import { request as httpRequest, type IncomingMessage } from 'node:http'
+import { type AddressInfo, connect } from 'node:net'
+import { PassThrough, Readable } from 'node:stream'
+import httpProxy from '@fastify/http-proxy'
+import replyFrom from '@fastify/reply-from'
+import fastifyStatic from '@fastify/static'
+import Fastify, { type FastifyInstance, type RouteHandlerMethod } from 'fastify'
+import t, { type Test, test } from 'tap'
+import type { RouteOptions } from '../../src/index.js'
+import {
+  buildApp,
+  collectEvents,
+  exchangeBytes,
+  latch,
+  listen,
+  newKey,
+  openSocket,
+  postText,
+  recordOf,
+  send,
+  WatchedPool,
+} from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
+
+const database = await anyDatabase(t)
+
+const FILE = randomBytes(200 * 1024)
+const folder = t.testdir({})
+await writeFile(`${folder}/report.bin`, FILE)
+
+const keyLine = (key: string) => [`idempotency-key: ${key}`]
+
+/** A service behind the application, which answers every POST with the file. */
+async function upstream(t: Pick<Test, 'teardown'>, hasLength: boolean): Promise<string> {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.post('/report', (_request, reply) =>
+    hasLength ? reply.send(FILE) : reply.send(Readable.from(pieces(FILE))),
+  )
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  return `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`
+}
+
+function* pieces(bytes: Buffer, size = 10_000): Generator<Buffer> {
+  for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size)
+}
+
+const withLength = { 'content-length': String(FILE.length) }
+
+/** Every kind of response whose body is a stream, at `POST /report`. */
+const KINDS: Record<string, (app: FastifyInstance, t: Test) => unknown> = {
+  'a Node stream, chunked': (app) =>
+    app.post('/report', (_request, reply) => reply.send(Readable.from(pieces(FILE)))),
+  'a Node stream with content-length': (app) =>
+    app.post('/report', (_request, reply) =>
+      reply.headers(withLength).send(Readable.from(pieces(FILE))),
+    ),
+  'a Node stream of one piece with content-length': (app) =>
+    app.post('/report', (_request, reply) => reply.headers(withLength).send(Readable.from([FILE]))),
+  'a Node stream with a content-length of Node’s own': (app) =>
+    app.post('/report', (_request, reply) => {
+      reply.raw.setHeader('content-length', FILE.length)
+      return reply.send(Readable.from(pieces(FILE)))
+    }),
+  'a web stream with content-length': (app) =>
+    app.post('/report', (_request, reply) =>
+      reply.headers(withLength).send(new Blob([FILE]).stream()),
+    ),
+  'a fetch Response with content-length': (app) =>
+    app.post('/report', () => new Response(FILE, { headers: withLength })),
+  'a stream whose length a later hook knows': (app) => {
+    app.addHook('onSend', async (_request, reply, payload) => {
+      reply.headers(withLength)
+      return payload
+    })
+    app.post('/report', (_request, reply) => reply.send(Readable.from(pieces(FILE))))
+  },
+  'a stream that ends long after its last byte': (app) =>
+    app.post('/report', (_request, reply) => {
+      const source = new PassThrough()
+      for (const piece of pieces(FILE)) source.write(piece)
+      setTimeout(() => source.end(), 20)
+      return reply.headers(withLength).send(source)
+    }),
+  '@fastify/static': async (app) => {
+    await app.register(fastifyStatic, { root: folder, serve: false })
+    app.post('/report', (_request, reply) => reply.sendFile('report.bin'))
+  },
+  '@fastify/reply-from with content-length': async (app, t) => {
+    await app.register(replyFrom, { base: await upstream(t, true) })
+    app.post('/report', (_request, reply) => reply.from('/report'))
+  },
+  '@fastify/reply-from, chunked': async (app, t) => {
+    await app.register(replyFrom, { base: await upstream(t, false) })
+    app.post('/report', (_request, reply) => reply.from('/report'))
+  },
+  '@fastify/http-proxy': async (app, t) => {
+    await app.register(httpProxy, { upstream: await upstream(t, true), httpMethods: ['POST'] })
+  },
+  'bytes, and no stream': (app) => app.post('/report', () => FILE),
+}
+
+/** Posts and calls back with the response once its head is there. */
+function post(port: number, key: string): Promise<IncomingMessage> {
+  return new Promise((resolve, reject) => {
+    const headers = { 'idempotency-key': key, 'content-type': 'application/json' }
+    httpRequest({ port, method: 'POST', path: '/report', headers }, resolve)
+      .on('error', reject)
+      .end('{}')
+  })
+}
+
+async function bodyOf(response: IncomingMessage): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  for await (const chunk of response) chunks.push(chunk)
+  return Buffer.concat(chunks)
+}
+
+/** Until whatever the server has given to its connections is where the clients can see it. */
+async function settle(port: number): Promise<void> {
+  for (let turn = 0; turn < 5; turn += 1) {
+    const response = await fetch(`http://127.0.0.1:${port}/ping`)
+    await response.text()
+  }
+}
+
+function withPing(routes: (app: FastifyInstance) => unknown) {
+  return async (app: FastifyInstance) => {
+    await routes(app)
+    app.get('/ping', () => 'pong')
+  }
+}
+
+for (const [name, routes] of Object.entries(KINDS)) {
+  test(`${name}: nobody has all of it before it is stored`, async (t) => {
+    const pool = new WatchedPool(database)
+    const storing = latch()
+    const go = latch()
+    const app = await buildApp(t, database, {
+      plugin: { pool },
+      routes: withPing((app) => routes(app, t)),
+    })
+    pool.before = async (name) => {
+      if (name !== 'fi_finish') return
+      storing.open()
+      await go.opened
+    }
+    const port = await listen(app)
+    const key = newKey()
+    let isComplete = false
+    const answer = post(port, key).then(async (response) => {
+      const body = await bodyOf(response)
+      isComplete = true
+      return body
+    })
+    await storing.opened
+    await settle(port)
+    t.notOk(isComplete, 'the client waits for the rest')
+    go.open()
+    t.ok((await answer).equals(FILE))
+    const retry = await post(port, key)
+    t.equal(retry.headers['idempotent-replayed'], 'true')
+    t.ok((await bodyOf(retry)).equals(FILE))
+  })
+}
+
+test('40 of 40 immediate retries of a file are replays', async (t) => {
+  const app = await buildApp(t, database, {
+    async routes(app) {
+      await app.register(fastifyStatic, { root: folder, serve: false })
+      app.post('/report', (_request, reply) => reply.sendFile('report.bin'))
+    },
+  })
+  const port = await listen(app)
+  for (let turn = 0; turn < 40; turn += 1) {
+    const key = newKey()
+    const first = await bodyOf(await post(port, key))
+    const retry = await post(port, key)
+    t.equal(retry.statusCode, 200)
+    t.equal(retry.headers['idempotent-replayed'], 'true')
+    t.ok((await bodyOf(retry)).equals(first))
+  }
+})
+
+test('a client of HTTP/1.0, which knows the end by the connection’s, waits for all of it', async (t) => {
+  const pool = new WatchedPool(database)
+  const storing = latch()
+  const go = latch()
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes: withPing((app) =>
+      app.post('/report', (_request, reply) => reply.send(Readable.from(pieces(FILE)))),
+    ),
+  })
+  pool.before = async (name) => {
+    if (name !== 'fi_finish') return
+    storing.open()
+    await go.opened
+  }
+  const port = await listen(app)
+  const key = newKey()
+  const text = postText('/report', keyLine(key)).toString().replace('HTTP/1.1', 'HTTP/1.0')
+  const socket = connect(port, '127.0.0.1')
+  t.teardown(() => void socket.destroy())
+  const seen: Buffer[] = []
+  socket.on('data', (chunk) => seen.push(chunk))
+  socket.write(text)
+  await storing.opened
+  await settle(port)
+  t.equal(Buffer.concat(seen).length, 0)
+  go.open()
+  await once(socket, 'close')
+  t.ok(Buffer.concat(seen).includes(FILE))
+})
+
+test('a response without a body goes out once the stream that came with it is stored', async (t) => {
+  const pool = new WatchedPool(database)
+  const storing = latch()
+  const go = latch()
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes: withPing((app) =>
+      app.post('/report', (_request, reply) => reply.code(304).send(Readable.from(['a', 'b']))),
+    ),
+  })
+  pool.before = async (name) => {
+    if (name !== 'fi_finish') return
+    storing.open()
+    await go.opened
+  }
+  const port = await listen(app)
+  const key = newKey()
+  let isThere = false
+  const answer = post(port, key).then((response) => {
+    isThere = true
+    return response
+  })
+  await storing.opened
+  await settle(port)
+  t.notOk(isThere)
+  go.open()
+  t.equal((await answer).statusCode, 304)
+})
+
+/** One route with its options. */
+function oneRoute(t: Test, handler: RouteHandlerMethod, config: RouteOptions = {}) {
+  return buildApp(t, database, {
+    routes: withPing((app) => app.post('/report', { config: { idempotency: config } }, handler)),
+  })
+}
+
+/** Opens a connection whose client reads the head of the response, and nothing after that. */
+async function stalledClient(t: Test, port: number, key: string) {
+  const socket = await openSocket(t, port, postText('/report', keyLine(key)))
+  await once(socket, 'readable')
+  return socket
+}
+
+const MiB = 1024 * 1024
+
+test('a client that stops reading does not keep its key: 8 MiB are stored all the same', async (t) => {
+  const events = collectEvents(t)
+  const body = randomBytes(8 * MiB)
+  let runs = 0
+  const app = await oneRoute(
+    t,
+    (_request, reply) => {
+      runs += 1
+      return reply.send(Readable.from(pieces(body, 64 * 1024)))
+    },
+    { maxBodyBytes: 16 * MiB },
+  )
+  const port = await listen(app)
+  const key = newKey()
+  await stalledClient(t, port, key)
+  t.match(await events.first('completed'), { bytes: body.length })
+  const retry = await post(port, key)
+  t.equal(retry.headers['idempotent-replayed'], 'true')
+  t.ok((await bodyOf(retry)).equals(body))
+  t.equal(runs, 1)
+})
+
+test('a client that stops reading and goes on gets all of it', async (t) => {
+  const events = collectEvents(t)
+  const body = randomBytes(8 * MiB)
+  for (const maxBodyBytes of [16 * MiB, MiB]) {
+    const app = await oneRoute(
+      t,
+      (_request, reply) => reply.send(Readable.from(pieces(body, 64 * 1024))),
+      { maxBodyBytes },
+    )
+    const port = await listen(app)
+    const response = await post(port, newKey())
+    await events.first('completed', maxBodyBytes === MiB ? 2 : 1)
+    t.ok((await bodyOf(response)).equals(body), `${maxBodyBytes}`)
+  }
+})
+
+test('a stream past the limit is recorded at once, and read no faster than its client does', async (t) => {
+  const events = collectEvents(t)
+  let made = 0
+  let runs = 0
+  async function* endless() {
+    for (;;) {
+      made += 1
+      yield Buffer.alloc(64 * 1024)
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  }
+  const app = await oneRoute(
+    t,
+    (_request, reply) => {
+      runs += 1
+      return reply.send(Readable.from(endless()))
+    },
+    { maxBodyBytes: MiB },
+  )
+  const port = await listen(app)
+  const key = newKey()
+  const socket = await stalledClient(t, port, key)
+  await events.first('completed')
+  t.match(await events.first('response_omitted'), { reason: 'too large' })
+  t.equal((await post(port, key)).statusCode, 409)
+  t.equal(runs, 1)
+  // What the kernel buffers is not ours: wait until it takes no more.
+  for (let before = -1; before !== made; ) {
+    before = made
+    await settle(port)
+  }
+  t.ok(made * 64 * 1024 < 32 * MiB, `${made} pieces of 64 KiB`)
+  socket.destroy()
+})
+
+test('a stream past the limit that fails later breaks off, and the handler does not run again', async (t) => {
+  const events = collectEvents(t)
+  const broken = latch()
+  let runs = 0
+  async function* failing() {
+    yield Buffer.alloc(2_000)
+    await broken.opened
+    throw new Error('the disk broke')
+  }
+  const app = await oneRoute(
+    t,
+    (_request, reply) => {
+      runs += 1
+      return reply.send(Readable.from(failing()))
+    },
+    { maxBodyBytes: 1_000 },
+  )
+  const port = await listen(app)
+  const key = newKey()
+  const answering = exchangeBytes(t, port, postText('/report', keyLine(key)))
+  await events.first('completed')
+  broken.open()
+  t.notMatch((await answering).body.toString('latin1'), /0\r\n\r\n$/)
+  const retry = await exchangeBytes(t, port, postText('/report', keyLine(key)))
+  t.match(retry.body.toString(), 'IDEMPOTENCY_NOT_REPLAYABLE')
+  t.equal(runs, 1)
+})
+
+for (const [name, maxBodyBytes] of [
+  ['that is kept', 16 * MiB],
+  ['past the limit', MiB],
+] as const) {
+  test(`a later hook that replaces a large stream ${name} keeps neither key nor source`, async (t) => {
+    const events = collectEvents(t)
+    const closed = latch()
+    const body = randomBytes(8 * MiB)
+    const app = await buildApp(t, database, {
+      routes(app) {
+        app.addHook('onSend', async () => 'in its place')
+        app.post('/report', { config: { idempotency: { maxBodyBytes } } }, (_request, reply) => {
+          const source = Readable.from(pieces(body, 64 * 1024))
+          source.once('close', () => closed.open())
+          return reply.send(source)
+        })
+      },
+    })
+    const port = await listen(app)
+    const key = newKey()
+    const first = await post(port, key)
+    t.equal((await bodyOf(first)).toString(), 'in its place')
+    await events.first('completed')
+    await closed.opened
+    const retry = await post(port, key)
+    await bodyOf(retry)
+    t.equal(retry.statusCode, maxBodyBytes === MiB ? 409 : 200)
+  })
+}
+
+test('a piece that is no text and no bytes is an error that frees the key', async (t) => {
+  let runs = 0
+  const app = await oneRoute(t, (_request, reply) => {
+    runs += 1
+    return runs === 1 ? reply.send(Readable.from([{ a: 1 }])) : 'done'
+  })
+  const key = newKey()
+  t.equal((await send(app, '/report', { key })).statusCode, 500)
+  t.equal((await recordOf(database, key))?.status, 'released')
+  t.equal((await send(app, '/report', { key })).body, 'done')
+})
+
+test('what a source does with a buffer after it has passed it on changes nothing', async (t) => {
+  const events = collectEvents(t)
+  async function* reusing() {
+    const buffer = Buffer.alloc(4)
+    for (const text of ['1111', '2222', '3333']) {
+      buffer.write(text)
+      yield buffer
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    buffer.fill(0)
+  }
+  const app = await oneRoute(t, (_request, reply) =>
+    reply.header('content-length', '12').send(Readable.from(reusing())),
+  )
+  const key = newKey()
+  t.equal((await send(app, '/report', { key })).body, '111122223333')
+  await events.first('completed')
+  t.equal((await send(app, '/report', { key })).body, '111122223333')
+})
