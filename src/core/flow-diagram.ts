@@ -4,6 +4,8 @@ import type { FlowGraph } from './flow-graph.js'
 const RESERVED = [
   ...['as', 'class', 'classdef', 'click', 'default', 'direction', 'end', 'href', 'note', 'scale'],
   ...['state', 'statediagram', 'style', 'title'],
+  // What it calls the two ends of the picture.
+  ...['root_start', 'root_end'],
 ]
 
 /** A flow as Mermaid draws it: a `stateDiagram-v2`. */
@@ -30,7 +32,10 @@ function isReserved(status: string): boolean {
   return RESERVED.includes(status.toLowerCase())
 }
 
-/** Mermaid has no escapes but those of HTML, with a `#`. */
+/**
+ * Mermaid has no escapes but those of HTML, with a `#`. It looks for `<<fork>>`, `[[choice]]` and
+ * `%%{…}%%` within a label, too, so what is no letter, digit or plain punctuation is escaped.
+ */
 function text(status: string): string {
-  return `"${status.replace(/["#;\n]/g, (odd) => `#${odd.charCodeAt(0)};`)}"`
+  return `"${status.replace(/[^\p{L}\p{N} _.,-]/gu, (odd) => `#${odd.codePointAt(0)};`)}"`
 }

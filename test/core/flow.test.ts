@@ -152,6 +152,98 @@ stateDiagram-v2
   )
 })
 
+// The part of Mermaid's grammar that a picture uses: an alias with a quoted label, and an arrow between
+// two identifiers. `<<fork>>`, `[[choice]]`, `%%{…}%%` and their like mean something within a label, too.
+const LABEL = /^ {2}state "((?:[\p{L}\p{N} _.,-]|#\d+;)*)" as (s\d+)$/u
+const ARROW = /^ {2}(\[\*\]|[A-Za-z]\w*) --> (\[\*\]|[A-Za-z]\w*)$/
+const KEYWORDS = /^(as|end|note|state|class|classDef|click|default|direction|root_(start|end))$/i
+
+/** The arrows of a picture, between the names of statuses. */
+function arrowsOf(picture: string): string[][] {
+  const [head, ...lines] = picture.trimEnd().split('\n')
+  if (head !== 'stateDiagram-v2') throw new Error(`no picture: ${head}`)
+  const labels = new Map<string, string>()
+  const arrows: string[][] = []
+  for (const line of lines) {
+    const [, label, id] = LABEL.exec(line) ?? []
+    if (label !== undefined && id !== undefined) {
+      labels.set(
+        id,
+        label.replace(/#(\d+);/g, (_, code) => String.fromCodePoint(Number(code))),
+      )
+      continue
+    }
+    const [, from, to] = ARROW.exec(line) ?? []
+    if (from === undefined || to === undefined) throw new Error(`no line of a picture: ${line}`)
+    if (KEYWORDS.test(from) || KEYWORDS.test(to)) throw new Error(`a keyword: ${line}`)
+    arrows.push([labels.get(from) ?? from, labels.get(to) ?? to])
+  }
+  return arrows
+}
+
+t.test('every flow is drawn with the names that it has, whatever they are', async (t) => {
+  const odd = [
+    ...[
+      '<<fork>>',
+      'a <<choice>>',
+      '[[join]]',
+      '%%{init: {}}%%',
+      '%% note',
+      'root_start',
+      'root_end',
+    ],
+    ...[
+      'end',
+      'note',
+      'State',
+      'a:b',
+      'a --> b',
+      '[*]',
+      '"',
+      '#35;',
+      'a;b',
+      '{',
+      '}',
+      '\r',
+      'a\nb',
+    ],
+    ...[
+      '\u2028',
+      '\u0085',
+      '<b>',
+      '&amp;',
+      '日本',
+      '𝒳',
+      '\\',
+      '`',
+      ' ',
+      '__proto__',
+      'constructor',
+    ],
+  ]
+  for (const status of odd) {
+    const flow = createFlow({ transitions: Object.fromEntries([[status, ['done']]]) })
+    const arrows = [
+      ['[*]', status],
+      [status, 'done'],
+    ]
+    t.strictSame(arrowsOf(flow.toMermaid()), arrows, encodeURIComponent(status))
+  }
+  fc.assert(
+    fc.property(
+      fc.uniqueArray(fc.string({ unit: 'grapheme', minLength: 1 }), { minLength: 2 }),
+      (names) => {
+        const levels = Object.fromEntries(names.map((name, level) => [name, level]))
+        const expected = new Set(Object.keys(levels))
+        const drawn = new Set(arrowsOf(createFlow({ levels }).toMermaid()).flat())
+        drawn.delete('[*]')
+        t.strictSame(drawn, expected)
+      },
+    ),
+    { numRuns: 50 },
+  )
+})
+
 /** All orders of a list. */
 function permutations<T>(list: readonly T[]): T[][] {
   if (list.length === 0) return [[]]
