@@ -16,7 +16,7 @@ export interface Failure {
 }
 
 /** Why an operation is recorded without its response. */
-export type OmittedReason = 'too large' | 'written past the hooks' | 'timed out'
+export type OmittedReason = 'too large' | 'written past the hooks' | 'timed out' | 'not storable'
 
 /** Why a request with a key ran without protection: `tenant`, or `principal`, returned nothing. */
 export type IgnoredReason = 'tenant_unknown' | 'principal_unknown'

@@ -24,6 +24,7 @@ export type { LockBusy } from './locks/lock.js'
 export type { LockResult, LockRoutine } from './locks/locks.js'
 export type { LockOptions } from './locks/options.js'
 export { type Once, once } from './once.js'
+export type { Decision, OperationName, ResponseToKeep } from './operations/decision.js'
 export type { OperationHandler, RunningOperation } from './operations/handlers.js'
 export type { RunResult, RunsOperations } from './operations/operations.js'
 export type {
@@ -33,7 +34,7 @@ export type {
   RunOptions,
 } from './operations/options.js'
 export type { Recovered } from './operations/recover.js'
-export type { Decision, OperationName, Resolved, ResponseToKeep } from './operations/resolve.js'
+export type { Resolved } from './operations/resolve.js'
 export {
   type AtomicOptions,
   isAnswer,

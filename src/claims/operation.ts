@@ -51,7 +51,9 @@ export interface Operation {
 }
 
 /** A claim as its handler sees it. */
-export function operationOf(claim: Claim): Operation {
+export function operationOf(
+  claim: Pick<Claim, 'fence' | 'resumed' | 'signal' | 'steps'>,
+): Operation {
   const { steps } = claim
   return {
     attempt: claim.fence,

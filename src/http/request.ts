@@ -90,7 +90,7 @@ export function requestIdempotency(
     run: (handler, input) =>
       refusedIn('request.idempotency.run') ??
       operations.runIn(
-        { operation, claim: claim(), steps: steps(), tenantId: () => tenantOf(request) },
+        { claim: claim(), steps: steps(), tenantId: () => tenantOf(request) },
         handler,
         input,
       ),

@@ -1,13 +1,14 @@
 import { parse } from 'devalue'
 import type { Claim } from '../claims/claim.js'
 import { type Operation, operationOf } from '../claims/operation.js'
-import { encode } from '../claims/steps.js'
+import { encode, type Steps } from '../claims/steps.js'
 import { LeaseLost, OptionInvalid } from '../errors.js'
 import type { PluginOptions, RouteSettings } from '../options.js'
 import type { PrismaClientLike } from '../store/client.js'
 import { writeHeld } from '../store/held-record.js'
 import type { Recovery } from '../store/store.js'
 import { type OperationTimes, readName, readTimes } from './options.js'
+import { givenKey } from './stored.js'
 
 /** What an operation is, by name, so that another process can finish it: made by `handler()`. */
 export interface OperationHandler<Input = unknown, Result = unknown> {
@@ -23,7 +24,7 @@ export interface OperationHandler<Input = unknown, Result = unknown> {
 /** An operation outside a request, or one of a request that is finished outside of it. */
 export interface RunningOperation extends Operation {
   readonly tenantId: string
-  /** As `run()` or the client named it. */
+  /** As `run()` or the client gave it, also in `recover()`; empty where nothing protects a request. */
   readonly key: string
 }
 
@@ -101,15 +102,22 @@ export async function forgetRecovery(prisma: PrismaClientLike, claim: Claim): Pr
   await writeHeld(prisma, claim, { handler: null })
 }
 
+/** A handler gets its input as it is stored, also in its first attempt: a caller may change its own. */
 export const inputOf = (noted: unknown): unknown =>
   typeof noted === 'string' ? parse(noted) : undefined
 
-/** A claim as its handler sees it outside a request. */
-export function runningOperation(claim: Claim, key: string): RunningOperation {
-  return named(operationOf(claim), claim.tenantId, key)
+/** A claim as its handler sees it, the same in `run()`, in a request and in `recover()`. */
+export function runningOperation(claim: Claim): RunningOperation {
+  return named(operationOf(claim), claim.tenantId, givenKey(claim))
+}
+
+/** The same where nothing protects the request. */
+export function unprotectedOperation(steps: Steps, tenantId: string): RunningOperation {
+  const { signal } = new AbortController()
+  return named(operationOf({ fence: 0, resumed: false, signal, steps }), tenantId, '')
 }
 
 /** An operation with its names. It is looked at through, not copied: some of it changes. */
-export function named(operation: Operation, tenantId: string, key: string): RunningOperation {
+function named(operation: Operation, tenantId: string, key: string): RunningOperation {
   return Object.create(operation, { tenantId: { value: tenantId }, key: { value: key } })
 }

@@ -1,25 +1,34 @@
 import type { FastifyBaseLogger } from 'fastify'
 import type { Claim } from '../claims/claim.js'
 import type { Claims, Outcome, Wish } from '../claims/claims.js'
-import type { Operation } from '../claims/operation.js'
 import type { Steps } from '../claims/steps.js'
 import { fingerprintOfValue } from '../core/fingerprint.js'
 import type { RecordKey } from '../core/record.js'
-import { Closing, LeaseLost, OptionInvalid, StepNotAwaited, StoreUnavailable } from '../errors.js'
+import {
+  Closing,
+  LeaseLost,
+  NotReplayable,
+  OptionInvalid,
+  StepNotAwaited,
+  StoreUnavailable,
+} from '../errors.js'
 import { failureOf, type Report, reporter } from '../events.js'
 import type { PluginOptions, PluginSettings } from '../options.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
 import type { FoundRecord } from '../store/prisma.js'
 import { within } from '../within.js'
+import { complete } from './complete.js'
+import { type Decision, type OperationName, readDecision, readOperationName } from './decision.js'
 import {
   Handlers,
-  named,
+  inputOf,
   noteRecovery,
   type OperationHandler,
   type RunningOperation,
   recoveryBy,
   runningOperation,
+  unprotectedOperation,
 } from './handlers.js'
 import {
   type OperationTimes,
@@ -32,15 +41,8 @@ import {
   readRun,
 } from './options.js'
 import { type Recovered, recover } from './recover.js'
-import {
-  type Decision,
-  type OperationName,
-  type Resolved,
-  readDecision,
-  readOperationName,
-  resolve,
-} from './resolve.js'
-import { comparable, resultOf, storedKey, storedResult } from './stored.js'
+import { type Resolved, resolve } from './resolve.js'
+import { comparable, resultOf, storedKey } from './stored.js'
 
 /** What `run()` did. */
 export type RunResult<T> =
@@ -71,6 +73,8 @@ export interface RunsOperations {
    *
    * @throws IDEMPOTENCY_STORE_UNAVAILABLE when nobody can say whether it ran; nothing was run.
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over: its result counts.
+   * @throws IDEMPOTENCY_STEP_NOT_STORABLE when what `work` returned is no plain data. It has run, and does
+   * not run again: later calls throw IDEMPOTENCY_NOT_REPLAYABLE.
    */
   run<T>(
     key: string,
@@ -97,7 +101,6 @@ export interface RunsOperations {
 
 /** A request whose operation a handler is to be run in. */
 export interface RequestToRunIn {
-  readonly operation: Operation
   /** None where nothing protects the request. */
   readonly claim: Claim | undefined
   readonly steps: Steps
@@ -174,20 +177,30 @@ export class Operations {
    * it if this process does not, and its result is a step of the request.
    */
   runIn<Input, T>(
-    { operation, claim, steps, tenantId }: RequestToRunIn,
+    { claim, steps, tenantId }: RequestToRunIn,
     handler: OperationHandler<Input, T>,
     input: Input,
   ): Promise<T> {
-    // Not awaited before: until it is a part, a handler that does not await it would seem to be done.
-    return steps.part(handler?.name, async () => {
+    try {
       this.#handlers.check(handler)
-      const tenant = claim?.tenantId ?? (await tenantId())
-      const running = named(operation, tenant, claim?.key ?? '')
-      // Where a rerun is a person's decision, recover() must not find it.
-      if (claim?.onLeaseExpired === 'rerun') {
-        await noteRecovery(this.#context.prisma, claim, recoveryBy(handler, input))
+    } catch (error) {
+      const refused = Promise.reject(error)
+      // One that is not awaited must not end the process.
+      refused.catch(() => {})
+      return refused
+    }
+    // Not awaited before: until it is a part, a handler that does not await it would seem to be done.
+    return steps.part(handler.name, async () => {
+      const recovery = recoveryBy(handler, input)
+      const stored = inputOf(recovery.input) as Input
+      if (claim === undefined) {
+        return handler.work(unprotectedOperation(steps, await tenantId()), stored)
       }
-      return handler.work(running, input)
+      // Where a rerun is a person's decision, recover() must not find it.
+      if (claim.onLeaseExpired === 'rerun') {
+        await noteRecovery(this.#context.prisma, claim, recovery)
+      }
+      return handler.work(runningOperation(claim), stored)
     })
   }
 
@@ -221,6 +234,7 @@ export class Operations {
       )
     }
     const { leaseMs, maxRunMs, retentionMs, onLeaseExpired, waitMs } = terms
+    const recovery = handler && recoveryBy(handler, options.input)
     const report = reporter(log, undefined, { tenantId, key: storedKey(key) })
     const outcome = await this.#begin(report, {
       tenantId,
@@ -231,11 +245,15 @@ export class Operations {
       retentionMs,
       onLeaseExpired,
       waitMs,
-      ...(handler && { recovery: recoveryBy(handler, options.input) }),
+      ...(recovery && { recovery }),
       report,
     })
     switch (outcome.kind) {
       case 'replay':
+        if (outcome.response.body === null) {
+          report({ kind: 'not_replayable' })
+          throw new NotReplayable()
+        }
         report({ kind: 'replayed', statusCode: 200, waitedMs: outcome.waitedMs })
         return { kind: 'replayed', value: resultOf(outcome.response) as T }
       case 'busy':
@@ -249,15 +267,21 @@ export class Operations {
         throw new TypeError('nothing counts the new keys of run()')
     }
     const { claim } = outcome
-    const operation = runningOperation(claim, key)
+    const operation = runningOperation(claim)
     try {
       const value: T =
         typeof work === 'function'
           ? await work(operation)
-          : ((await work.work(operation, options.input)) as T)
+          : ((await work.work(operation, inputOf(recovery?.input))) as T)
       if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
-      const stored = await claim.complete(storedResult(key, value), settings.storeTimeoutMs)
+      const { storeTimeoutMs } = settings
+      const { stored, refused } = await complete(claim, value, {
+        name: key,
+        storeTimeoutMs,
+        report,
+      })
       if (stored === 'lost') throw new LeaseLost()
+      if (refused !== undefined) throw refused
       return { kind: 'ran', value, isStored: stored === 'stored' }
     } catch (error) {
       await claim.closeSteps()

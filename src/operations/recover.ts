@@ -4,9 +4,10 @@ import { StepNotAwaited } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
+import { complete } from './complete.js'
 import { forgetRecovery, type Handlers, inputOf, runningOperation } from './handlers.js'
 import type { RecoverOptions } from './options.js'
-import { isOfRun, storedResult } from './stored.js'
+import { isOfRun } from './stored.js'
 
 /** What became of the operations that `recover()` found. */
 export interface Recovered {
@@ -106,7 +107,7 @@ async function finish(
   const terms = { onLeaseExpired: 'rerun', waitMs: 0 } as const
   const claim = await claims.takeOver({ ...wish, ...terms }, { fence, resumed: true })
   if (claim === undefined) return 'skipped'
-  const operation = runningOperation(claim, key)
+  const operation = runningOperation(claim)
   const work = () => handler.work(operation, inputOf(input))
   const finished = (): 'finished' => {
     const tookMs = Math.round(performance.now() - claim.startedAt)
@@ -115,9 +116,9 @@ async function finish(
   }
   try {
     if (isOfRun({ tenantId, key })) {
-      const result = storedResult(name, await untilLost(work()))
+      const value = await untilLost(work())
       if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
-      const stored = await claim.complete(result, storeTimeoutMs)
+      const { stored } = await complete(claim, value, { name, storeTimeoutMs, report })
       return stored === 'stored' ? finished() : stored === 'lost' ? 'skipped' : 'failed'
     }
     // Only the route can make a response of its result: that is a step now, and the key is free for
@@ -140,6 +141,7 @@ async function finish(
     const { signal } = claim as Claim
     const lost = new Promise<never>((_, reject) => {
       signal.addEventListener('abort', () => reject(signal.reason))
+      if (signal.aborted) reject(signal.reason)
     })
     return Promise.race([working, lost])
   }

@@ -1,30 +1,6 @@
-import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { Claims, Wish } from '../claims/claims.js'
-import { MAX_KEY_LENGTH } from '../core/key.js'
 import type { StoredResponse } from '../core/record.js'
-import { OptionInvalid } from '../errors.js'
 import type { FoundRecord } from '../store/prisma.js'
-import { readName } from './options.js'
-import { storedKey, storedResult } from './stored.js'
-
-/** Which operation a decision is about: a client's Idempotency-Key, or what `run()` was called with. */
-export type OperationName = string | { readonly run: string }
-
-/** What a person found out about an interrupted operation. */
-export type Decision =
-  /** It took effect: every retry gets this response from now on. */
-  | { readonly response: ResponseToKeep }
-  /** It took effect, and this is what `run()` returned, or would have. */
-  | { readonly result: unknown }
-  /** It did not, or it may be done again: the next retry runs it. */
-  | { readonly release: true }
-
-export interface ResponseToKeep {
-  readonly statusCode: number
-  readonly headers?: Readonly<Record<string, string>>
-  /** Text and bytes are kept as they are; anything else as JSON. */
-  readonly body?: unknown
-}
 
 export type Resolved =
   | { kind: 'resolved' }
@@ -83,53 +59,4 @@ export async function resolve(
     wish.report({ kind: 'resolved', attempt: claim.fence, to })
     return { kind: 'resolved' }
   }
-}
-
-/** @throws OptionInvalid */
-export function readOperationName(name: OperationName): string {
-  if (typeof name === 'string') return readName('the key of resolve()', name, MAX_KEY_LENGTH)
-  return storedKey(readName('the key of resolve()', name?.run))
-}
-
-/** What the record is to end with: `null` for a release. @throws OptionInvalid */
-export function readDecision(name: OperationName, decision: Decision): StoredResponse | null {
-  const isOfRun = typeof name !== 'string'
-  const [kind, ...others] = Object.keys(Object(decision))
-  const allowed = isOfRun ? ['result', 'release'] : ['response', 'release']
-  if (kind === undefined || others.length > 0 || !allowed.includes(kind)) {
-    throw new OptionInvalid(
-      isOfRun
-        ? 'resolve({ run: key }, …) needs { result: … } or { release: true }'
-        : 'resolve(key, …) needs { response: { statusCode, headers, body } } or { release: true }; for what run() was called with, say resolve({ run: key }, …)',
-    )
-  }
-  if ('result' in decision) return storedResult('resolve()', decision.result)
-  if ('response' in decision) return readResponse(decision.response)
-  if (decision.release === true) return null
-  throw new OptionInvalid('"release" of resolve() must be true')
-}
-
-function readResponse({ statusCode, headers = {}, body }: ResponseToKeep): StoredResponse {
-  if (!Number.isInteger(statusCode) || statusCode < 200 || statusCode > 599) {
-    throw new OptionInvalid('"statusCode" of the response of resolve() must be from 200 to 599')
-  }
-  const kept: Record<string, string> = {}
-  for (const [name, value] of Object.entries(headers)) {
-    try {
-      validateHeaderName(name)
-      validateHeaderValue(name, value)
-    } catch {
-      throw new OptionInvalid(`header "${name}" of the response of resolve() cannot be sent`)
-    }
-    kept[name.toLowerCase()] = String(value)
-  }
-  if (kept['set-cookie'] !== undefined) {
-    throw new OptionInvalid('a response that is replayed must not set a cookie')
-  }
-  if (body === undefined) return { statusCode, headers: kept, body: new Uint8Array() }
-  if (body instanceof Uint8Array) return { statusCode, headers: kept, body }
-  const isText = typeof body === 'string'
-  kept['content-type'] ??= isText ? 'text/plain; charset=utf-8' : 'application/json; charset=utf-8'
-  const text = isText ? body : JSON.stringify(body)
-  return { statusCode, headers: kept, body: Buffer.from(text) }
 }

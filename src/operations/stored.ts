@@ -11,6 +11,10 @@ export const storedKey = (key: string): string => RUN + key
 
 export const isOfRun = ({ key }: RecordKey): boolean => key.startsWith(RUN)
 
+/** The key as `run()`, or the client, gave it. */
+export const givenKey = ({ key }: RecordKey): string =>
+  key.startsWith(RUN) ? key.slice(RUN.length) : key
+
 /** @throws StepNotStorable */
 export function storedResult(key: string, value: unknown): StoredResponse {
   return { statusCode: 200, headers: {}, body: Buffer.from(encode(key, value)) }

@@ -443,6 +443,47 @@ test('recover() finishes a request that named a handler; its retry gets the rout
   t.equal(await prisma.payment.count({ where: { tenantId: account } }), 1)
 })
 
+test('a handler gets the same from recover() as in its request', async (t) => {
+  const seen: object[] = []
+  const died = latch()
+  const build = (isDead: boolean) =>
+    buildApp(t, database, {
+      plugin: { tenant: () => 'acme' },
+      routes(app) {
+        const pay = app.idempotency.handler('pay', async (operation, input: { amount: number }) => {
+          const { tenantId, key } = operation
+          seen.push({
+            ...{ tenantId, key, input: structuredClone(input), keyFor: operation.keyFor('charge') },
+            within: await operation.step('key', () => operation.keyFor('charge')),
+            isAborted: operation.signal.aborted,
+            members: ['tx', 'run'].filter((name) => name in operation),
+          })
+          if (isDead) {
+            died.open()
+            await new Promise(() => {})
+          }
+          return key
+        })
+        app.post('/pay', (request) => {
+          const input = { amount: 5 }
+          const paid = request.idempotency.run(pay, input)
+          input.amount = 50_000
+          return paid
+        })
+      },
+    })
+  const [dead, living] = [await build(true), await build(false)]
+  const key = newKey()
+  begin(dead, '/pay', { key }).catch(() => {})
+  await died.opened
+  await runOut(key)
+  t.match(await living.idempotency.recover(), { finished: 1 })
+  t.strictSame(seen[1], seen[0])
+  t.match(seen[0], { tenantId: 'acme', key, input: { amount: 5 }, members: [] })
+  t.equal((await send(living, '/pay', { key })).body, key)
+  t.equal(seen.length, 2)
+})
+
 test('recover() leaves a request to a person where the route says so', async (t) => {
   const { account, died, dead, living } = await recoverable(t, { onLeaseExpired: 'uncertain' })
   const key = newKey()
@@ -495,6 +536,8 @@ test('a released key runs again, and the interrupted attempt can change nothing'
 test('what cannot be a decision is refused, and changes nothing', async (t) => {
   const { app } = await serve(t, () => 'x')
   const { idempotency } = app
+  const cyclic: { self?: unknown } = {}
+  cyclic.self = cyclic
   const resolve = idempotency.resolve as (...args: unknown[]) => Promise<unknown>
   for (const [name, decision, message] of [
     ['', { release: true }, /the key of resolve/],
@@ -507,6 +550,19 @@ test('what cannot be a decision is refused, and changes nothing', async (t) => {
     ['k', { response: { statusCode: 99 } }, /200 to 599/],
     ['k', { response: { statusCode: 200, headers: { 'set-cookie': 'a' } } }, /cookie/],
     ['k', { response: { statusCode: 200, headers: { 'bad name': 'a' } } }, /"bad name"/],
+    ['k', { response: { statusCode: 200, headers: 'a' } }, /"headers"/],
+    ['k', { response: { statusCode: 200, headers: null } }, /"headers"/],
+    ['k', { response: { statusCode: 200n } }, /200 to 599/],
+    ['k', { response: null }, /must be an object/],
+    ['k', { response: 'done' }, /must be an object/],
+    ['k', { response: { statusCode: 200, body: 1n } }, /"body" .* cannot be written as JSON/],
+    ['k', { response: { statusCode: 200, body: { a: [1n] } } }, /"body"/],
+    ['k', { response: { statusCode: 200, body: cyclic } }, /"body"/],
+    ['k', { response: { statusCode: 200, body: () => 1 } }, /"body"/],
+    ['k', { response: { statusCode: 200, body: Symbol('a') } }, /"body"/],
+    ['k', { response: { statusCode: 200, header: {} } }, /"header" .* not known/],
+    [null, { release: true }, /the key of resolve/],
+    [{ run: '\ud800' }, { release: true }, /the key of resolve/],
   ] as const) {
     await t.rejects(resolve(name, decision), { code: 'IDEMPOTENCY_OPTION_INVALID', message })
   }

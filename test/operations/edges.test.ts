@@ -51,14 +51,60 @@ test('a result that could not be stored is the caller’s; storing it goes on', 
   t.match(replay, { kind: 'replayed', value: 'result' })
 })
 
-test('a result that cannot be stored is an error, and the key is free', async (t) => {
+test('work whose result cannot be stored is not run again: a later call gets a typed error', async (t) => {
+  const events = collectEvents(t)
+  const { operations } = operationsProcess(t, way)
+  const runs = operations.of('')
+  for (const result of [() => {}, Object.create({ price: 1 }), Promise.resolve, nested(100_000)]) {
+    const key = newName()
+    await t.rejects(
+      runs.run(key, () => result),
+      { code: 'IDEMPOTENCY_STEP_NOT_STORABLE' },
+    )
+    await t.rejects(
+      runs.run(key, () => t.fail('it ran again')),
+      { code: 'IDEMPOTENCY_NOT_REPLAYABLE', statusCode: 409 },
+    )
+    t.match(await runs.run(key, () => t.fail('it ran'), { input: 1 }), { kind: 'mismatch' })
+    t.match(await runs.resolve({ run: key }, { result: 1 }), { kind: 'completed' })
+  }
+  t.match(await events.first('response_omitted'), { attempt: 1, reason: 'not storable' })
+  t.ok(events.kinds().includes('not_replayable'))
+})
+
+const nested = (levels: number) => {
+  let value: unknown = 1
+  for (let level = 0; level < levels; level += 1) value = [value]
+  return value
+}
+
+test('recover() does not run a handler again whose result cannot be stored', async (t) => {
   const { operations } = operationsProcess(t, way)
   const key = newName()
-  await t.rejects(
-    operations.of('').run(key, () => () => {}),
-    { code: 'IDEMPOTENCY_STEP_NOT_STORABLE' },
-  )
-  t.match(await operations.of('').run(key, () => 'text'), { kind: 'ran' })
+  let runs = 0
+  const pay = operations.handler('unstorable', async () => {
+    runs += 1
+    if (runs === 1) throw new Error('not yet')
+    return () => {}
+  })
+  await t.rejects(operations.of('').run(key, pay), { message: 'not yet' })
+  await letLeaseRunOut(way, storedKey(key))
+  t.match(await operations.recover(), { finished: 1, failed: 0 })
+  t.match(await operations.recover(), { finished: 0, failed: 0 })
+  t.equal(runs, 2)
+  await t.rejects(operations.of('').run(key, pay), { code: 'IDEMPOTENCY_NOT_REPLAYABLE' })
+})
+
+test('a result may contain itself', async (t) => {
+  const { operations } = operationsProcess(t, way)
+  const key = newName()
+  const cyclic: { name: string; self?: unknown } = { name: 'cyclic' }
+  cyclic.self = cyclic
+  await operations.of('').run(key, () => cyclic)
+  const replay = await operations.of('').run(key, () => t.fail('it ran again'))
+  t.match(replay, { kind: 'replayed', value: { name: 'cyclic' } })
+  const { value } = replay as unknown as { value: typeof cyclic }
+  t.equal(value.self, value)
 })
 
 test('what is not awaited is a failure, and its effect is there once', async (t) => {

@@ -332,6 +332,54 @@ for (const { name, skip, open } of WAYS) {
       })
     })
 
+    await t.test('a handler gets the same from recover() as from run()', async (t) => {
+      const key = newName()
+      const seen: object[] = []
+      const attempts: unknown[] = []
+      const died = latch()
+      const worker = (isDead: boolean) => {
+        const { operations } = start()
+        const pay = operations.handler('pays', async (operation, input: Input) => {
+          const { tenantId, key, attempt, resumed } = operation
+          attempts.push([attempt, resumed])
+          seen.push({
+            ...{ tenantId, key, keyFor: operation.keyFor('charge'), input: structuredClone(input) },
+            within: await operation.step('key', () => operation.keyFor('charge')),
+            isAborted: operation.signal.aborted,
+            members: ['tx', 'run'].filter((name) => name in operation),
+          })
+          if (isDead) {
+            died.open()
+            await new Promise(() => {})
+          }
+          return operation.key
+        })
+        return { operations, pay }
+      }
+      const dead = worker(true)
+      const input = { amount: 5, at: new Date(5) }
+      dead.operations
+        .of('acme')
+        .run(key, dead.pay, { input })
+        .catch(() => {})
+      input.amount = 50_000
+      await died.opened
+      await letLeaseRunOut(way, storedKey(key))
+      const living = worker(false)
+      t.match(await living.operations.recover(), { finished: 1 })
+      t.strictSame(seen[1], seen[0])
+      t.match(seen[0], { tenantId: 'acme', key, members: [] })
+      t.match(seen[0], { input: { amount: 5 } }, 'what was stored, whatever became of the object')
+      t.strictSame(attempts, [
+        [1, false],
+        [2, true],
+      ])
+      t.match(
+        await living.operations.of('acme').run(key, living.pay, { input: { ...input, amount: 5 } }),
+        { kind: 'replayed', value: key },
+      )
+    })
+
     await t.test('recover() finishes what named a handler, once, from any process', async (t) => {
       const died = new Map<string, ReturnType<typeof latch<void>>>()
       const worker = (isDead: boolean) => {

@@ -163,7 +163,7 @@ export class Server implements Owner {
     try {
       const handler = this.#handlers.get(key)
       const { steps } = claim
-      const terms = { operation, claim, steps, tenantId: async () => '' }
+      const terms = { claim, steps, tenantId: async () => '' }
       body =
         kind === 'recoverable request' && handler !== undefined
           ? await this.#operations.runIn(terms, handler, null)
