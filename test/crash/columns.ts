@@ -61,6 +61,7 @@ const run = (path: string, comesBack: boolean): Omit<Column, 'name'> => ({
 
 export const COLUMNS: readonly Column[] = [
   { name: 'request', ...request('/payments') },
+  { name: 'streamed request', ...request('/streamed-payments') },
   { name: 'atomic request', ...request('/atomic-payments'), callsOut: false },
   { name: '`run()`', ...run('/runs', true) },
   { name: '`run()`, `recover()`', ...run('/handled-runs', false) },
