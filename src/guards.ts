@@ -20,6 +20,7 @@ import {
 } from './reservations.js'
 import { type AdvanceResult, createStatuses, type Statuses } from './status/advance.js'
 import type { AdvanceOptions, StatusDelegate } from './status/options.js'
+import type { PrismaClientLike } from './store/client.js'
 
 /** What keeps different operations on the same thing apart. Names, resources and audits are a tenant's. */
 export interface Guards {
@@ -82,9 +83,14 @@ export interface ApplicationGuards {
   close(): void
 }
 
+export interface GuardsSettings extends LocksSettings {
+  /** The application's client as it was given: its models are changed through it. */
+  readonly application: PrismaClientLike
+}
+
 /** Each part is made when it is used: an application may lack the tables of the others. */
-export function createGuards(settings: LocksSettings): ApplicationGuards {
-  const { prisma, clock, provider } = settings
+export function createGuards(settings: GuardsSettings): ApplicationGuards {
+  const { prisma, application, clock, provider } = settings
   let locks: Locks | undefined
   let reservations: Reservations | undefined
   let statuses: Statuses | undefined
@@ -106,7 +112,7 @@ export function createGuards(settings: LocksSettings): ApplicationGuards {
 
   function openStatuses(): Statuses {
     demandModel(prisma, 'statusChange')
-    statuses ??= createStatuses(prisma, provider)
+    statuses ??= createStatuses(application, provider)
     return statuses
   }
 

@@ -17,7 +17,7 @@ import { Operations } from './operations/operations.js'
 import type { PluginOptions, PluginSettings } from './options.js'
 import { regularly } from './regularly.js'
 import { pruneAll } from './retention.js'
-import { type Provider, providerOf } from './store/client.js'
+import { type PrismaClientLike, type Provider, primaryOf, providerOf } from './store/client.js'
 import { type DatabaseClock, databaseClock } from './store/clock.js'
 import type { EventStore } from './store/event-store.js'
 import { postgresStore } from './store/postgres.js'
@@ -41,8 +41,8 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   if (app.hasRequestDecorator(HELPERS)) throw new AlreadyRegistered()
   const settings = readPluginOptions(options)
   const database = databaseOf(options)
-  const { run, clock, provider } = database
-  const store = run ? postgresStore(run) : prismaStore(options.prisma, clock)
+  const { run, clock, provider, primary } = database
+  const store = run ? postgresStore(run) : prismaStore(primary, clock)
   const { prisma } = options
   const claims = new Claims(store, { prisma, storeTimeoutMs: settings.storeTimeoutMs })
   const limiter =
@@ -66,9 +66,9 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
 
   const operations = new Operations({
     claims,
-    prisma,
+    prisma: primary,
     clock,
-    find: (key) => findRecord(prisma, clock, key),
+    find: (key) => findRecord(primary, clock, key),
     options,
     settings,
     log: app.log,
@@ -79,7 +79,8 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     kind: settings.locks,
     redis: settings.redis,
     redisPrefix: settings.redisPrefix,
-    prisma: options.prisma,
+    prisma: primary,
+    application: prisma,
     clock,
     provider,
     patienceMs: settings.storeTimeoutMs,
@@ -173,6 +174,8 @@ interface Reach {
   readonly run: RunStatement | undefined
   readonly clock: DatabaseClock
   readonly provider: Provider
+  /** Reads from the primary; transactions in which the application's code runs are of its own client. */
+  readonly primary: PrismaClientLike
 }
 
 /** Picks what fits the database. */
@@ -184,12 +187,14 @@ function databaseOf({ prisma, pool }: PluginOptions): Reach {
       'the database of option "prisma" is none of PostgreSQL, MySQL, MariaDB and SQLite; give the PrismaClient itself, not a wrapper around it',
     )
   }
-  const clock = databaseClock(prisma, provider)
+  const primary = primaryOf(prisma)
+  demandModel(primary, 'idempotencyRecord')
+  const clock = databaseClock(primary, provider)
   if (provider === 'postgresql') {
     demandNames(prisma, ['idempotencyRecord', 'webhookEvent'])
-    return { run: pool ? onPool(pool) : onPrisma(prisma), clock, provider }
+    return { run: pool ? onPool(pool) : onPrisma(primary), clock, provider, primary }
   }
-  if (pool === undefined) return { run: undefined, clock, provider }
+  if (pool === undefined) return { run: undefined, clock, provider, primary }
   throw new OptionInvalid(
     `option "pool" is for PostgreSQL, and the database of option "prisma" is ${provider}; leave it out`,
   )
@@ -199,11 +204,11 @@ function openInbox(
   app: FastifyInstance,
   { prisma, dispatch = inProcess() }: PluginOptions,
   { storeTimeoutMs, drainMs, hasWorker }: PluginSettings,
-  { run, clock }: Reach,
+  { run, clock, primary }: Reach,
   guards: ApplicationGuards,
 ): { inbox: Inbox; events: EventStore } {
   demandModel(prisma, 'webhookEvent')
-  const events = run ? postgresEventStore(run) : prismaEventStore(prisma, clock)
+  const events = run ? postgresEventStore(run) : prismaEventStore(primary, clock)
   const inbox = new Inbox({
     store: events,
     prisma,

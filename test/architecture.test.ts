@@ -22,7 +22,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   once: ['store', 'errors'],
   status: ['core', 'store', 'errors', 'events', 'checks', 'register'],
   models: ['errors', 'store'],
-  guards: ['events', 'locks', 'models', 'once', 'reservations', 'status'],
+  guards: ['events', 'locks', 'models', 'once', 'reservations', 'status', 'store'],
   options: ['core', 'store', 'dispatch'],
   'check-options': ['core', 'errors', 'options', 'checks'],
   claims: ['core', 'store', 'events', 'errors', 'register', 'within', 'lease', 'crash-points'],

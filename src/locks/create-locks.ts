@@ -14,6 +14,7 @@ export interface LocksSettings {
   /** The application's clients, each of one Redis; an odd number, if any. */
   readonly redis: readonly object[]
   readonly redisPrefix: string
+  /** Reads from the primary, if there are replicas. */
   readonly prisma: PrismaClientLike
   readonly clock: DatabaseClock
   readonly provider: Provider

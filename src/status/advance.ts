@@ -4,7 +4,7 @@ import { ModelsMissing, OptionInvalid } from '../errors.js'
 import type { Report } from '../events.js'
 import type { PrismaClientLike, Provider } from '../store/client.js'
 import { databaseClock } from '../store/clock.js'
-import { modelNameOf, type Transact, transactionOf } from '../store/delegate.js'
+import { type Entities, entitiesOf, modelNameOf } from '../store/delegate.js'
 import {
   type AdvanceOptions,
   type Ask,
@@ -68,12 +68,12 @@ const LOOKS = 20
 export function createStatuses(prisma: PrismaClientLike, provider: Provider): Statuses {
   return {
     async advance(tenantId, report, delegate, options) {
-      const entities = entitiesOf(prisma, delegate)
+      const entities = readEntities(prisma, delegate)
       const ask = readOptions(delegate, options)
       const { flow, to, occurredAt, override } = ask
 
       for (let look = 1; look <= LOOKS; look += 1) {
-        const seen = await find(delegate, ask)
+        const seen = await find(entities.reader, ask)
         if (seen === undefined) return { kind: 'missing' }
         const { from, entityId } = seen
         const subject = { entity: entities.name, entityId, from, to }
@@ -118,12 +118,8 @@ export function createStatuses(prisma: PrismaClientLike, provider: Provider): St
   }
 }
 
-interface Entities<Delegate> {
-  readonly name: string
-  readonly transact: Transact<Delegate>
-}
-
-function entitiesOf<Delegate extends StatusDelegate>(
+/** @throws OptionInvalid for what is no model, and for one that no transaction can be begun for. */
+function readEntities<Delegate extends StatusDelegate>(
   prisma: PrismaClientLike,
   delegate: Delegate,
 ): Entities<Delegate> {
@@ -133,8 +129,8 @@ function entitiesOf<Delegate extends StatusDelegate>(
       'advance() takes a model of your Prisma client first, such as prisma.payment or tx.payment',
     )
   }
-  const transact = transactionOf(prisma, delegate)
-  if (transact !== undefined) return { name, transact }
+  const entities = entitiesOf(prisma, delegate)
+  if (entities !== undefined) return entities
   throw new OptionInvalid(
     `advance() cannot begin a transaction for this ${name}: it belongs to a client that was made by $extends. Give that client as option "prisma", or begin a transaction of it and pass the model of its tx`,
   )

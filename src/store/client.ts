@@ -32,6 +32,15 @@ export interface PrismaClientLike {
 /** The part of a generated client that the library calls inside an interactive transaction. */
 export type TransactionClient = Omit<PrismaClientLike, '$transaction'>
 
+/**
+ * The client to read from where the answer decides something. One that reads from replicas
+ * (`@prisma/extension-read-replicas`) has `$primary()`; what a replica says may be out of date.
+ */
+export function primaryOf<Client extends object>(client: Client): Client {
+  const primary: unknown = Reflect.get(client, '$primary')
+  return typeof primary === 'function' ? primary.call(client) : client
+}
+
 /** Databases that Prisma knows by these names. */
 export type Provider = 'postgresql' | 'mysql' | 'sqlite'
 
