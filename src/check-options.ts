@@ -36,6 +36,8 @@ const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
   retention: isDuration(1_000, '24h', LONGEST_RETENTION_MS),
   // Several such bodies may be under way, each as text of twice the size.
   maxBodyBytes: isInteger(0, 64 * 1024 * 1024),
+  store: isBoolean,
+  redact: isFunction,
   headers: isHeaderList,
   keepStatus: isFunction,
   fingerprint: isFunction,
@@ -171,7 +173,7 @@ export function readRouteOptions(
 
 function settingsOf(
   where: string,
-  given: Required<Omit<RouteOptions, 'fingerprint'>> & RouteOptions,
+  given: Required<Omit<RouteOptions, 'fingerprint' | 'redact'>> & RouteOptions,
 ): RouteSettings {
   const settings = {
     required: given.required,
@@ -180,6 +182,8 @@ function settingsOf(
     maxRunMs: toMs(given.maxRun),
     retentionMs: toMs(given.retention),
     maxBodyBytes: given.maxBodyBytes,
+    isStored: given.store,
+    redact: given.redact,
     headers: [...KEPT_HEADERS, ...given.headers.map((name) => name.toLowerCase())],
     keepStatus: strict(given.keepStatus),
     fingerprint: given.fingerprint,

@@ -16,7 +16,13 @@ export interface Failure {
 }
 
 /** Why an operation is recorded without its response. */
-export type OmittedReason = 'too large' | 'written past the hooks' | 'timed out' | 'not storable'
+export type OmittedReason =
+  | 'too large'
+  | 'written past the hooks'
+  | 'timed out'
+  | 'not storable'
+  | 'database_limit'
+  | 'redaction_failed'
 
 /** Why a request with a key ran without protection: `tenant`, or `principal`, returned nothing. */
 export type IgnoredReason = 'tenant_unknown' | 'principal_unknown'
@@ -159,6 +165,8 @@ export type Happening =
       readonly kind: 'response_omitted'
       readonly attempt: number
       readonly reason: OmittedReason
+      /** Of `redact`. */
+      readonly failure?: Failure
     }
   | { readonly kind: 'response_not_stored'; readonly attempt: number; readonly failure: Failure }
   | { readonly kind: 'released'; readonly attempt: number; readonly why: string }

@@ -40,6 +40,8 @@ export {
   isAnswer,
   type PluginOptions,
   type PrincipalId,
+  type RedactedResponse,
+  type ResponseToRedact,
   type RouteOptions,
   type TenantId,
 } from './options.js'

@@ -37,6 +37,20 @@ export interface RouteOptions {
    */
   maxBodyBytes?: number
   /**
+   * Whether a response is stored, to be replayed. With `false` its status alone is: a retry gets 409
+   * `IDEMPOTENCY_NOT_REPLAYABLE`, and the handler does not run again. For responses that must not lie
+   * in the database, such as tokens. Default `true`.
+   */
+  store?: boolean
+  /**
+   * Called with a response before it is stored; what it returns is stored in place of the headers and
+   * the body, and is what retries get. The first client gets the response as it is. With `body: null`
+   * a retry gets 409 `IDEMPOTENCY_NOT_REPLAYABLE`, and also when the function throws, or returns
+   * anything else: nothing of the response is stored then. Called with the whole body of a stream, and
+   * not for a body larger than `maxBodyBytes`. It must not be async.
+   */
+  redact?: (response: ResponseToRedact, request: FastifyRequest) => RedactedResponse
+  /**
    * Response headers that are kept besides `content-type`, `location`, `link` and `retry-after`.
    * `set-cookie` is refused: a cookie belongs to the one who got it.
    */
@@ -89,6 +103,20 @@ export interface RouteOptions {
    * Default `false`.
    */
   atomic?: boolean | AtomicOptions
+}
+
+/** A response as it would be stored. */
+export interface ResponseToRedact {
+  readonly statusCode: number
+  /** Lower-case names, only those that the route keeps. */
+  readonly headers: Readonly<Record<string, string | readonly string[]>>
+  readonly body: Buffer
+}
+
+/** What is stored in place of it; what is left out stays as it is. */
+export interface RedactedResponse {
+  readonly headers?: Readonly<Record<string, string | readonly string[]>>
+  readonly body?: string | Uint8Array | null
 }
 
 /** Options of atomic routes. */
@@ -185,6 +213,8 @@ export interface RouteSettings {
   readonly maxRunMs: number
   readonly retentionMs: number
   readonly maxBodyBytes: number
+  readonly isStored: boolean
+  readonly redact: RouteOptions['redact']
   readonly headers: readonly string[]
   readonly keepStatus: (statusCode: number) => boolean
   readonly fingerprint: ((request: FastifyRequest) => unknown) | undefined
@@ -230,6 +260,7 @@ export const DEFAULTS = {
   // What the large payment APIs remember.
   retention: '24h',
   maxBodyBytes: 1024 * 1024,
+  store: true,
   headers: [],
   keepStatus: isAnswer,
   onLeaseExpired: 'rerun',

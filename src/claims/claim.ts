@@ -8,6 +8,7 @@ import { Lease, type LeaseTerms } from '../lease.js'
 import type { PrismaClientLike } from '../store/client.js'
 import { writeHeld } from '../store/held-record.js'
 import type { Extend, Finish } from '../store/store.js'
+import { finishDespiteBody } from './finish-despite-body.js'
 import { Steps } from './steps.js'
 
 /** What a claim needs of its surroundings. */
@@ -42,8 +43,11 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey {
 
   constructor(terms: ClaimTerms, { finish, extend, prisma, report, onEnd }: ClaimContext) {
     const { tenantId, key, fence, leaseMs } = terms
+    const end = finishDespiteBody(finish, (reason) =>
+      report({ kind: 'response_omitted', attempt: fence, reason }),
+    )
     super(terms, {
-      end: (response) => finish({ tenantId, key, fence, response }),
+      end: (response) => end({ tenantId, key, fence, response }),
       extend: () => extend({ tenantId, key, fence, leaseMs }),
       isBusy: () => this.#steps?.isOpen === true,
       report,

@@ -17,6 +17,7 @@ import { captureResponse, discard } from './capture.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import type { RecordingTerms } from './recording.js'
 import { type Outgoing, type SendOn, Sends } from './sends.js'
+import { responseToStore } from './stored-response.js'
 
 /** A response that may be given out, and what is stored of it: nothing where its status is not kept. */
 interface Answer {
@@ -152,11 +153,10 @@ export class AtomicRecording {
       if (captured.kind === 'stream') throw new AtomicStream()
       // What it answered is not the result of what it has done: a mistake, to be seen at once.
       if (!this.claim.isIdle) throw new StepNotAwaited()
-      const isSmall = captured.body.byteLength <= settings.maxBodyBytes
-      if (!isSmall) {
-        report({ kind: 'response_omitted', attempt: this.claim.fence, reason: 'too large' })
-      }
-      const response = { ...kept, body: isSmall ? captured.body : null }
+      const { request } = this.#reply
+      const { response, omitted } = responseToStore(request, settings, kept, captured.body)
+      const attempt = this.claim.fence
+      if (omitted !== undefined) report({ kind: 'response_omitted', attempt, ...omitted })
       return { outgoing, statusCode, response }
     } catch (error) {
       discard(captured.payload)

@@ -1,6 +1,7 @@
 import type { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
+import type { StoredResponse } from '../core/record.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
@@ -9,6 +10,7 @@ import { type Captured, captureResponse, discard, type Head, passableBytes } fro
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import { recordStream } from './recorded-stream.js'
 import { type Outgoing, type SendOn, Sends } from './sends.js'
+import { responseToStore, type ToStore } from './stored-response.js'
 
 export interface RecordingTerms {
   readonly settings: RouteSettings
@@ -128,11 +130,14 @@ export class Recording {
       } else await release()
       return { payload: captured.payload, head }
     }
-    if (captured.kind === 'stream') {
+    if (captured.kind === 'stream' && settings.isStored) {
       this.#outgoing = this.#recordStream(captured.payload, kept)
       return { payload: this.#outgoing, head }
     }
-    if (await this.#complete(kept, captured.body)) return { payload: captured.payload, head }
+    if (await this.#complete(kept, captured.kind === 'bytes' ? captured.body : null)) {
+      return { payload: captured.payload, head }
+    }
+    discard(captured.payload)
     return { payload: problemInstead(reply, settings.headers, docs, new LeaseLost(), BUSY_RETRY_S) }
   }
 
@@ -156,21 +161,25 @@ export class Recording {
     await this.claim.closeSteps()
     const isFailure = statusCode !== head.statusCode && !settings.keepStatus(statusCode)
     if (isFailure) await this.#release(`status ${statusCode}`)
-    else await this.#complete(head, null, 'timed out')
+    else await this.#completeWithout(head.statusCode, 'timed out')
   }
 
   /** Stores the response; `false` when it must not go out, because another attempt took over. */
-  async #complete(
-    head: Head,
-    body: Uint8Array | null,
-    whyOmitted: OmittedReason = 'too large',
-  ): Promise<boolean> {
-    const { settings, storeTimeoutMs, report } = this.#terms
-    const isKept = body !== null && body.byteLength <= settings.maxBodyBytes
-    if (!isKept) {
-      report({ kind: 'response_omitted', attempt: this.claim.fence, reason: whyOmitted })
-    }
-    const response = { ...head, body: isKept ? body : null }
+  async #complete(head: Head, body: Uint8Array | null): Promise<boolean> {
+    const { settings } = this.#terms
+    const { response, omitted } = responseToStore(this.#reply.request, settings, head, body)
+    return this.#completeWith(response, omitted)
+  }
+
+  /** The same where the response is not known. */
+  #completeWithout(statusCode: number, reason: OmittedReason): Promise<boolean> {
+    return this.#completeWith({ statusCode, headers: {}, body: null }, { reason })
+  }
+
+  async #completeWith(response: StoredResponse, omitted: ToStore['omitted']): Promise<boolean> {
+    const { storeTimeoutMs, report } = this.#terms
+    const attempt = this.claim.fence
+    if (omitted !== undefined) report({ kind: 'response_omitted', attempt, ...omitted })
     return (await this.claim.complete(response, storeTimeoutMs)) !== 'lost'
   }
 
@@ -207,6 +216,6 @@ export class Recording {
     const { statusCode } = reply.raw
     await claim.closeSteps()
     if (!settings.keepStatus(statusCode)) return this.#release(`status ${statusCode}`)
-    await this.#complete({ statusCode, headers: {} }, null, 'written past the hooks')
+    await this.#completeWithout(statusCode, 'written past the hooks')
   }
 }

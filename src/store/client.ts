@@ -194,3 +194,13 @@ export function errorCode(error: unknown, depth = 0): string | undefined {
   if (typeof code === 'string') return code
   return errorCode(Reflect.get(error, 'cause'), depth + 1)
 }
+
+// MySQL's own numbers: a packet is larger than max_allowed_packet, a value than its column.
+const DATA_REFUSED = ['1153', '1406']
+
+/** Whether the database has said that it does not take these data: it will not when they come again. */
+export function isDataRefused(error: unknown): boolean {
+  const code = errorCode(error) ?? ''
+  // SQLSTATE: data exceptions, and limits of the server.
+  return DATA_REFUSED.includes(code) || /^(22|54)\w{3}$/.test(code)
+}

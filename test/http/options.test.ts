@@ -101,6 +101,12 @@ const ROUTE: Record<string, Checked> = {
     right: [0, 1, 1024 * 1024 * 16],
     says: /must be a whole number from 0 to \d+/,
   },
+  store: boolean,
+  redact: {
+    wrong: [['token'], 'token', true, null, {}],
+    right: [() => ({})],
+    says: /must be a function/,
+  },
   headers: {
     wrong: [
       'x-a',

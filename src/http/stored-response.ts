@@ -1,0 +1,61 @@
+import { validateHeaderValue } from 'node:http'
+import type { FastifyRequest } from 'fastify'
+import type { StoredResponse } from '../core/record.js'
+import { type Failure, failureOf, type OmittedReason } from '../events.js'
+import type { RedactedResponse, RouteSettings } from '../options.js'
+import type { Head } from './capture.js'
+
+/** What is stored of a response, and why that is not all of it where the route does not say so. */
+export interface ToStore {
+  readonly response: StoredResponse
+  readonly omitted?: { readonly reason: OmittedReason; readonly failure?: Failure }
+}
+
+type Settings = Pick<RouteSettings, 'isStored' | 'redact' | 'maxBodyBytes'>
+
+/** `body` is `null` when it is known that it is too large. Without a body, the headers are of no use. */
+export function responseToStore(
+  request: FastifyRequest,
+  { isStored, redact, maxBodyBytes }: Settings,
+  { statusCode, headers }: Head,
+  body: Uint8Array | null,
+): ToStore {
+  const bare = { statusCode, headers: {}, body: null }
+  if (!isStored) return { response: bare }
+  const tooLarge = { response: bare, omitted: { reason: 'too large' } } as const
+  if (body === null || body.byteLength > maxBodyBytes) return tooLarge
+  if (redact === undefined) return { response: { statusCode, headers, body } }
+  try {
+    const bytes = Buffer.from(body.buffer, body.byteOffset, body.byteLength)
+    const redacted = check(redact({ statusCode, headers, body: bytes }, request))
+    const { headers: ownHeaders = headers, body: ownBody = bytes } = redacted
+    if (ownBody === null) return { response: bare }
+    const ownBytes = Buffer.from(ownBody)
+    if (ownBytes.byteLength > maxBodyBytes) return tooLarge
+    return { response: { statusCode, headers: ownHeaders, body: ownBytes } }
+  } catch (error) {
+    return { response: bare, omitted: { reason: 'redaction_failed', failure: failureOf(error) } }
+  }
+}
+
+/** @throws {TypeError} for what cannot be stored, or not be sent later. */
+function check(redacted: unknown): RedactedResponse {
+  const isObject = typeof redacted === 'object' && redacted !== null
+  if (!isObject || typeof Reflect.get(redacted, 'then') === 'function') {
+    throw new TypeError('redact must return { headers, body }, and no promise')
+  }
+  const { headers = {}, body = null } = redacted as Record<string, unknown>
+  if (typeof headers !== 'object' || headers === null || Array.isArray(headers)) {
+    throw new TypeError('redact must return the headers as an object')
+  }
+  for (const [name, value] of Object.entries(headers)) {
+    for (const one of [value].flat()) {
+      if (typeof one !== 'string') throw new TypeError('a header that redact returned is no text')
+      validateHeaderValue(name, one)
+    }
+  }
+  if (body !== null && typeof body !== 'string' && !(body instanceof Uint8Array)) {
+    throw new TypeError('redact must return the body as text, bytes or null')
+  }
+  return redacted as RedactedResponse
+}
