@@ -1,6 +1,7 @@
 // Prisma's WebAssembly engine knows PostgreSQL and SQLite only, so for MariaDB the tables that
 // `prisma db push` would make are written here, from the same models. It covers what the models of
 // this project use, and throws on the rest. Foreign keys are left out.
+import { CHOSEN_BY_OTHERS } from '../src/cli/models.js'
 import { readSchema } from './generate.js'
 
 const COLUMN_TYPES: Record<string, string> = {
@@ -64,7 +65,8 @@ function tableOf(model: string, body: string, models: Set<string | undefined>): 
     // "Key" is a retry of "key", and tenants 'a' and 'A' are one. What identifies a row is compared
     // byte for byte, as PostgreSQL does.
     const isText = column.type === 'String'
-    const collation = isText && identifying.has(field) ? ' COLLATE utf8mb4_nopad_bin' : ''
+    const isName = identifying.has(field) || CHOSEN_BY_OTHERS.has(field)
+    const collation = isText && isName ? ' COLLATE utf8mb4_nopad_bin' : ''
     const nullability = column.isOptional ? 'NULL' : 'NOT NULL'
     return `\`${column.name}\` ${columnType(model, column)}${collation} ${nullability}${defaultOf(column)}`
   })

@@ -247,6 +247,15 @@ export const ModelsRenamed: FastifyErrorConstructor<
   'fastify-idempotency: the Prisma schema maps %s. On PostgreSQL, statements use these names: give the models the @@map and @map that `npx fastify-idempotency init` writes, and rename the table or column in a migration',
   500,
 )
+/** MySQL or MariaDB takes different keys for the same. Thrown at start. */
+export const CollationInvalid: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_COLLATION_INVALID' },
+  [string]
+> = createError(
+  'IDEMPOTENCY_COLLATION_INVALID',
+  'fastify-idempotency: the database takes names for the same that differ in case, in accents or in spaces at the end, so that one key could be answered with the response of another. Run in a migration: %s',
+  500,
+)
 /** The plugin was registered before in the same scope, or in one around it. */
 export const AlreadyRegistered = createError(
   'IDEMPOTENCY_ALREADY_REGISTERED',

@@ -86,11 +86,13 @@ export interface ApplicationGuards {
 export interface GuardsSettings extends LocksSettings {
   /** The application's client as it was given: its models are changed through it. */
   readonly application: PrismaClientLike
+  /** Makes sure that the database tells all names apart: `confirm` and `cancel` write without a look. */
+  readonly demandExactNames: () => Promise<void>
 }
 
 /** Each part is made when it is used: an application may lack the tables of the others. */
 export function createGuards(settings: GuardsSettings): ApplicationGuards {
-  const { prisma, application, clock, provider } = settings
+  const { prisma, application, clock, provider, demandExactNames } = settings
   let locks: Locks | undefined
   let reservations: Reservations | undefined
   let statuses: Statuses | undefined
@@ -108,6 +110,12 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
     demandModel(prisma, 'slotReservation')
     reservations ??= createReservations({ prisma, clock, provider })
     return reservations
+  }
+
+  async function checkedReservations(): Promise<Reservations> {
+    const opened = openReservations()
+    await demandExactNames()
+    return opened
   }
 
   function openStatuses(): Statuses {
@@ -132,13 +140,13 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
           return openLocks().lock(...(await subject()), names, options, routine)
         },
         async reserve(options) {
-          return openReservations().reserve(...(await subject()), options)
+          return (await checkedReservations()).reserve(...(await subject()), options)
         },
         async confirm(options) {
-          return openReservations().confirm(...(await subject()), options)
+          return (await checkedReservations()).confirm(...(await subject()), options)
         },
         async cancel(options) {
-          return openReservations().cancel(...(await subject()), options)
+          return (await checkedReservations()).cancel(...(await subject()), options)
         },
         async availability(options) {
           return openReservations().availability(await tenantId(), options)

@@ -5,14 +5,14 @@ import { readPluginOptions } from './check-options.js'
 import { Claims } from './claims/claims.js'
 import { isStorableText } from './core/text.js'
 import { inProcess } from './dispatch/in-process.js'
-import { AlreadyRegistered, OptionInvalid } from './errors.js'
+import { AlreadyRegistered, CollationInvalid, OptionInvalid } from './errors.js'
 import { failureOf, reporter } from './events.js'
 import type { Idempotency } from './fastify.js'
 import { type ApplicationGuards, createGuards } from './guards.js'
 import { bindHooks, exchangeOf } from './http/hooks.js'
 import { createLimiter } from './http/limiter.js'
 import { requestIdempotency } from './http/request.js'
-import { demandModel, demandNames } from './models.js'
+import { demandModel, demandNames, exactNamesDemand } from './models.js'
 import { Operations } from './operations/operations.js'
 import type { PluginOptions, PluginSettings } from './options.js'
 import { regularly } from './regularly.js'
@@ -27,6 +27,7 @@ import { prismaEventStore } from './store/prisma-events.js'
 import { onPool, onPrisma, type RunStatement } from './store/statements.js'
 import { Inbox } from './webhooks/inbox.js'
 import { bindWebhooks } from './webhooks/webhooks.js'
+import { within } from './within.js'
 
 const HELPERS = Symbol('fastify-idempotency.helpers')
 
@@ -75,12 +76,23 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   })
 
   const report = reporter(app.log, undefined, undefined)
+  const demandExactNames = exactNamesDemand(primary, provider)
+  app.addHook('onReady', async () => {
+    try {
+      await within(demandExactNames(), settings.storeTimeoutMs)
+    } catch (error) {
+      if (error instanceof CollationInvalid) throw error
+      // The application starts without its database, as it goes on without it.
+      report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
+    }
+  })
   const guards = createGuards({
     kind: settings.locks,
     redis: settings.redis,
     redisPrefix: settings.redisPrefix,
     prisma: primary,
     application: prisma,
+    demandExactNames,
     clock,
     provider,
     patienceMs: settings.storeTimeoutMs,

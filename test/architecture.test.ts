@@ -88,6 +88,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
     'regularly',
     'retention',
     'fastify',
+    'within',
   ],
   index: [
     'guards',

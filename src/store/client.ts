@@ -157,6 +157,24 @@ export function renamedInClient(client: object, model: ModelName): string[] {
     .map(({ what, actual, expected }) => `${what} to "${actual}" in place of "${expected}"`)
 }
 
+/**
+ * What the database calls a model and its fields: as the schema maps them, or as `init` does where the
+ * client does not tell.
+ */
+export function namesInDatabase(
+  client: object,
+  model: ModelName,
+): { table: string; columnOf: (field: string) => string } {
+  const name = model.charAt(0).toUpperCase() + model.slice(1)
+  const models: unknown = Reflect.get(Object(Reflect.get(client, '_runtimeDataModel')), 'models')
+  const known: NamedByPrisma | undefined = Reflect.get(Object(models), name)
+  if (known === undefined) return { table: snakeCase(model), columnOf: snakeCase }
+  return {
+    table: known.dbName ?? name,
+    columnOf: (field) => known.fields?.find((one) => one.name === field)?.dbName ?? field,
+  }
+}
+
 /** How `init` maps every model and field: `leaseUntil` to `lease_until`. */
 function snakeCase(name: string): string {
   return name.replace(/(?<=.)[A-Z]/g, (letter) => `_${letter}`).toLowerCase()
