@@ -109,13 +109,14 @@ async function crash(
   check(tookMs < PATIENCE_MS, `it took ${Math.round(tookMs)} ms`)
 
   const state = await processes.state(operation)
-  const { ran, calls, keys } = historyOf(processes.log(), operation)
+  const { ran, calls, keys, names } = historyOf(processes.log(), operation)
   const wasCalledAgain = calls > 1
   if (isLeft) {
     check(state.payments.length === 1, `${state.payments.length} effects`)
     const once = column.callsOut ? 1 : 0
     check(calls === once || (calls === 2 && point === 'step:done'), `called ${calls} times`)
     check(keys === once, `called with ${keys} different keys`)
+    check(names <= 1, `its handler knew it by ${names} different keys`)
     checkAnswer(column, state, answer, check)
     if (column.comesBack) {
       const again = await send(processes.url, operation)
@@ -175,8 +176,11 @@ function historyOf(log: readonly Logged[], operation: string) {
   const calls = log.flatMap((line) =>
     line.what === 'called' && line.operation === operation ? [line.key] : [],
   )
-  const ran = log.filter((line) => line.what === 'ran' && line.operation === operation).length
-  return { ran, calls: calls.length, keys: new Set(calls).size }
+  const ran = log.flatMap((line) =>
+    line.what === 'ran' && line.operation === operation ? [line.key] : [],
+  )
+  const [keys, names] = [new Set(calls).size, new Set(ran).size]
+  return { ran: ran.length, calls: calls.length, keys, names }
 }
 
 /** What the process that lives has done for it. */

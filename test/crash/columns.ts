@@ -62,6 +62,8 @@ const run = (path: string, comesBack: boolean): Omit<Column, 'name'> => ({
 export const COLUMNS: readonly Column[] = [
   { name: 'request', ...request('/payments') },
   { name: 'streamed request', ...request('/streamed-payments') },
+  // Its client comes back while a worker looks for what was interrupted.
+  { name: '`request.idempotency.run()`', ...request('/handled-payments'), hasWorker: true },
   { name: 'atomic request', ...request('/atomic-payments'), callsOut: false },
   { name: '`run()`', ...run('/runs', true) },
   { name: '`run()`, `recover()`', ...run('/handled-runs', false) },
