@@ -115,6 +115,15 @@ export const LockUnavailable = createError(
   'Whether somebody holds this lock cannot be found out now; nothing was executed, repeat it later',
   503,
 )
+/** A statement of a public method failed or was not answered; says of which. `cause` is a `Failure`. */
+export const DatabaseFailed: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_DATABASE_FAILED' },
+  [string, { cause: unknown }?]
+> = createError(
+  'IDEMPOTENCY_DATABASE_FAILED',
+  'The database refused or did not answer %s; whether it took effect is not known, and it is safe to repeat',
+  503,
+)
 /** The name of a step or transaction is no text that every database stores as it is. */
 export const StepNameInvalid = createError(
   'IDEMPOTENCY_STEP_NAME_INVALID',

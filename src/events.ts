@@ -323,15 +323,22 @@ export function keyIdOf({ tenantId, key }: RecordKey): string {
   return createHash('sha256').update(`${tenantId}\0${key}`).digest('hex').slice(0, 12)
 }
 
+/** Those that are the cause of an error of the library's own. */
+const known = new WeakSet<object>()
+
 // The messages of Prisma and of databases quote arguments and rows; only what cannot is passed on.
 export function failureOf(error: unknown): Failure {
+  const { cause } = Object(error)
+  if (known.has(Object(cause))) return cause
   const code = errorCode(error)
-  return {
+  const failure: Failure = {
     name: error instanceof Error ? error.name : typeof error,
     code,
     hint: code === undefined ? undefined : HINTS[code],
     at: error instanceof Error ? firstFrameOf(error) : undefined,
   }
+  known.add(failure)
+  return failure
 }
 
 /** The stack begins with the message, which may quote a stack, or anything. */
@@ -352,7 +359,7 @@ const HINTS: Record<string, string> = {
   P1001: UNREACHABLE,
   ECONNREFUSED: UNREACHABLE,
   P2024: 'no connection became free in the pool: it is too small, or something holds connections',
-  P2028: 'no connection became free for a transaction in time',
+  P2028: 'no connection became free for a transaction in time, or it took longer than its timeout',
 }
 
 function isLevelEnabled(log: FastifyBaseLogger, level: Level): boolean {

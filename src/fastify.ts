@@ -32,13 +32,17 @@ export interface Idempotency extends WebhookEvents, Guards, RunsOperations {
    * Finishes operations that named a handler of this process and whose own process died: those of
    * `run()` and of `request.idempotency.run()`. Takes one batch, from any process, several at once; each
    * is taken over by one of them. One whose handler fails is left for a later call, after its lease.
-   * Rejects when the database does.
+   *
+   * @throws IDEMPOTENCY_DATABASE_FAILED when the database does not answer.
    */
   recover(options?: RecoverOptions): Promise<Recovered>
   /**
    * Deletes expired records and events, 1,000 at a time, until none is left; several processes may
    * do it at once. An expired key is free whether its record is deleted or not. Returns how many were
-   * deleted. Rejects when the database does; what was deleted by then stays deleted.
+   * deleted.
+   *
+   * @throws IDEMPOTENCY_DATABASE_FAILED when the database does not answer; what was deleted by then stays
+   * deleted.
    */
   prune(): Promise<number>
 }

@@ -18,6 +18,7 @@ import {
   type SlotsOptions,
   type Taken,
 } from './reservations.js'
+import { sealed, sealedInTransaction } from './sealed.js'
 import { type AdvanceResult, createStatuses, type Statuses } from './status/advance.js'
 import type { AdvanceOptions, StatusDelegate } from './status/options.js'
 import type { PrismaClientLike } from './store/client.js'
@@ -45,6 +46,9 @@ export interface Guards {
    * Holds all of the slots for the holder, or none. Asking again gets the same reservation, and does
    * not prolong it. A hold that has run out is free for whoever comes next. A process that dies
    * meanwhile leaves all of them held, or none.
+   *
+   * @throws IDEMPOTENCY_DATABASE_FAILED (503), as the three below: repeat it, it happens once. WriteConflict
+   * when the database rolled it back for another transaction.
    */
   reserve(options: ReserveOptions): Promise<Reserved | Taken>
   /** Keeps all of the slots for good, or none; twice is the same as once. */
@@ -57,6 +61,8 @@ export interface Guards {
    * Gives one entity another status if its flow allows it, and notes that in `StatusChange` in the
    * same transaction: that of the delegate (`tx.payment`), or one of its own (`prisma.payment`). After
    * a crash there are both or none, and saying it again is `unchanged`.
+   *
+   * @throws as `reserve` does. IDEMPOTENCY_OPTION_INVALID for what Prisma cannot use.
    */
   advance<Status extends string, Delegate extends StatusDelegate>(
     delegate: Delegate,
@@ -131,28 +137,41 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
 
   return {
     of({ tenantId, log, route }) {
-      const subject = async () => {
+      const subjectOf = async () => {
         const tenant = await tenantId()
         return [tenant, reporter(log, route, { tenantId: tenant })] as const
       }
       return {
         async lock(names, options, routine) {
-          return openLocks().lock(...(await subject()), names, options, routine)
+          return openLocks().lock(...(await subjectOf()), names, options, routine)
         },
         async reserve(options) {
-          return (await checkedReservations()).reserve(...(await subject()), options)
+          const subject = await subjectOf()
+          return sealedInTransaction('reserve()', async () =>
+            (await checkedReservations()).reserve(...subject, options),
+          )
         },
         async confirm(options) {
-          return (await checkedReservations()).confirm(...(await subject()), options)
+          const subject = await subjectOf()
+          return sealedInTransaction('confirm()', async () =>
+            (await checkedReservations()).confirm(...subject, options),
+          )
         },
         async cancel(options) {
-          return (await checkedReservations()).cancel(...(await subject()), options)
+          const subject = await subjectOf()
+          return sealedInTransaction('cancel()', async () =>
+            (await checkedReservations()).cancel(...subject, options),
+          )
         },
         async availability(options) {
-          return openReservations().availability(await tenantId(), options)
+          const tenant = await tenantId()
+          return sealed('availability()', () => openReservations().availability(tenant, options))
         },
         async advance(delegate, options) {
-          return openStatuses().advance(...(await subject()), delegate, options)
+          const subject = await subjectOf()
+          return sealedInTransaction('advance()', () =>
+            openStatuses().advance(...subject, delegate, options),
+          )
         },
         once,
       }

@@ -59,7 +59,8 @@ export type {
   SlotsOptions,
   Taken,
 } from './reservations.js'
-export { type AdvanceResult, WriteConflict } from './status/advance.js'
+export { databaseErrorOf, WriteConflict } from './sealed.js'
+export type { AdvanceResult } from './status/advance.js'
 export { defineFlow, type FlowOptions } from './status/define-flow.js'
 export type { AdvanceOptions, Override, StatusDelegate, StatusFields } from './status/options.js'
 export type { PrismaClientLike } from './store/client.js'

@@ -17,6 +17,7 @@ import { Operations } from './operations/operations.js'
 import type { PluginOptions, PluginSettings } from './options.js'
 import { regularly } from './regularly.js'
 import { pruneAll } from './retention.js'
+import { sealed } from './sealed.js'
 import { type PrismaClientLike, type Provider, primaryOf, providerOf } from './store/client.js'
 import { type DatabaseClock, databaseClock } from './store/clock.js'
 import type { EventStore } from './store/event-store.js'
@@ -141,7 +142,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     for: helpersOf,
     handler: (name, work, times) => operations.handler(name, work, times),
     recover: (options) => operations.recover(options),
-    prune: () => pruneAll(prunes(), report),
+    prune: () => sealed('prune()', () => pruneAll(prunes(), report)),
   }
   app.decorate('idempotency', api)
   const { pruneEveryMs, recoverEveryMs, storeTimeoutMs: patienceMs } = settings

@@ -76,8 +76,6 @@ interface Call<On> {
   text?: true
   /** '' is the only tenant of an application with `tenant: false`. */
   isEmptyTaken?: true
-  /** Handed to Prisma as it is, which says itself what it cannot use. */
-  isPrismas?: true
 }
 
 const GUARDS: Record<string, Call<Guards>> = {
@@ -122,7 +120,6 @@ const GUARDS: Record<string, Call<Guards>> = {
   'advance, options': { call: (on, value) => on.advance(prisma.payment, value) },
   'advance, where': {
     call: (on, where) => advance(on, { where }),
-    isPrismas: true,
   },
   'advance, flow': {
     call: (on, value) => advance(on, { flow: value }),
@@ -145,7 +142,7 @@ const GUARDS: Record<string, Call<Guards>> = {
   'advance, actor': {
     call: (on, actor) => advance(on, { override: { reason: 'r', actor } }),
   },
-  'advance, data': { call: (on, data) => advance(on, { data }), isPrismas: true },
+  'advance, data': { call: (on, data) => advance(on, { data }) },
   'advance, fields': {
     call: (on, fields) => advance(on, { fields }),
   },
@@ -243,16 +240,14 @@ const recordEvent = ({ idempotency }: FastifyRequest, over: Anything) =>
   idempotency.recordEvent({ provider: 'own', eventId: randomUUID(), ...over })
 
 async function refuses<On>(t: Test, on: On, calls: Record<string, Call<On>>): Promise<void> {
-  for (const [name, { call, text, isEmptyTaken, isPrismas }] of Object.entries(calls)) {
+  for (const [name, { call, text, isEmptyTaken }] of Object.entries(calls)) {
     const unexpected: string[] = []
     const isRefusal = (error: unknown) =>
-      codeOf(error) === REFUSED ||
-      codeOf(error) === 'IDEMPOTENCY_EVENT_MISSING' ||
-      (isPrismas && Reflect.get(Object(error), 'name') === 'PrismaClientValidationError')
+      codeOf(error) === REFUSED || codeOf(error) === 'IDEMPOTENCY_EVENT_MISSING'
     for (const [kind, value] of Object.entries(ODD)) {
       const error = await refusalOf(() => call(on, value))
       if (error === undefined) continue
-      const isShort = isPrismas || `${error}`.length < 1_000
+      const isShort = `${error}`.length < 1_000
       if (!isRefusal(error) || !isShort) unexpected.push(`${kind}: ${short(error)}`)
     }
     for (const value of text ? UNSTORABLE : []) {

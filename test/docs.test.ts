@@ -221,6 +221,7 @@ t.test('the statements of the documents are understood by PostgreSQL', async (t)
 const WITH_SNIPPETS = [
   'README.md',
   'docs/authorization.md',
+  'docs/errors.md',
   'docs/exactly-once.md',
   'docs/flows.md',
   'docs/locks.md',

@@ -25,6 +25,8 @@ export interface Operation {
    * next attempt goes on behind the transaction.
    *
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over: nothing of this one is kept.
+   * @throws IDEMPOTENCY_DATABASE_FAILED when the database fails at the begin, the step record or the commit.
+   * What `fn` throws is thrown on unchanged.
    * @throws IDEMPOTENCY_TRANSACTION_OPEN within or beside another one of the same handler, or while a
    * step is in flight: await that first.
    */
@@ -40,6 +42,7 @@ export interface Operation {
    *
    * @throws IDEMPOTENCY_STEP_NAME_INVALID, IDEMPOTENCY_STEP_NAME_USED before anything runs.
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over before the result was stored.
+   * @throws IDEMPOTENCY_DATABASE_FAILED when the result could not be stored.
    */
   step<T>(name: string, fn: () => T | Promise<T>): Promise<T>
 

@@ -17,6 +17,7 @@ import {
   TransactionOpen,
 } from '../errors.js'
 import type { ApplicationTransaction } from '../register.js'
+import { seal } from '../sealed.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import { isRolledBack, sayAgain } from '../store/say-again.js'
 
@@ -60,6 +61,8 @@ interface Place {
 
 type Kind = 'step' | 'part' | 'transaction'
 
+const CALLS: Record<Kind, string> = { step: 'step()', part: 'run()', transaction: 'transaction()' }
+
 const place = new AsyncLocalStorage<Place>()
 
 /** The named pieces of an attempt, each done once over all attempts. */
@@ -72,6 +75,8 @@ export class Steps {
   readonly #inFlight = new Map<string, Kind>()
   #results: StepResults
   readonly #underWay = new Set<Promise<unknown>>()
+  /** What functions of the application's own have thrown. All else comes from the library's statements. */
+  readonly #ownErrors = new WeakSet<object>()
   #isOpen = false
   #isClosed = false
   #isUndone = false
@@ -152,7 +157,7 @@ export class Steps {
   #step<T>(kind: Kind, name: string, inside: Place, fn: () => T | Promise<T>): Promise<T> {
     return this.#once(kind, name, async (path) => {
       checkFunction('step', fn)
-      const value = await place.run(inside, fn)
+      const value = await this.#ownFunction(() => place.run(inside, fn))
       const text = encode(name, value)
       crashPoint('step:done')
       const keep = await this.#prepare(false)
@@ -207,7 +212,7 @@ export class Steps {
       let results = this.#results
       const transact = async (tx: TransactionClient) => {
         this.#isUndone = false
-        const value = await fn(tx as ApplicationTransaction)
+        const value = await this.#ownFunction(() => fn(tx as ApplicationTransaction))
         if (this.#isUndone) throw new Undone(value)
         results = { ...this.#results, [name]: encode(name, value) }
         crashPoint('transaction:inside')
@@ -227,7 +232,9 @@ export class Steps {
 
   /** Runs what has this name, unless an earlier attempt has done it. What failed may be tried again. */
   #once<T>(kind: Kind, name: string, run: (path: string) => Promise<T>): Promise<T> {
-    const running = this.#onceAlone(kind, name, run)
+    const running = this.#onceAlone(kind, name, run).catch((error) => {
+      throw this.#ownErrors.has(Object(error)) ? error : seal(CALLS[kind], error)
+    })
     this.#underWay.add(running)
     // Handled here as well: one that nobody awaits is told of in another way.
     const over = () => void this.#underWay.delete(running)
@@ -258,6 +265,16 @@ export class Steps {
       throw error
     } finally {
       this.#inFlight.delete(path)
+    }
+  }
+
+  /** Runs a function of the application's own. What that throws leaves as it is. */
+  async #ownFunction<T>(fn: () => T | Promise<T>): Promise<T> {
+    try {
+      return await fn()
+    } catch (error) {
+      this.#ownErrors.add(Object(error))
+      throw error
     }
   }
 

@@ -2,7 +2,8 @@ import type { FastifyError, FastifyRequest } from 'fastify'
 import { PrincipalFailed, PrincipalUnknown, TenantFailed, TenantUnknown } from '../errors.js'
 import { type Failure, failureOf, type IgnoredReason, type Report } from '../events.js'
 import type { PluginSettings, RouteSettings } from '../options.js'
-import { hasStatus, NoTenant, principalOf, tenantOf } from './tenant.js'
+import { hasStatus } from '../sealed.js'
+import { NoTenant, principalOf, tenantOf } from './tenant.js'
 
 /** The options that say who the caller is. */
 export type CallerSettings = Pick<PluginSettings, 'tenant' | 'storeTimeoutMs'> &

@@ -59,9 +59,3 @@ function nameFrom(option: 'tenant' | 'principal', value: unknown): string | unde
     `the ${option} function returned ${typeof value}; it must return a string, a safe integer or a bigint`,
   )
 }
-
-/** Whether an error says itself what to answer, as those of authentication do. */
-export function hasStatus(error: unknown): boolean {
-  const status: unknown = Reflect.get(Object(error), 'statusCode')
-  return typeof status === 'number' && status >= 400
-}

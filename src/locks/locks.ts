@@ -3,6 +3,7 @@ import { crashPoint } from '../crash-points.js'
 import { LockUnavailable } from '../errors.js'
 import { failureOf, type Happening, type Report } from '../events.js'
 import { Lease } from '../lease.js'
+import { sealIn } from '../sealed.js'
 import { within } from '../within.js'
 import { Lines, type Place } from './lines.js'
 import type { HeldLock, LockAsk, LockBackend, LockBusy } from './lock.js'
@@ -113,7 +114,7 @@ export class Locks {
       // It may yet be taken, for nobody.
       asking.then((late) => late.kind === 'acquired' && late.held.release()).catch(() => {})
       report({ kind: 'lock_unavailable', failure: failureOf(error) })
-      throw new LockUnavailable({ cause: error })
+      throw sealIn(LockUnavailable, error)
     }
   }
 

@@ -14,6 +14,7 @@ import {
 } from '../errors.js'
 import { failureOf, type Report, reporter } from '../events.js'
 import type { PluginOptions, PluginSettings } from '../options.js'
+import { sealed, sealIn } from '../sealed.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
 import type { FoundRecord } from '../store/prisma.js'
@@ -169,7 +170,7 @@ export class Operations {
       },
       read,
     )
-    return this.#tracked(recovering)
+    return this.#tracked(sealed('recover()', () => recovering))
   }
 
   /**
@@ -198,7 +199,7 @@ export class Operations {
       }
       // Where a rerun is a person's decision, recover() must not find it.
       if (claim.onLeaseExpired === 'rerun') {
-        await noteRecovery(this.#context.prisma, claim, recovery)
+        await sealed('run()', () => noteRecovery(this.#context.prisma, claim, recovery))
       }
       return handler.work(runningOperation(claim), stored)
     })
@@ -295,7 +296,7 @@ export class Operations {
       return await this.#context.claims.begin(wish)
     } catch (error) {
       report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
-      throw new StoreUnavailable({ cause: error })
+      throw sealIn(StoreUnavailable, error)
     }
   }
 
@@ -329,7 +330,7 @@ export class Operations {
     })
     return resolving.catch((error) => {
       report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
-      throw new StoreUnavailable({ cause: error })
+      throw sealIn(StoreUnavailable, error)
     })
   }
 

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { BlockedReason } from '../core/flow.js'
 import { ModelsMissing, OptionInvalid } from '../errors.js'
 import type { Report } from '../events.js'
+import { WriteConflict } from '../sealed.js'
 import type { PrismaClientLike, Provider } from '../store/client.js'
 import { databaseClock } from '../store/clock.js'
 import { type Entities, entitiesOf, modelNameOf } from '../store/delegate.js'
@@ -49,12 +50,6 @@ export interface Statuses {
     delegate: Delegate,
     options: AdvanceOptions<Status, Delegate>,
   ): Promise<AdvanceResult<Status>>
-}
-
-/** Has the code of Prisma's own error of that meaning: whoever repeats after that repeats after this. */
-export class WriteConflict extends Error {
-  readonly code = 'P2034'
-  override readonly name = 'WriteConflict'
 }
 
 /**

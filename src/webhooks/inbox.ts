@@ -3,6 +3,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import type { EventStatus } from '../core/event.js'
 import { crashPoint } from '../crash-points.js'
 import { type Report, reporter } from '../events.js'
+import { sealed } from '../sealed.js'
 import { oneOf } from '../store/combine.js'
 import type { Arrival, Recorded, StoredEvent } from '../store/event-store.js'
 import { within } from '../within.js'
@@ -91,7 +92,7 @@ export class Inbox {
   /**
    * Records one delivery of a verified event and, inline, runs it.
    *
-   * @throws what the store throws, or `StoreTimeout`: then it must not be acknowledged. If it was
+   * @throws DatabaseFailed: then it must not be acknowledged. If it was
    * recorded all the same, a later delivery or a worker goes on with it.
    */
   async deliver(
@@ -115,7 +116,7 @@ export class Inbox {
     }
     crashPoint('event:recording')
     const askedAt = performance.now()
-    const recorded = await this.#recordInTime(arrival)
+    const recorded = await sealed('this event', () => this.#recordInTime(arrival))
     crashPoint('event:recorded')
     const { id, deliveries } = recorded
     const report = this.#tell(endpoint, arrival, recorded, log)
@@ -125,7 +126,8 @@ export class Inbox {
       const outcome = run && (await run.execute(() => event.payload))
       return { outcome: outcomeOf(outcome), id, deliveries }
     }
-    return { outcome: await this.#goOn(endpoint, recorded, log, report), id, deliveries }
+    const outcome = await sealed('this event', () => this.#goOn(endpoint, recorded, log, report))
+    return { outcome, id, deliveries }
   }
 
   /** Records bytes that a provider signed but nobody can read: for a person. */

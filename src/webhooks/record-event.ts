@@ -2,6 +2,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { type Check, check } from '../checks.js'
 import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
+import { sealIn } from '../sealed.js'
 import { readWebhookOptions } from './check-options.js'
 import { bytesOf, type Endpoint, storableName } from './endpoint.js'
 import type { WebhookEvent } from './event.js'
@@ -159,7 +160,7 @@ export async function recordEvent(
   } catch (error) {
     const failure = failureOf(error)
     reporter(request.log, nameOf(request), undefined)({ kind: 'inbox_unavailable', failure })
-    throw new InboxUnavailable({ cause: error })
+    throw sealIn(InboxUnavailable, error)
   }
 }
 

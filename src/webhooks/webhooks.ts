@@ -4,6 +4,7 @@ import { isStorableText } from '../core/text.js'
 import { EventMissing, OptionInvalid, TenantUnknown } from '../errors.js'
 import { NoTenant, tenantOf } from '../http/tenant.js'
 import type { PluginSettings } from '../options.js'
+import { sealed } from '../sealed.js'
 import { readWebhookOptions } from './check-options.js'
 import { type Endpoint, LONGEST_NAME, storableName, type WebhookHandler } from './endpoint.js'
 import type { Delivered, Inbox, Replayed } from './inbox.js'
@@ -30,7 +31,8 @@ export interface WebhookEvents {
    * there already is a duplicate, and what is new is run as the endpoint runs its events.
    *
    * @throws IDEMPOTENCY_EVENT_MISSING when there is no such endpoint; IDEMPOTENCY_OPTION_INVALID for
-   * what cannot be an event; what the store throws: then it is to be ingested again.
+   * what cannot be an event; IDEMPOTENCY_DATABASE_FAILED when the database does not answer: then it is to
+   * be ingested again.
    */
   ingest(event: EventToIngest): Promise<Delivered>
   /**
@@ -187,7 +189,8 @@ export function bindWebhooks(
     async replay(event, options = {}) {
       check(' of replay', REPLAY_CHECKS, options)
       const { force = false, queue = false } = options
-      return inbox().replay(readEventName(event), { force, queue })
+      const name = readEventName(event)
+      return sealed('replay()', () => inbox().replay(name, { force, queue }))
     },
     work: () => inbox().work(),
   }

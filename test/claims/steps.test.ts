@@ -266,12 +266,12 @@ t.test('a transaction that the database rolled back is run again, not for ever',
     again.transaction(async () => {
       runs += 1
     }),
-    { code: '40001' },
+    { code: 'IDEMPOTENCY_DATABASE_FAILED', cause: { code: '40001' } },
   )
   t.equal(runs, 10)
 })
 
-t.test('any other error of a transaction is the caller’s at once', async (t) => {
+t.test('any other error of the database ends a transaction at once', async (t) => {
   const client = new FakeClient()
   client.failures.push('P2002')
   let runs = 0
@@ -279,7 +279,7 @@ t.test('any other error of a transaction is the caller’s at once', async (t) =
     stepsOf(fresh(), client).steps.transaction(async () => {
       runs += 1
     }),
-    { code: 'P2002' },
+    { code: 'IDEMPOTENCY_DATABASE_FAILED', cause: { code: 'P2002' } },
   )
   t.equal(runs, 1)
 })
@@ -435,7 +435,7 @@ t.test(
       runs += 1
       return 'booked'
     }
-    const lost = { code: 'ECONNRESET' }
+    const lost = { code: 'IDEMPOTENCY_DATABASE_FAILED', cause: { code: 'ECONNRESET' } }
     await t.rejects(steps.transaction(book, { name: 'book' }), lost)
     await t.rejects(steps.transaction(book, { name: 'book' }), lost)
     await t.rejects(
@@ -466,7 +466,7 @@ t.test(
     )
     const mail = steps.step('mail', () => go.opened)
     const charge = steps.step('charge', () => 'charged')
-    const lost = { code: 'ECONNRESET' }
+    const lost = { code: 'IDEMPOTENCY_DATABASE_FAILED', cause: { code: 'ECONNRESET' } }
     await t.rejects(charge, lost)
     go.open()
     await t.rejects(mail, lost)
@@ -490,8 +490,8 @@ t.test(
     const charge = () => {
       runs += 1
     }
-    await t.rejects(steps.step('charge', charge), { code: '40001' })
-    const lost = { code: 'ECONNRESET' }
+    await t.rejects(steps.step('charge', charge), { cause: { code: '40001' } })
+    const lost = { code: 'IDEMPOTENCY_DATABASE_FAILED', cause: { code: 'ECONNRESET' } }
     await t.rejects(steps.step('charge', charge), lost, 'what was rolled back is tried again')
     await t.rejects(steps.step('charge', charge), lost)
     await t.rejects(

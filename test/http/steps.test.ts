@@ -211,11 +211,14 @@ test('isolation level and timeout reach the database', { skip: oneSession }, asy
         },
         { timeout: 200, name: 'long' },
       )
-      .catch((error) => error.code)
+      .catch(({ code, cause }) => [code, cause.code])
     return { level, failed }
   })
   const answer = await send(app, '/pay', { key: newKey() })
-  t.strictSame(answer.json(), { level: [{ level: 'serializable' }], failed: 'P2028' })
+  t.strictSame(answer.json(), {
+    level: [{ level: 'serializable' }],
+    failed: ['IDEMPOTENCY_DATABASE_FAILED', 'P2028'],
+  })
   t.equal(await effects(), 0)
 })
 

@@ -9,6 +9,7 @@ import type { Report } from '../../src/events.js'
 import type { OperationHandler } from '../../src/operations/handlers.js'
 import { Operations } from '../../src/operations/operations.js'
 import type { PluginOptions, PluginSettings } from '../../src/options.js'
+import { databaseErrorOf } from '../../src/sealed.js'
 import type { PrismaClientLike } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
 import { findRecord, prismaStore } from '../../src/store/prisma.js'
@@ -285,7 +286,7 @@ export class Server implements Owner {
 }
 
 function isMistake(error: unknown): boolean {
-  const inner = error instanceof StoreUnavailable ? error.cause : error
+  const inner = databaseErrorOf(error) ?? error
   return (
     inner instanceof TypeError || inner instanceof ReferenceError || inner instanceof RangeError
   )
