@@ -25,6 +25,7 @@ import {
   type RouteOptions,
   type RouteSettings,
 } from './options.js'
+import { defaultMaxConnections } from './store/statement-limit.js'
 
 const KEPT_HEADERS = ['content-type', 'location', 'link', 'retry-after']
 
@@ -87,7 +88,7 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
       ? undefined
       : "must be the application's PrismaClient: { prisma: new PrismaClient({ adapter }) }",
   pool: (value) =>
-    typeof Object(value).query === 'function' ? undefined : 'must be a pg.Pool, or be left out',
+    typeof Object(value).connect === 'function' ? undefined : 'must be a pg.Pool, or be left out',
   redis: (value) => {
     const clients: unknown[] = Array.isArray(value) ? value : [value]
     const areClients = clients.every((one) => typeof Object(one).defineCommand === 'function')
@@ -116,6 +117,8 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
   worker: isBoolean,
   drain: isDuration(0, '10s'),
   storeTimeout: isDuration(1, '5s'),
+  maxConnections: isInteger(2, 10_000),
+  maxWaiters: isInteger(0),
   pruneEvery: isPause('10m'),
   recoverEvery: isPause('1m'),
   docs: (value) =>
@@ -151,6 +154,8 @@ export function readPluginOptions(options: PluginOptions): PluginSettings {
     hasWorker: given.worker,
     drainMs: toMs(given.drain),
     storeTimeoutMs: toMs(given.storeTimeout),
+    maxConnections: given.maxConnections ?? defaultMaxConnections(given.pool?.options?.max),
+    maxWaiters: given.maxWaiters,
     pruneEveryMs: given.pruneEvery === false ? undefined : toMs(given.pruneEvery),
     recoverEveryMs: given.recoverEvery === false ? undefined : toMs(given.recoverEvery),
     docs: given.docs,

@@ -152,7 +152,7 @@ export type Happening =
   | { readonly kind: 'replayed'; readonly statusCode: number; readonly waitedMs: number }
   | { readonly kind: 'busy'; readonly waitedMs: number }
   | { readonly kind: 'mismatch' }
-  | { readonly kind: 'uncertain'; readonly attempt: number }
+  | { readonly kind: 'uncertain'; readonly operationId: string; readonly attempt: number }
   | { readonly kind: 'not_replayable' }
   | {
       readonly kind: 'completed'

@@ -4,7 +4,7 @@ import { within } from './within.js'
 
 /** What a lease needs of its surroundings. */
 export interface LeaseContext<Ending> {
-  /** Writes how it ended, guarded by its fence; `false` when another attempt has taken over. */
+  /** Writes how it ended, guarded by its fencing token; `false` when another attempt has taken over. */
   readonly end: (ending: Ending) => Promise<boolean>
   /** Renews it, counted from now, guarded in the same way. */
   readonly extend: () => Promise<boolean>
@@ -21,7 +21,7 @@ export interface LeaseContext<Ending> {
 
 export interface LeaseTerms {
   /** The number of this attempt, from 1. */
-  readonly fence: number
+  readonly attempt: number
   /** When the store was asked, by `performance.now()`: the lease runs from then, at the latest. */
   readonly askedAt: number
   readonly leaseMs: number
@@ -36,11 +36,11 @@ const STORING_AGAIN = { firstMs: 200, mostMs: 5_000 }
 /**
  * The time in which an attempt is the only one, kept up as long as the attempt runs: renewed three
  * times a lease. A process that dies stops renewing, and after at most one lease another attempt
- * may start, with the next fence. Every write is guarded by this attempt's fence, so an attempt that
+ * may start. Every write is guarded by the fencing token of this attempt, so an attempt that
  * was taken over can change nothing.
  */
 export class Lease<Ending> {
-  readonly fence: number
+  readonly attempt: number
   readonly startedAt: number
 
   readonly #terms: LeaseTerms
@@ -55,7 +55,7 @@ export class Lease<Ending> {
   #wakeUp: (() => void) | undefined
 
   constructor(terms: LeaseTerms, context: LeaseContext<Ending>) {
-    this.fence = terms.fence
+    this.attempt = terms.attempt
     this.#terms = terms
     this.#context = context
     this.startedAt = terms.askedAt
@@ -79,7 +79,7 @@ export class Lease<Ending> {
   abandon(why: string): void {
     if (this.#hasEnded) return
     this.#isSettled = true
-    this.#context.report({ kind: 'abandoned', attempt: this.fence, why })
+    this.#context.report({ kind: 'abandoned', attempt: this.attempt, why })
     this.#abort(why)
     this.close()
   }
@@ -126,7 +126,7 @@ export class Lease<Ending> {
 
   lose(why: string): void {
     if (this.#lostWhy !== undefined) return
-    this.#context.report({ kind: 'lease_lost', attempt: this.fence, why })
+    this.#context.report({ kind: 'lease_lost', attempt: this.attempt, why })
     this.#abort(why)
   }
 
@@ -160,7 +160,7 @@ export class Lease<Ending> {
     } catch (error) {
       if (this.#hasEnded) return
       const { report } = this.#context
-      report({ kind: 'heartbeat_failed', attempt: this.fence, failure: failureOf(error) })
+      report({ kind: 'heartbeat_failed', attempt: this.attempt, failure: failureOf(error) })
       // No later than the lease ends, to say so in time. And on after that: as long as nobody took
       // over, a renewal makes it the only one again.
       const untilEndMs = this.#endsAt - performance.now()

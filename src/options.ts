@@ -3,7 +3,7 @@ import type { OnLeaseExpired } from './core/decide.js'
 import type { Duration } from './core/duration.js'
 import type { Dispatch } from './dispatch/dispatch.js'
 import type { PrismaClientLike } from './store/client.js'
-import type { PoolLike } from './store/statements.js'
+import type { PoolLike } from './store/pool.js'
 
 /** What can be set for all routes at registration, and for one in `config.idempotency`. */
 export interface RouteOptions {
@@ -192,8 +192,22 @@ export interface PluginOptions extends RouteOptions {
    * back to others, and for what `run()` and `recover()` are running. Default `'10s'`.
    */
   drain?: Duration
-  /** How long the store may take to answer. Default `'5s'`. */
+  /**
+   * How long the store may take to answer. With `pool`, PostgreSQL cancels a statement that takes
+   * longer. Default `'5s'`.
+   */
   storeTimeout?: Duration
+  /**
+   * How many connections the plugin's own statements take of the application's pool at once, so that
+   * a database that stalls leaves the others to the application. At least 2. Default: 70 % of the
+   * size of `pool`; 7 without one, of the 10 that Prisma's adapters open.
+   */
+  maxConnections?: number
+  /**
+   * How many requests of one process may wait for a running request (`wait`) at once; those above
+   * get 409 without waiting. Default 1,000.
+   */
+  maxWaiters?: number
   /** How often a listening process deletes expired records; `false` leaves it to you. Default `'10m'`. */
   pruneEvery?: Duration | false
   /**
@@ -245,6 +259,8 @@ export interface PluginSettings {
   readonly hasWorker: boolean
   readonly drainMs: number
   readonly storeTimeoutMs: number
+  readonly maxConnections: number
+  readonly maxWaiters: number
   readonly pruneEveryMs: number | undefined
   readonly recoverEveryMs: number | undefined
   readonly docs: string
@@ -276,6 +292,7 @@ export const DEFAULTS = {
   worker: true,
   drain: '10s',
   storeTimeout: '5s',
+  maxWaiters: 1_000,
   pruneEvery: '10m',
   recoverEvery: false,
   docs: 'https://github.com/fastify-idempotency/fastify-idempotency/blob/main/docs/errors.md',

@@ -21,11 +21,13 @@ import { sealed } from './sealed.js'
 import { type PrismaClientLike, type Provider, primaryOf, providerOf } from './store/client.js'
 import { type DatabaseClock, databaseClock } from './store/clock.js'
 import type { EventStore } from './store/event-store.js'
+import { onPool } from './store/pool.js'
 import { postgresStore } from './store/postgres.js'
 import { postgresEventStore } from './store/postgres-events.js'
 import { findRecord, prismaStore } from './store/prisma.js'
 import { prismaEventStore } from './store/prisma-events.js'
-import { onPool, onPrisma, type RunStatement } from './store/statements.js'
+import { createStatementLimits, type StatementLimits } from './store/statement-limit.js'
+import { onPrisma, type RunStatement } from './store/statements.js'
 import { Inbox } from './webhooks/inbox.js'
 import { bindWebhooks } from './webhooks/webhooks.js'
 import { within } from './within.js'
@@ -42,11 +44,13 @@ declare module 'fastify' {
 async function idempotency(app: FastifyInstance, options: PluginOptions): Promise<void> {
   if (app.hasRequestDecorator(HELPERS)) throw new AlreadyRegistered()
   const settings = readPluginOptions(options)
-  const database = databaseOf(options)
+  const database = databaseOf(options, settings.storeTimeoutMs)
   const { run, clock, provider, primary } = database
   const store = run ? postgresStore(run) : prismaStore(primary, clock)
   const { prisma } = options
-  const claims = new Claims(store, { prisma, storeTimeoutMs: settings.storeTimeoutMs })
+  const { storeTimeoutMs, maxWaiters } = settings
+  const limits = createStatementLimits(settings.maxConnections, storeTimeoutMs)
+  const claims = new Claims(store, { prisma, storeTimeoutMs, maxWaiters, limits })
   const limiter =
     settings.rateLimit &&
     (await createLimiter(app, {
@@ -57,7 +61,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     }))
   const atomic =
     provider === 'postgresql'
-      ? new AtomicClaims({ prisma, storeTimeoutMs: settings.storeTimeoutMs })
+      ? new AtomicClaims({ prisma, storeTimeoutMs, maxWaiters, limits })
       : undefined
   if (settings.route.atomic && atomic === undefined) {
     throw new OptionInvalid(
@@ -102,7 +106,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
 
   let opened: { inbox: Inbox; events: EventStore } | undefined
   const inbox = () => {
-    opened ??= openInbox(app, options, settings, database, guards)
+    opened ??= openInbox(app, options, settings, database, { guards, limits })
     return opened.inbox
   }
   const { recordEvent, tenantOf, ...webhooks } = bindWebhooks(app, {
@@ -145,7 +149,8 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     prune: () => sealed('prune()', () => pruneAll(prunes(), report)),
   }
   app.decorate('idempotency', api)
-  const { pruneEveryMs, recoverEveryMs, storeTimeoutMs: patienceMs } = settings
+  const { pruneEveryMs, recoverEveryMs } = settings
+  const patienceMs = storeTimeoutMs
   if (pruneEveryMs !== undefined) {
     const prune = (isWanted: () => boolean) =>
       pruneAll(prunes(), report, isWanted).catch((error) =>
@@ -192,7 +197,7 @@ interface Reach {
 }
 
 /** Picks what fits the database. */
-function databaseOf({ prisma, pool }: PluginOptions): Reach {
+function databaseOf({ prisma, pool }: PluginOptions, timeoutMs: number): Reach {
   demandModel(prisma, 'idempotencyRecord')
   const provider = providerOf(prisma) ?? (pool && 'postgresql')
   if (provider === undefined) {
@@ -205,7 +210,7 @@ function databaseOf({ prisma, pool }: PluginOptions): Reach {
   const clock = databaseClock(primary, provider)
   if (provider === 'postgresql') {
     demandNames(prisma, ['idempotencyRecord', 'webhookEvent'])
-    return { run: pool ? onPool(pool) : onPrisma(primary), clock, provider, primary }
+    return { run: pool ? onPool(pool, timeoutMs) : onPrisma(primary), clock, provider, primary }
   }
   if (pool === undefined) return { run: undefined, clock, provider, primary }
   throw new OptionInvalid(
@@ -218,7 +223,7 @@ function openInbox(
   { prisma, dispatch = inProcess() }: PluginOptions,
   { storeTimeoutMs, drainMs, hasWorker }: PluginSettings,
   { run, clock, primary }: Reach,
-  guards: ApplicationGuards,
+  shared: { readonly guards: ApplicationGuards; readonly limits: StatementLimits },
 ): { inbox: Inbox; events: EventStore } {
   demandModel(prisma, 'webhookEvent')
   const events = run ? postgresEventStore(run) : prismaEventStore(primary, clock)
@@ -230,7 +235,7 @@ function openInbox(
     storeTimeoutMs,
     drainMs,
     hasWorker,
-    guards,
+    ...shared,
     log: app.log,
   })
   return { inbox, events }

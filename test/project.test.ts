@@ -41,7 +41,14 @@ test('MariaDB tells keys apart by case, accents and spaces', {
 }, async (t) => {
   const { prisma } = await mariadbDatabase(t)
   const at = new Date()
-  const row = { tenantId: '', fingerprint: '', status: '', leaseUntil: at, expiresAt: at }
+  const row = {
+    tenantId: '',
+    operationId: '',
+    fingerprint: '',
+    status: '',
+    leaseUntil: at,
+    expiresAt: at,
+  }
   const keys = ['resume', 'Resume', 'résumé', 'resume ', 'r'.repeat(255)]
   for (const key of keys) await prisma.idempotencyRecord.create({ data: { ...row, key } })
   t.equal(await prisma.idempotencyRecord.count(), keys.length)

@@ -11,6 +11,7 @@ const expire = (count: number, name: string) =>
     data: Array.from({ length: count }, (_, n) => ({
       tenantId: '',
       key: `${name}-${n}`,
+      operationId: `${name}-${n}`,
       fingerprint: 'f',
       status: 'completed',
       leaseUntil: PAST,

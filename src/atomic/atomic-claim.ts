@@ -1,9 +1,6 @@
-import { downstreamKey, operationName } from '../core/downstream-key.js'
-import type { RecordKey, StoredResponse } from '../core/record.js'
-import { stepPath } from '../core/step-path.js'
-import { isStorableText } from '../core/text.js'
+import type { AttemptToken, RecordKey, StoredResponse } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
-import { LeaseLost, StepNameInvalid } from '../errors.js'
+import { LeaseLost } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import { isInFailedTransaction, record, recordNothing } from '../store/atomic.js'
 import type { TransactionClient } from '../store/client.js'
@@ -11,11 +8,11 @@ import { within } from '../within.js'
 import type { AtomicTransaction, Commit } from './transaction.js'
 
 /** What an atomic operation is known by. */
-export interface AtomicKey extends RecordKey {
+export interface AtomicKey extends RecordKey, AttemptToken {
   readonly fingerprint: string
   readonly retentionMs: number
-  /** The number of this attempt: one more than that of the record that was seen, or 1. */
-  readonly fence: number
+  /** The attempt that the record was at when this one began; `undefined` when there was none. */
+  readonly seen: AttemptToken | undefined
   /** Whether an earlier attempt may have left something done: never an atomic one. */
   readonly resumed: boolean
 }
@@ -49,8 +46,8 @@ export class AtomicClaim {
   }
 
   /** 0 when nothing names the operation. */
-  get fence(): number {
-    return this.key?.fence ?? 0
+  get attempt(): number {
+    return this.key?.attempt ?? 0
   }
 
   get tx(): TransactionClient {
@@ -71,13 +68,6 @@ export class AtomicClaim {
     return this.#transaction.isIdle
   }
 
-  /** The same for every attempt at the operation, as `Steps` names it. @throws StepNameInvalid */
-  keyFor(name: string): string | undefined {
-    if (this.key === undefined) return undefined
-    if (!isStorableText(name)) throw new StepNameInvalid()
-    return downstreamKey(operationName(this.key, this.key.fingerprint), stepPath([], name))
-  }
-
   /** Writes the record and commits. Nothing but `committed` lets the response be given out. */
   async complete(response: StoredResponse): Promise<Commit> {
     this.#isEnding = true
@@ -87,7 +77,7 @@ export class AtomicClaim {
       else if (!(await record(tx, { ...this.key, response }))) throw new LeaseLost()
       crashPoint('atomic:recorded')
     })
-    const attempt = this.fence
+    const { attempt } = this
     const { report } = this.#context
     if (commit.kind === 'committed') {
       crashPoint('atomic:committed')
@@ -115,7 +105,7 @@ export class AtomicClaim {
     if (this.#isEnding) return
     this.#isEnding = true
     const { report, patienceMs } = this.#context
-    report({ kind: 'rolled_back', attempt: this.fence, why })
+    report({ kind: 'rolled_back', attempt: this.attempt, why })
     // Without COMMIT nothing is committed, whether or not the database answers.
     await within(this.#transaction.rollBack(refusal), patienceMs).catch(() => {})
   }

@@ -1,12 +1,15 @@
+import { randomUUID } from 'node:crypto'
 import type { Outcome, Wish } from '../claims/claims.js'
 import { WaitingRoom } from '../claims/waiting.js'
 import { decide } from '../core/decide.js'
+import type { AttemptToken } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
 import { StepTooLate } from '../errors.js'
 import type { Report } from '../events.js'
 import type { AtomicSettings } from '../options.js'
-import { type Look, look, lookAtNothing } from '../store/atomic.js'
+import { type Look, look, lookAtNothing, readBody } from '../store/atomic.js'
 import type { PrismaClientLike } from '../store/client.js'
+import type { StatementLimit, StatementLimits } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import { AtomicClaim, type AtomicKey } from './atomic-claim.js'
 import { type Asking, KeysUnderWay } from './keys-under-way.js'
@@ -25,6 +28,8 @@ export interface AtomicClaimsOptions {
   readonly prisma: PrismaClientLike
   /** How long the store may take for one answer. */
   readonly storeTimeoutMs: number
+  readonly maxWaiters: number
+  readonly limits: StatementLimits
 }
 
 /** Every operation of this process that is one transaction with its record. PostgreSQL only. */
@@ -32,11 +37,14 @@ export class AtomicClaims {
   readonly #prisma: PrismaClientLike
   readonly #storeTimeoutMs: number
   readonly #keys: KeysUnderWay
-  readonly #waiting = new WaitingRoom()
+  readonly #waiting: WaitingRoom
+  readonly #limit: StatementLimit
   readonly #open = new Set<Promise<void>>()
 
-  constructor({ prisma, storeTimeoutMs }: AtomicClaimsOptions) {
+  constructor({ prisma, storeTimeoutMs, maxWaiters, limits }: AtomicClaimsOptions) {
     this.#prisma = prisma
+    this.#waiting = new WaitingRoom(maxWaiters)
+    this.#limit = limits.transaction
     this.#storeTimeoutMs = storeTimeoutMs
     this.#keys = KeysUnderWay.of(prisma)
   }
@@ -54,8 +62,10 @@ export class AtomicClaims {
 
   /** Begins an operation that nothing names: a transaction, and no more. @throws as `begin` does. */
   async beginWithoutKey(atomic: AtomicSettings, report: Report): Promise<AtomicClaim> {
-    const transaction = await this.#openTransaction(atomic)
-    await this.#inTime(transaction, lookAtNothing(transaction.client, transaction.bounds))
+    const [transaction] = await this.#limit(async () => {
+      const opened = await this.#openTransaction(atomic)
+      return [opened, await this.#inTime(opened, lookAtNothing(opened.client, opened.bounds))]
+    })
     return this.#hold(undefined, transaction, report)
   }
 
@@ -88,10 +98,13 @@ export class AtomicClaims {
   }
 
   async #ask(wish: AtomicWish, asking: Asking): Promise<AtomicOutcome> {
-    const transaction = await this.#openTransaction(wish.atomic)
-    const looking = look(transaction.client, wish, transaction.bounds)
-    const seen = await this.#inTime(transaction, looking)
-    const decided = await decideFor(wish, seen).catch((error) => {
+    const [transaction, seen] = await this.#limit(async () => {
+      const opened = await this.#openTransaction(wish.atomic)
+      return [opened, await this.#inTime(opened, look(opened.client, wish, opened.bounds))]
+    })
+    const decided = await decideFor(wish, seen, (replaced) =>
+      readBody(transaction.client, wish, replaced),
+    ).catch((error) => {
       void transaction.rollBack(new StepTooLate())
       throw error
     })
@@ -124,7 +137,7 @@ export class AtomicClaims {
 
   #hold(key: AtomicKey | undefined, transaction: AtomicTransaction, report: Report): AtomicClaim {
     if (key !== undefined) {
-      const { fence: attempt, resumed } = key
+      const { attempt, resumed } = key
       report(
         attempt === 1 ? { kind: 'claimed', attempt } : { kind: 'taken_over', attempt, resumed },
       )
@@ -135,21 +148,33 @@ export class AtomicClaims {
 }
 
 /** A key that nobody has used. */
-const NEW = { kind: 'take', fence: 0, resumed: false } as const
+const NEW = { kind: 'take', seen: undefined, resumed: false } as const
 
 async function decideFor(
   { tenantId, key, fingerprint, retentionMs, onLeaseExpired, mayAdd }: AtomicWish,
   { record, isAlone }: Look,
+  bodyOf: (completed: AttemptToken) => Promise<Uint8Array | undefined>,
 ): Promise<Answered | { kind: 'take'; key: AtomicKey }> {
   const decision = record ? decide(record, fingerprint, onLeaseExpired) : NEW
-  if (decision.kind === 'busy' || decision.kind === 'replay') return { ...decision, waitedMs: 0 }
+  if (decision.kind === 'busy') return { ...decision, waitedMs: 0 }
+  if (decision.kind === 'replay') {
+    if (!record?.unreadBodyBytes) return { ...decision, waitedMs: 0 }
+    const body = await bodyOf(record)
+    // Pruned, and perhaps used again, since: the next look decides.
+    if (body === undefined) return { kind: 'busy', waitedMs: 0 }
+    return { kind: 'replay', response: { ...decision.response, body }, waitedMs: 0 }
+  }
   if (decision.kind !== 'take') return decision
   // Somebody is at it. What he will write cannot be seen before he commits.
   if (!isAlone) return { kind: 'busy', waitedMs: 0 }
   if (decision === NEW && mayAdd !== undefined && !(await mayAdd())) return { kind: 'refused' }
-  const { fence, resumed } = decision
+  const { seen, resumed } = decision
+  const token =
+    resumed && seen
+      ? { operationId: seen.operationId, attempt: seen.attempt + 1 }
+      : { operationId: randomUUID(), attempt: 1 }
   return {
     kind: 'take',
-    key: { tenantId, key, fingerprint, retentionMs, fence: fence + 1, resumed },
+    key: { tenantId, key, fingerprint, retentionMs, ...token, seen, resumed },
   }
 }

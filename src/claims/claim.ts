@@ -1,6 +1,5 @@
 import type { OnLeaseExpired } from '../core/decide.js'
-import { operationName } from '../core/downstream-key.js'
-import type { RecordKey, StepResults, StoredResponse } from '../core/record.js'
+import type { AttemptToken, RecordKey, StepResults, StoredResponse } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
 import { OptionInvalid } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
@@ -21,19 +20,19 @@ export interface ClaimContext {
   readonly onEnd: (claim: Claim) => void
 }
 
-export interface ClaimTerms extends LeaseTerms, RecordKey {
+export interface ClaimTerms extends LeaseTerms, RecordKey, AttemptToken {
   /** Whether an earlier attempt at the same operation may have left something done. */
   readonly resumed: boolean
-  readonly fingerprint: string
   readonly onLeaseExpired: OnLeaseExpired
   /** What earlier attempts have done. */
   readonly steps: StepResults
 }
 
 /** The exclusive right to run an operation now, as a handle. Its lease is kept while it is open. */
-export class Claim extends Lease<StoredResponse | null> implements RecordKey {
+export class Claim extends Lease<StoredResponse | null> implements RecordKey, AttemptToken {
   readonly tenantId: string
   readonly key: string
+  readonly operationId: string
   readonly resumed: boolean
   readonly onLeaseExpired: OnLeaseExpired
   readonly #report: Report
@@ -42,19 +41,21 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey {
   #hasAnswered = false
 
   constructor(terms: ClaimTerms, { finish, extend, prisma, report, onEnd }: ClaimContext) {
-    const { tenantId, key, fence, leaseMs } = terms
+    const { tenantId, key, operationId, attempt, leaseMs } = terms
+    const hold = { tenantId, key, operationId, attempt }
     const end = finishDespiteBody(finish, (reason) =>
-      report({ kind: 'response_omitted', attempt: fence, reason }),
+      report({ kind: 'response_omitted', attempt, reason }),
     )
     super(terms, {
-      end: (response) => end({ tenantId, key, fence, response }),
-      extend: () => extend({ tenantId, key, fence, leaseMs }),
+      end: (response) => end({ ...hold, response }),
+      extend: () => extend({ ...hold, leaseMs }),
       isBusy: () => this.#steps?.isOpen === true,
       report,
       onEnd: () => onEnd(this),
     })
     this.tenantId = tenantId
     this.key = key
+    this.operationId = operationId
     this.resumed = terms.resumed
     this.onLeaseExpired = terms.onLeaseExpired
     this.#report = report
@@ -95,12 +96,12 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey {
     crashPoint('response:stored')
     if (settled.kind === 'failed') {
       const failure = failureOf(settled.error)
-      this.#report({ kind: 'response_not_stored', attempt: this.fence, failure })
+      this.#report({ kind: 'response_not_stored', attempt: this.attempt, failure })
       void this.keepSettling(response, withinMs)
     } else if (settled.kind === 'stored') {
       this.#report({
         kind: 'completed',
-        attempt: this.fence,
+        attempt: this.attempt,
         statusCode: response.statusCode,
         bytes: response.body?.byteLength ?? 0,
         tookMs: Math.round(performance.now() - this.startedAt),
@@ -113,11 +114,11 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey {
   async release(why: string, withinMs: number): Promise<'stored' | 'lost' | 'failed'> {
     if (this.isSettled) return 'lost'
     const settled = await this.settle(null, withinMs)
-    if (settled.kind === 'stored') this.#report({ kind: 'released', attempt: this.fence, why })
+    if (settled.kind === 'stored') this.#report({ kind: 'released', attempt: this.attempt, why })
     if (settled.kind === 'failed') {
       // Nothing is lost: the lease is no longer renewed.
       const failure = failureOf(settled.error)
-      this.#report({ kind: 'release_failed', attempt: this.fence, failure })
+      this.#report({ kind: 'release_failed', attempt: this.attempt, failure })
       this.close()
     }
     return settled.kind
@@ -126,16 +127,16 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey {
 
 /** Results are stored by a write that is guarded by the claim; it may be part of a transaction. */
 function stepsOf(
-  { tenantId, key, fingerprint, fence, steps }: ClaimTerms,
+  { tenantId, key, operationId, attempt, steps }: ClaimTerms,
   prisma: PrismaClientLike,
 ): Steps {
-  const operation = operationName({ tenantId, key }, fingerprint)
-  return new Steps(prisma, operation, steps, async (isFinal) => {
+  const hold = { tenantId, key, operationId, attempt }
+  return new Steps(prisma, operationId, steps, async (isFinal) => {
     if (isFinal) {
       throw new OptionInvalid(
         'option "final" of transaction() is for webhook events; leave it out, or make the route atomic: config.idempotency.atomic',
       )
     }
-    return (client, results) => writeHeld(client, { tenantId, key, fence }, { steps: results })
+    return (client, results) => writeHeld(client, hold, { steps: results })
   })
 }

@@ -1,10 +1,17 @@
+import { randomUUID } from 'node:crypto'
 import { decide, type OnLeaseExpired } from '../core/decide.js'
-import type { StoredResponse } from '../core/record.js'
+import type { AttemptToken, RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
 import type { Report } from '../events.js'
+import { batched } from '../store/batcher.js'
 import type { PrismaClientLike } from '../store/client.js'
-import { oneOf } from '../store/combine.js'
-import type { Recovery, Store } from '../store/store.js'
+import { isLockTimeout } from '../store/failures.js'
+import {
+  createStatementLimits,
+  defaultMaxConnections,
+  type StatementLimits,
+} from '../store/statement-limit.js'
+import type { Ask, Inserted, Recovery, Store } from '../store/store.js'
 import { StoreTimeout, within } from '../within.js'
 import { Claim, type ClaimTerms } from './claim.js'
 import { type Patience, WaitingRoom } from './waiting.js'
@@ -27,7 +34,7 @@ export type Outcome =
   | { kind: 'replay'; response: StoredResponse; waitedMs: number }
   | { kind: 'busy'; waitedMs: number }
   | { kind: 'mismatch' }
-  | { kind: 'uncertain'; attempt: number }
+  | ({ kind: 'uncertain' } & AttemptToken)
   | { kind: 'refused' }
 
 export interface ClaimsOptions {
@@ -35,37 +42,61 @@ export interface ClaimsOptions {
   readonly prisma: PrismaClientLike
   /** How long the store may take for one answer. */
   readonly storeTimeoutMs: number
+  /** How many requests may wait for an operation at once. */
+  readonly maxWaiters?: number
+  readonly limits?: StatementLimits
 }
 
 /** A store that takes half a lease for an answer so often is too slow to hold anything in it. */
 const RENEWALS = 3
+/** A record that could not be taken over so often is locked by another transaction, or taken. */
+const MAX_TAKEOVERS = 3
 
 /** Every claim of this process. */
 export class Claims {
   readonly #open = new Set<Claim>()
-  readonly #waiting = new WaitingRoom()
+  readonly #waiting: WaitingRoom
   readonly #prisma: PrismaClientLike
   readonly #storeTimeoutMs: number
   #onEmpty: (() => void) | undefined
   readonly #insert
   readonly #takeOver
+  readonly #readBody
   readonly #finish
   readonly #extend
   readonly #forget
 
-  constructor(store: Store, { prisma, storeTimeoutMs }: ClaimsOptions) {
+  constructor(
+    store: Store,
+    {
+      prisma,
+      storeTimeoutMs,
+      maxWaiters = Number.POSITIVE_INFINITY,
+      limits = createStatementLimits(defaultMaxConnections(), storeTimeoutMs),
+    }: ClaimsOptions,
+  ) {
     this.#prisma = prisma
     this.#storeTimeoutMs = storeTimeoutMs
-    this.#insert = oneOf(store, store.insert, storeTimeoutMs)
-    this.#takeOver = oneOf(store, store.takeOver, storeTimeoutMs)
-    this.#finish = oneOf(
+    this.#waiting = new WaitingRoom(maxWaiters)
+    const identify = recordName
+    const begin = { timeoutMs: storeTimeoutMs, limit: limits.begin }
+    const hold = { timeoutMs: storeTimeoutMs, limit: limits.hold }
+    this.#insert = batched(store, store.insert, { identify, join: joinInsert }, begin)
+    this.#takeOver = batched(store, store.takeOver, { identify }, begin)
+    this.#readBody = batched(
+      store,
+      store.readBodies,
+      { identify, join: sameResult, sizeOf: (item) => item.bytes },
+      begin,
+    )
+    this.#finish = batched(
       store,
       store.finish,
-      storeTimeoutMs,
-      ({ response }) => response?.body?.byteLength ?? 0,
+      { identify, sizeOf: ({ response }) => response?.body?.byteLength ?? 0 },
+      hold,
     )
-    this.#extend = oneOf(store, store.extend, storeTimeoutMs)
-    this.#forget = oneOf(store, store.forget, storeTimeoutMs)
+    this.#extend = batched(store, store.extend, { identify }, hold)
+    this.#forget = batched(store, store.forget, { identify }, hold)
   }
 
   /**
@@ -109,84 +140,129 @@ export class Claims {
 
   async #beginNow(wish: Wish): Promise<Outcome> {
     crashPoint('claim:asking')
-    // Ends after one or two turns: each further one means that somebody else moved the fence.
-    for (;;) {
+    const begun = { operationId: randomUUID(), attempt: 1 }
+    const ask: Ask = { ...wish, operationId: begun.operationId }
+    // Ends after one or two turns: each further one means that another request was faster.
+    for (let takeovers = 0; ; ) {
       const askedAt = performance.now()
-      const asking = this.#insert(wish)
-      const inserted = await this.#inTime(asking, (late) => {
-        if (late.kind === 'made') void this.#forget({ ...wish, fence: 1 }).catch(() => {})
-      })
+      let inserted: Inserted
+      try {
+        inserted = await this.#inTime(this.#insert(ask), (late) => {
+          if (late.kind === 'made') void this.#forget({ ...wish, ...begun }).catch(() => {})
+        })
+      } catch (error) {
+        // Another transaction has inserted the key and is not committed yet.
+        if (isLockTimeout(error)) return { kind: 'busy', waitedMs: 0 }
+        throw error
+      }
       if (inserted.kind === 'made') {
-        if (!(await this.#mayAdd(wish))) return { kind: 'refused' }
-        const claim = await this.#hold(wish, { fence: 1, resumed: false, steps: {}, askedAt })
+        if (!(await this.#mayAdd(wish, begun))) return { kind: 'refused' }
+        const claim = await this.#hold(wish, { ...begun, resumed: false, steps: {}, askedAt })
         if (claim === undefined) continue
         wish.report({ kind: 'claimed', attempt: 1 })
         return { kind: 'run', claim }
       }
-      const decision = decide(inserted.record, wish.fingerprint, wish.onLeaseExpired)
-      if (decision.kind === 'busy') return { kind: 'busy', waitedMs: 0 }
-      if (decision.kind === 'replay') return { ...decision, waitedMs: 0 }
-      if (decision.kind !== 'take') return decision
-      // Granted too late, for somebody who is gone: the next one need not wait for its lease.
-      const giveBack = () => {
-        const { fence } = decision
-        this.#finish({ ...wish, fence: fence + 1, response: null }).catch(() => {})
+      const { record } = inserted
+      const decision = decide(record, wish.fingerprint, wish.onLeaseExpired)
+      switch (decision.kind) {
+        case 'busy':
+          return { kind: 'busy', waitedMs: 0 }
+        case 'replay': {
+          const response = await this.#responseOf(wish, record, decision.response)
+          if (response === undefined) continue
+          return { kind: 'replay', response, waitedMs: 0 }
+        }
+        case 'take': {
+          if (takeovers === MAX_TAKEOVERS) return { kind: 'busy', waitedMs: 0 }
+          takeovers += 1
+          // Granted too late, for a client that is gone: the next one need not wait for its lease.
+          const claim = await this.#takeOverSeen(wish, decision, begun, (late) => {
+            this.#finish({ ...wish, ...late, response: null }).catch(() => {})
+          })
+          if (claim !== undefined) return { kind: 'run', claim }
+          continue
+        }
+        default:
+          return decision
       }
-      const claim = await this.takeOver(wish, decision, giveBack)
-      if (claim !== undefined) return { kind: 'run', claim }
     }
   }
 
+  /** With its body, which is read apart when it is large; `undefined` when the record has gone since. */
+  async #responseOf(
+    wish: Wish,
+    { operationId, attempt, unreadBodyBytes: bytes }: SeenRecord,
+    response: StoredResponse,
+  ): Promise<StoredResponse | undefined> {
+    if (bytes === 0) return response
+    const { tenantId, key } = wish
+    const reading = this.#readBody({ tenantId, key, operationId, attempt, bytes })
+    const body = await this.#inTime(reading, () => {})
+    return body && { ...response, body }
+  }
+
   /**
-   * Takes over a record that was seen with this fence, if it is released, expired, or its lease ran
-   * out; `undefined` when somebody else moved the fence.
+   * Takes over a record that was seen at this attempt, if it is released, expired, or its lease ran
+   * out; `undefined` when it is at another attempt by now, or another transaction has locked it.
    *
    * @throws as `begin` does. A record that was taken over too late is left in progress for a lease: it
-   * must not look as if somebody had released it.
+   * must not look as if it had been released.
    */
-  async takeOver(
+  takeOver(
     wish: Wish,
-    { fence, resumed }: { readonly fence: number; readonly resumed: boolean },
-    onLate: () => void = () => {},
+    decision: { readonly seen: AttemptToken; readonly resumed: true },
   ): Promise<Claim | undefined> {
+    return this.#takeOverSeen(wish, decision, undefined, () => {})
+  }
+
+  async #takeOverSeen(
+    wish: Wish,
+    { seen, resumed }: { readonly seen: AttemptToken; readonly resumed: boolean },
+    begun: AttemptToken | undefined,
+    onLate: (late: AttemptToken) => void,
+  ): Promise<Claim | undefined> {
+    const next = { operationId: seen.operationId, attempt: seen.attempt + 1 }
+    const token = resumed || begun === undefined ? next : begun
     const askedAt = performance.now()
-    const taking = this.#takeOver({ ...wish, fence, resumed })
+    const taking = this.#takeOver({ ...wish, operationId: token.operationId, seen, resumed })
     const taken = await this.#inTime(taking, (late) => {
-      if (late) onLate()
+      if (late) onLate(token)
     })
     if (taken === undefined) return undefined
     const { steps } = taken
-    const claim = await this.#hold(wish, { fence: fence + 1, resumed, steps, askedAt })
-    if (claim !== undefined) wish.report({ kind: 'taken_over', attempt: fence + 1, resumed })
+    const claim = await this.#hold(wish, { ...token, resumed, steps, askedAt })
+    if (claim !== undefined) {
+      wish.report({ kind: 'taken_over', attempt: token.attempt, resumed })
+    }
     return claim
   }
 
-  async #mayAdd(wish: Wish): Promise<boolean> {
+  async #mayAdd(wish: Wish, begun: AttemptToken): Promise<boolean> {
     if (wish.mayAdd === undefined || (await wish.mayAdd())) return true
-    await this.#inTime(this.#forget({ ...wish, fence: 1 }), () => {})
+    await this.#inTime(this.#forget({ ...wish, ...begun }), () => {})
     this.#waiting.wake(wish)
     return false
   }
 
   /**
    * Makes the handle of what was granted. A grant that took long on its way may be over by now:
-   * then it is renewed first, and `undefined` means that somebody else was faster.
+   * then it is renewed first, and `undefined` means that another request was faster.
    */
   async #hold(
     wish: Wish,
-    granted: Pick<ClaimTerms, 'fence' | 'resumed' | 'steps' | 'askedAt'>,
+    granted: Pick<ClaimTerms, 'operationId' | 'attempt' | 'resumed' | 'steps' | 'askedAt'>,
   ): Promise<Claim | undefined> {
+    const { tenantId, key, leaseMs, maxRunMs, onLeaseExpired, report } = wish
+    const { operationId, attempt } = granted
     let { askedAt } = granted
-    for (let renewals = 0; performance.now() - askedAt > wish.leaseMs / 2; renewals += 1) {
+    for (let renewals = 0; performance.now() - askedAt > leaseMs / 2; renewals += 1) {
       if (renewals === RENEWALS) throw new StoreTimeout('answers take longer than the lease')
       askedAt = performance.now()
-      const { fence } = granted
-      const isHeld = await this.#inTime(this.#extend({ ...wish, fence }), () => {})
-      if (!isHeld) return undefined
+      const extending = this.#extend({ tenantId, key, operationId, attempt, leaseMs })
+      if (!(await this.#inTime(extending, () => {}))) return undefined
     }
-    const { tenantId, key, fingerprint, leaseMs, maxRunMs, onLeaseExpired, report } = wish
     const claim = new Claim(
-      { tenantId, key, fingerprint, leaseMs, maxRunMs, onLeaseExpired, ...granted, askedAt },
+      { tenantId, key, leaseMs, maxRunMs, onLeaseExpired, ...granted, askedAt },
       {
         finish: this.#finish,
         extend: this.#extend,
@@ -212,5 +288,28 @@ export class Claims {
       answer.then(onLate, () => {})
       throw error
     }
+  }
+}
+
+const recordName = ({ tenantId, key }: RecordKey) => JSON.stringify([tenantId, key])
+
+const sameResult = <I, O>(_first: I, result: O) => result
+
+/** Of two requests with one key in one statement, the second sees what the first has inserted. */
+function joinInsert(first: Ask, inserted: Inserted): Inserted {
+  if (inserted.kind === 'seen') return inserted
+  const { operationId, fingerprint, leaseMs } = first
+  return {
+    kind: 'seen',
+    record: {
+      operationId,
+      attempt: 1,
+      fingerprint,
+      status: 'in_progress',
+      leaseLeftMs: leaseMs,
+      isExpired: false,
+      response: null,
+      unreadBodyBytes: 0,
+    },
   }
 }

@@ -59,7 +59,7 @@ export function operationOf(
 ): Operation {
   const { steps } = claim
   return {
-    attempt: claim.fence,
+    attempt: claim.attempt,
     resumed: claim.resumed,
     get signal() {
       return claim.signal

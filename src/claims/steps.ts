@@ -68,7 +68,7 @@ const place = new AsyncLocalStorage<Place>()
 /** The named pieces of an attempt, each done once over all attempts. */
 export class Steps {
   readonly #prisma: PrismaClientLike
-  readonly #operation: string
+  readonly #operationId: string
   readonly #prepare: PrepareToKeep
   readonly #used = new Set<string>()
   /** What runs now, by its path. */
@@ -88,15 +88,15 @@ export class Steps {
   /** Results are written one after the other: each write holds all of them. */
   #writing: Promise<unknown> = Promise.resolve()
 
-  /** `operation` names what is being done, the same in every attempt at it. */
+  /** `operationId`: the same in every attempt at the operation, and in no other one. */
   constructor(
     prisma: PrismaClientLike,
-    operation: string,
+    operationId: string,
     earlier: StepResults,
     prepare: PrepareToKeep,
   ) {
     this.#prisma = prisma
-    this.#operation = operation
+    this.#operationId = operationId
     this.#results = earlier
     this.#prepare = prepare
   }
@@ -132,7 +132,7 @@ export class Steps {
   /** @throws StepNameInvalid */
   keyFor(name: string): string {
     checkName(name)
-    return downstreamKey(this.#operation, stepPath(this.#scope, name))
+    return downstreamKey(this.#operationId, stepPath(this.#scope, name))
   }
 
   get #place(): Place | undefined {

@@ -1,16 +1,19 @@
-import type { SeenRecord, StoredResponse } from './record.js'
+import type { AttemptToken, SeenRecord, StoredResponse } from './record.js'
 
 /** What to do when the holder's lease ran out: run the handler again, or leave it to a person. */
 export type OnLeaseExpired = 'rerun' | 'uncertain'
 
 export type Decision =
-  /** The key may be taken, by whoever raises the fence from `fence` first. */
-  | { kind: 'take'; fence: number; resumed: boolean }
+  /**
+   * The key may be taken by the first request that replaces `seen`: with the next attempt at the same
+   * operation, or with another operation.
+   */
+  | { kind: 'take'; seen: AttemptToken; resumed: boolean }
   | { kind: 'replay'; response: StoredResponse }
   | { kind: 'busy' }
   | { kind: 'mismatch' }
   /** The attempt that was interrupted. */
-  | { kind: 'uncertain'; attempt: number }
+  | ({ kind: 'uncertain' } & AttemptToken)
 
 /**
  * What an existing record means to a request that carries its key.
@@ -29,7 +32,9 @@ export function decide(
   onLeaseExpired: OnLeaseExpired,
 ): Decision {
   const isHeld = record.status === 'in_progress' && record.leaseLeftMs > 0
-  if (record.isExpired && !isHeld) return { kind: 'take', fence: record.fence, resumed: false }
+  const { operationId, attempt } = record
+  const seen = { operationId, attempt }
+  if (record.isExpired && !isHeld) return { kind: 'take', seen, resumed: false }
   if (record.fingerprint !== fingerprint) return { kind: 'mismatch' }
   if (record.status === 'completed') {
     if (record.response === null) throw new TypeError('a completed record has no response')
@@ -37,7 +42,7 @@ export function decide(
   }
   if (isHeld) return { kind: 'busy' }
   if (record.status === 'in_progress' && onLeaseExpired === 'uncertain') {
-    return { kind: 'uncertain', attempt: record.fence }
+    return { kind: 'uncertain', ...seen }
   }
-  return { kind: 'take', fence: record.fence, resumed: true }
+  return { kind: 'take', seen, resumed: true }
 }

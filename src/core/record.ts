@@ -4,6 +4,17 @@ export interface RecordKey {
   readonly key: string
 }
 
+/**
+ * Names one attempt at one operation: its fencing token. `operationId` is drawn anew for each
+ * operation under a key, also for a later one after the key expired, and attempts at one operation
+ * are counted, so a token never repeats, whatever is pruned, forgotten or expired in between.
+ */
+export interface AttemptToken {
+  readonly operationId: string
+  /** Which attempt at the operation it is, from 1. */
+  readonly attempt: number
+}
+
 export type RecordStatus = 'in_progress' | 'completed' | 'released'
 
 /** What `step` and `transaction` have done for an operation or an event, by name. */
@@ -22,14 +33,18 @@ export interface StoredResponse {
  * A record as a store saw it. Times are relative to the database's clock at that moment, so that
  * nothing outside a store ever compares two clocks.
  */
-export interface SeenRecord {
+export interface SeenRecord extends AttemptToken {
   readonly fingerprint: string
   readonly status: RecordStatus
-  readonly fence: number
   /** How long nobody may take the operation over; zero or less when the lease has run out. */
   readonly leaseLeftMs: number
   /** Whether the retention time is over: the key is free, whatever the record says. */
   readonly isExpired: boolean
   /** Present when the status is `completed`. */
   readonly response: StoredResponse | null
+  /**
+   * How large the stored body is, in bytes, where it was too large to be read along: `readBodies` reads
+   * it. 0 when `response` has it, or there is none.
+   */
+  readonly unreadBodyBytes: number
 }

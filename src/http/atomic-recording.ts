@@ -155,7 +155,7 @@ export class AtomicRecording {
       if (!this.claim.isIdle) throw new StepNotAwaited()
       const { request } = this.#reply
       const { response, omitted } = responseToStore(request, settings, kept, captured.body)
-      const attempt = this.claim.fence
+      const attempt = this.claim.attempt
       if (omitted !== undefined) report({ kind: 'response_omitted', attempt, ...omitted })
       return { outgoing, statusCode, response }
     } catch (error) {

@@ -178,7 +178,7 @@ export class Recording {
 
   async #completeWith(response: StoredResponse, omitted: ToStore['omitted']): Promise<boolean> {
     const { storeTimeoutMs, report } = this.#terms
-    const attempt = this.claim.fence
+    const attempt = this.claim.attempt
     if (omitted !== undefined) report({ kind: 'response_omitted', attempt, ...omitted })
     return (await this.claim.complete(response, storeTimeoutMs)) !== 'lost'
   }

@@ -70,7 +70,7 @@ export function requestIdempotency(
       return atomic()?.key?.key ?? claim()?.key
     },
     get attempt() {
-      return (atomic() ?? claim())?.fence ?? 0
+      return (atomic() ?? claim())?.attempt ?? 0
     },
     get resumed() {
       return (atomic()?.key ?? claim())?.resumed ?? false
@@ -86,7 +86,10 @@ export function requestIdempotency(
     transaction: (fn, options) =>
       refusedIn('request.idempotency.transaction') ?? steps().transaction(fn, options),
     step: (name, fn) => refusedIn('request.idempotency.step') ?? steps().step(name, fn),
-    keyFor: (name) => atomic()?.keyFor(name) ?? steps().keyFor(name),
+    keyFor(name) {
+      if (atomic() !== undefined) throw new NotInAtomic('request.idempotency.keyFor')
+      return steps().keyFor(name)
+    },
     run: (handler, input) =>
       refusedIn('request.idempotency.run') ??
       operations.runIn(

@@ -128,7 +128,7 @@ export class Locks {
     const leaseMs = ttlMs * (1 - DRIFT) - ROUNDED_MS
     let endsAt = held.askedAt + leaseMs
     const lease = new Lease<undefined>(
-      { fence: 0, askedAt: held.askedAt, leaseMs, maxRunMs: Number.POSITIVE_INFINITY },
+      { attempt: 0, askedAt: held.askedAt, leaseMs, maxRunMs: Number.POSITIVE_INFINITY },
       {
         end: () => held.release(),
         async extend() {

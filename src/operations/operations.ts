@@ -3,7 +3,7 @@ import type { Claim } from '../claims/claim.js'
 import type { Claims, Outcome, Wish } from '../claims/claims.js'
 import type { Steps } from '../claims/steps.js'
 import { fingerprintOfValue } from '../core/fingerprint.js'
-import type { RecordKey } from '../core/record.js'
+import type { AttemptToken, RecordKey } from '../core/record.js'
 import {
   Closing,
   LeaseLost,
@@ -59,7 +59,7 @@ export type RunResult<T> =
   /** The key was used before, with another input or another handler. */
   | { kind: 'mismatch' }
   /** This attempt was interrupted, and does not say that it may be run again: `resolve()` decides. */
-  | { kind: 'uncertain'; attempt: number }
+  | ({ kind: 'uncertain' } & AttemptToken)
 
 /** Work of an application under a key, outside requests. */
 export interface RunsOperations {
@@ -308,7 +308,7 @@ export class Operations {
   ): Promise<Resolved> {
     const key = readOperationName(name)
     const decided = readDecision(name, decision)
-    const { attempt } = readResolve(options)
+    const attempt = readResolve(options)
     const { claims, settings, log, find } = this.#context
     const { leaseMs, maxRunMs, retentionMs } = settings.route
     const report = reporter(log, undefined, { tenantId, key })

@@ -10,6 +10,8 @@ import {
 } from '../checks.js'
 import type { OnLeaseExpired } from '../core/decide.js'
 import type { Duration } from '../core/duration.js'
+import type { AttemptToken } from '../core/record.js'
+import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
 import type { PluginOptions, RouteSettings } from '../options.js'
 
@@ -54,9 +56,11 @@ export const RECOVER_DEFAULTS = { limit: 100, concurrency: 4, attempts: 10 } as 
 /** Options of `resolve()`. */
 export interface ResolveOptions {
   /**
-   * The attempt that was looked at: `attempt` of the log line `uncertain` or of what `run()` answered,
-   * `fence` in the record. When another one has begun since, nothing is decided. Default: whichever it is.
+   * The operation and the attempt that the decision is about, both or neither: as in the log event
+   * `uncertain`, in what `run()` returned, and in the record. When another attempt or another operation
+   * has begun since, nothing is decided. Default: whichever it is.
    */
+  operationId?: string
   attempt?: number
 }
 
@@ -80,6 +84,8 @@ const RECOVER: Record<keyof RecoverOptions, Check> = {
 }
 
 const RESOLVE: Record<keyof ResolveOptions, Check> = {
+  operationId: (value) =>
+    isStorableText(value) ? undefined : 'must be the operationId of the log event, or be left out',
   attempt: isInteger(1),
 }
 
@@ -104,9 +110,14 @@ export function readTimes(
 }
 
 /** @throws OptionInvalid */
-export function readResolve(options: ResolveOptions): ResolveOptions {
+export function readResolve(options: ResolveOptions): AttemptToken | undefined {
   check(' of resolve()', RESOLVE, options)
-  return options
+  const { operationId, attempt } = options
+  if (operationId === undefined && attempt === undefined) return undefined
+  if (operationId !== undefined && attempt !== undefined) return { operationId, attempt }
+  throw new OptionInvalid(
+    'resolve() needs both "operationId" and "attempt", or neither: attempts are counted anew for each operation under a key',
+  )
 }
 
 /** @throws OptionInvalid */
@@ -120,13 +131,7 @@ const LONGEST_NAME = 200
 
 /** Names what is run: no more than a column holds, and nothing that a database would change. */
 export function readName(what: string, value: unknown, longest = LONGEST_NAME): string {
-  const isValid =
-    typeof value === 'string' &&
-    value !== '' &&
-    value.length <= longest &&
-    !value.includes('\0') &&
-    Buffer.from(value).toString() === value
-  if (isValid) return value
+  if (isStorableText(value, longest)) return value
   throw new OptionInvalid(
     `${what} must be text of 1 to ${longest} characters, such as 'payout-2026-11'`,
   )

@@ -35,7 +35,8 @@ interface Interrupted {
   readonly tenantId: string
   readonly key: string
   readonly fingerprint: string
-  readonly fence: number
+  readonly operationId: string
+  readonly attempt: number
   readonly handler: string
   readonly input: unknown
   readonly expiresAt: Date
@@ -74,13 +75,14 @@ async function findInterrupted(
       leaseUntil: { lte: now },
       status: { in: ['in_progress', 'released'] },
       expiresAt: { gt: now },
-      fence: { lt: attempts },
+      attempt: { lt: attempts },
     },
     select: {
       tenantId: true,
       key: true,
       fingerprint: true,
-      fence: true,
+      operationId: true,
+      attempt: true,
       handler: true,
       input: true,
       expiresAt: true,
@@ -92,7 +94,16 @@ async function findInterrupted(
 
 async function finish(
   { prisma, claims, handlers, storeTimeoutMs, reportOf }: RecoverContext,
-  { tenantId, key, fingerprint, fence, handler: name, input, expiresAt }: Interrupted,
+  {
+    tenantId,
+    key,
+    fingerprint,
+    operationId,
+    attempt,
+    handler: name,
+    input,
+    expiresAt,
+  }: Interrupted,
   now: Date,
 ): Promise<keyof Recovered> {
   const report = reportOf({ tenantId, key })
@@ -105,13 +116,14 @@ async function finish(
   const retentionMs = Math.max(handler.settings.retentionMs, leftMs)
   const wish = { tenantId, key, fingerprint, leaseMs, maxRunMs, retentionMs, report }
   const terms = { onLeaseExpired: 'rerun', waitMs: 0 } as const
-  const claim = await claims.takeOver({ ...wish, ...terms }, { fence, resumed: true })
+  const seen = { operationId, attempt }
+  const claim = await claims.takeOver({ ...wish, ...terms }, { seen, resumed: true })
   if (claim === undefined) return 'skipped'
   const operation = runningOperation(claim)
   const work = () => handler.work(operation, inputOf(input))
   const finished = (): 'finished' => {
     const tookMs = Math.round(performance.now() - claim.startedAt)
-    report({ kind: 'recovered', attempt: claim.fence, tookMs })
+    report({ kind: 'recovered', attempt: claim.attempt, tookMs })
     return 'finished'
   }
   try {
@@ -129,7 +141,7 @@ async function finish(
     await claim.release('it was recovered', storeTimeoutMs)
     return finished()
   } catch (error) {
-    report({ kind: 'recovery_failed', attempt: claim.fence, failure: failureOf(error) })
+    report({ kind: 'recovery_failed', attempt: claim.attempt, failure: failureOf(error) })
     // What it left under way keeps the key until it is over. Nobody waits for that here.
     const release = () => claim.release('its handler failed', storeTimeoutMs)
     void (claim.closeSteps() ?? Promise.resolve()).then(release)

@@ -1,5 +1,5 @@
 import type { Claims, Wish } from '../claims/claims.js'
-import type { StoredResponse } from '../core/record.js'
+import type { AttemptToken, StoredResponse } from '../core/record.js'
 import type { FoundRecord } from '../store/prisma.js'
 
 export type Resolved =
@@ -13,12 +13,12 @@ export type Resolved =
   /** It was released: the next retry runs it without a decision. */
   | { kind: 'released' }
   /** Another attempt than the one that was looked at has been interrupted. */
-  | { kind: 'changed'; attempt: number }
+  | ({ kind: 'changed' } & AttemptToken)
 
 /** How a decision reaches the store. */
 export interface ResolveContext {
   /** The attempt that the decision is about. */
-  readonly attempt: number | undefined
+  readonly attempt: AttemptToken | undefined
   readonly find: () => Promise<FoundRecord | undefined>
   readonly claims: Claims
   /** The operation's claim, as far as it is known without the record. */
@@ -38,15 +38,19 @@ export async function resolve(
   for (;;) {
     const seen = await find()
     if (seen === undefined || seen.isExpired) return { kind: 'missing' }
-    const { status, leaseLeftMs, fence, fingerprint } = seen
+    const { status, leaseLeftMs, fingerprint } = seen
     if (status !== 'in_progress') return { kind: status }
     if (leaseLeftMs > 0) return { kind: 'running', leaseLeftMs }
-    // The key may have expired since somebody looked, and name another operation now.
-    if (attempt !== undefined && attempt !== fence) return { kind: 'changed', attempt: fence }
+    const current = { operationId: seen.operationId, attempt: seen.attempt }
+    const isCurrent =
+      attempt === undefined ||
+      (attempt.operationId === current.operationId && attempt.attempt === current.attempt)
+    // The key may have expired since it was looked at, and name another operation now.
+    if (!isCurrent) return { kind: 'changed', ...current }
     // The route may remember its keys for longer than the plugin does.
     const retentionMs = Math.max(wish.retentionMs, seen.expiresInMs)
     const decisive = { ...wish, fingerprint, retentionMs }
-    const claim = await claims.takeOver(decisive, { fence, resumed: true })
+    const claim = await claims.takeOver(decisive, { seen: current, resumed: true })
     // Somebody else was faster: look what it did.
     if (claim === undefined) continue
     const settled =
@@ -56,7 +60,7 @@ export async function resolve(
     if (settled === 'failed') throw new Error('the decision could not be stored')
     if (settled === 'lost') continue
     const to = decided === null ? 'released' : 'completed'
-    wish.report({ kind: 'resolved', attempt: claim.fence, to })
+    wish.report({ kind: 'resolved', attempt: claim.attempt, to })
     return { kind: 'resolved' }
   }
 }

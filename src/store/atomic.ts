@@ -1,9 +1,9 @@
 // The two statements of an operation that is one transaction with its record: the first of it and the
 // last. PostgreSQL only.
 import { createHash } from 'node:crypto'
-import type { RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
+import type { AttemptToken, RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
 import { errorCode, type TransactionClient } from './client.js'
-import { hex, IS_FREE, LEASE_LEFT_MS, type RecordRow, recordOf } from './postgres.js'
+import { hex, IS_FREE, type RecordRow, recordOf, SEEN } from './postgres.js'
 import { NOW } from './statements.js'
 
 /** What is found when an operation begins. */
@@ -13,11 +13,11 @@ export interface Look {
   readonly record: SeenRecord | undefined
 }
 
-export interface Recorded extends RecordKey {
+export interface Recorded extends RecordKey, AttemptToken {
   readonly fingerprint: string
   readonly retentionMs: number
-  /** The number of this attempt: one more than that of the record that was seen, or 1. */
-  readonly fence: number
+  /** The attempt that the record was at when the operation began; `undefined` when there was none. */
+  readonly seen: AttemptToken | undefined
   readonly response: StoredResponse
 }
 
@@ -38,8 +38,7 @@ const bound = (statementMs: string, silenceMs: string) => `
 // A statement sees what was committed before it began, and so not what the holder of the lock commits
 // while it is being asked for. That is as good as no lock: whoever writes the record last is refused.
 const LOOK = `
-SELECT r.fingerprint, r.status, r.fence, ${LEASE_LEFT_MS} AS lease_left_ms,
-  (r.expires_at <= ${NOW})::int4 AS is_expired, r.status_code, r.headers::text AS headers, r.body,
+SELECT ${SEEN},
   pg_try_advisory_xact_lock($3::int8)::int4 AS is_alone,
   ${bound('$4', '$5')}
 FROM (SELECT 1) AS one
@@ -47,21 +46,27 @@ LEFT JOIN idempotency_record r ON r.tenant_id = $1 AND r.key = $2`
 
 const ASK_NOTHING = `SELECT ${bound('$1', '$2')}`
 
-// The judge: the constraint lets one of two that saw nothing insert, the fence and the state let one
-// of two that saw the same record have it. The retention counts from when the transaction began.
+// A large body is read apart, while the record is still that of the same attempt.
+const READ_BODY = `
+SELECT r.body FROM idempotency_record r
+WHERE r.tenant_id = $1 AND r.key = $2 AND r.operation_id = $3 AND r.attempt = $4::int4`
+
+// The constraint lets one of two that saw no record insert it; of two that saw the same record, the
+// attempt and the state let one replace it. The retention counts from when the transaction began.
 const RECORD = `
 INSERT INTO idempotency_record AS r
-  (tenant_id, key, fingerprint, status, fence, lease_until, expires_at, status_code, headers, body, created_at)
-VALUES ($1, $2, $3, 'completed', $4::int4, ${NOW},
-  (now() AT TIME ZONE 'UTC') + $5::float8 * interval '1 millisecond',
-  $6::int4, $7::jsonb, decode($8, 'hex'), (now() AT TIME ZONE 'UTC'))
+  (tenant_id, key, operation_id, attempt, fingerprint, status, lease_until, expires_at, status_code,
+   headers, body, created_at)
+VALUES ($1, $2, $3, $4::int4, $5, 'completed', ${NOW},
+  (now() AT TIME ZONE 'UTC') + $6::float8 * interval '1 millisecond',
+  $7::int4, $8::jsonb, decode($9, 'hex'), (now() AT TIME ZONE 'UTC'))
 ON CONFLICT (tenant_id, key) DO UPDATE SET
-  fingerprint = excluded.fingerprint, status = excluded.status, fence = excluded.fence,
-  lease_until = excluded.lease_until, expires_at = excluded.expires_at,
+  operation_id = excluded.operation_id, attempt = excluded.attempt,
+  fingerprint = excluded.fingerprint, status = excluded.status, lease_until = excluded.lease_until, expires_at = excluded.expires_at,
   status_code = excluded.status_code, headers = excluded.headers, body = excluded.body,
   steps = NULL, handler = NULL, input = NULL
-WHERE r.fence = excluded.fence - 1 AND ${IS_FREE}
-RETURNING fence`
+WHERE r.operation_id = $10 AND r.attempt = $11::int4 AND ${IS_FREE}
+RETURNING attempt`
 
 /** The first statement: tries to be alone with the key, and looks what stands there. */
 export async function look(
@@ -76,8 +81,19 @@ export async function look(
   if (row === undefined) throw new TypeError('the look at a record returned nothing')
   return {
     isAlone: Number(row.is_alone) === 1,
-    record: row.fingerprint === null ? undefined : recordOf(row),
+    record: row.seen_operation_id === null ? undefined : recordOf(row),
   }
+}
+
+/** The body of a completed record that was too large for the look; `undefined` when it is gone. */
+export async function readBody(
+  tx: TransactionClient,
+  { tenantId, key }: RecordKey,
+  { operationId, attempt }: AttemptToken,
+): Promise<Uint8Array | undefined> {
+  const values = [tenantId, key, operationId, attempt]
+  const [row] = await tx.$queryRawUnsafe<{ body: Uint8Array | null }[]>(READ_BODY, ...values)
+  return row?.body ?? undefined
 }
 
 /** The first statement of an operation without a key: it is bounded in the same way. */
@@ -91,13 +107,14 @@ export async function lookAtNothing(
 /** The last statement; `false` when somebody else has, or had, the operation: nothing may be kept. */
 export async function record(
   tx: TransactionClient,
-  { tenantId, key, fingerprint, fence, retentionMs, response }: Recorded,
+  { tenantId, key, operationId, attempt, seen, fingerprint, retentionMs, response }: Recorded,
 ): Promise<boolean> {
   const { statusCode, headers, body } = response
   const rows = await tx.$queryRawUnsafe<object[]>(
     RECORD,
-    ...[tenantId, key, fingerprint, fence, retentionMs],
+    ...[tenantId, key, operationId, attempt, fingerprint, retentionMs],
     ...[statusCode, JSON.stringify(headers), body && hex(body)],
+    ...[seen?.operationId ?? null, seen?.attempt ?? null],
   )
   return rows.length === 1
 }

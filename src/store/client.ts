@@ -49,9 +49,10 @@ const MODELS = {
   idempotencyRecord: [
     'tenantId',
     'key',
+    'operationId',
+    'attempt',
     'fingerprint',
     'status',
-    'fence',
     'leaseUntil',
     'expiresAt',
     'statusCode',

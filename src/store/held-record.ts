@@ -7,11 +7,11 @@ import type { Hold } from './store.js'
  */
 export async function writeHeld(
   client: Pick<PrismaClientLike, 'idempotencyRecord'>,
-  { tenantId, key, fence }: Hold,
+  { tenantId, key, operationId, attempt }: Hold,
   data: object,
 ): Promise<boolean> {
   const { count } = await client.idempotencyRecord.updateMany({
-    where: { tenantId, key, fence, status: 'in_progress' },
+    where: { tenantId, key, operationId, attempt, status: 'in_progress' },
     data,
   })
   return count === 1

@@ -2,6 +2,7 @@ import type { RecordKey, RecordStatus, SeenRecord } from '../core/record.js'
 import {
   asked,
   hasCome,
+  lockTimeoutFor,
   matchedItems,
   matchedRows,
   NOW,
@@ -10,7 +11,9 @@ import {
 } from './statements.js'
 import type { Ask, Hold, Inserted, Store, Taken, TakeOver } from './store.js'
 
-export const LEASE_LEFT_MS = `(extract(epoch FROM r.lease_until - ${NOW}) * 1000)::float8`
+/** A longer body is read by a statement of its own, so that one answer never carries many of them. */
+const READ_ALONG_BYTES = 64 * 1024
+
 export const IS_FREE = `(
   CASE r.status
     WHEN 'in_progress' THEN r.lease_until <= ${NOW}
@@ -18,70 +21,96 @@ export const IS_FREE = `(
     ELSE r.expires_at <= ${NOW}
   END)`
 const IS_ROW_OF = 'r.tenant_id = a.tenant_id AND r.key = a.key'
-const IS_HELD_BY = `${IS_ROW_OF} AND r.fence = a.fence AND r.status = 'in_progress'`
+const IS_ATTEMPT = 'r.operation_id = a.operation_id AND r.attempt = a.attempt'
+const IS_SEEN = 'r.operation_id = a.seen_operation_id AND r.attempt = a.seen_attempt'
 
-// Rows are inserted in the order of their keys, so that two processes that insert the same keys
-// wait for each other but never in a circle.
+/** What `recordOf` reads; `seen_operation_id` is null where there is no record. */
+export const SEEN = `
+  r.operation_id AS seen_operation_id, r.attempt AS seen_attempt,
+  r.fingerprint AS seen_fingerprint, r.status,
+  (extract(epoch FROM r.lease_until - ${NOW}) * 1000)::float8 AS lease_left_ms,
+  (r.expires_at <= ${NOW})::int4 AS is_expired, r.status_code, r.headers::text AS headers,
+  CASE WHEN octet_length(r.body) <= ${READ_ALONG_BYTES} THEN r.body END AS body,
+  octet_length(r.body) AS body_bytes`
+
+// A record that is there is read and not inserted: an insert would wait for a transaction that has
+// updated it. Only an insert of the same key that is not committed yet is waited for. Rows are inserted
+// in the order of their keys, so that two processes that insert the same keys do not deadlock.
 const INSERT = `
-WITH a AS (
-  SELECT * FROM ${asked('tenant_id::text', 'key::text', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text')}
+WITH a AS MATERIALIZED (
+  SELECT a.*, ${SEEN}
+  FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text')}
+  LEFT JOIN idempotency_record r ON ${IS_ROW_OF}
 ), made AS (
   INSERT INTO idempotency_record
-    (tenant_id, key, fingerprint, status, fence, lease_until, expires_at, created_at, handler, input)
-  SELECT tenant_id, key, fingerprint, 'in_progress', 1,
+    (tenant_id, key, operation_id, attempt, fingerprint, status, lease_until, expires_at,
+     created_at, handler, input)
+  SELECT tenant_id, key, operation_id, 1, fingerprint, 'in_progress',
     ${NOW} + lease_ms * interval '1 millisecond',
     ${NOW} + retention_ms * interval '1 millisecond', ${NOW}, handler, to_jsonb(input)
-  FROM a ORDER BY tenant_id, key
+  FROM a WHERE seen_operation_id IS NULL ORDER BY tenant_id, key
   ON CONFLICT (tenant_id, key) DO NOTHING
-  RETURNING tenant_id, key
+  RETURNING operation_id
 )
-SELECT a.i::int4 AS i, (made.key IS NOT NULL)::int4 AS made,
-  r.fingerprint, r.status, r.fence, ${LEASE_LEFT_MS} AS lease_left_ms,
-  (r.expires_at <= ${NOW})::int4 AS is_expired, r.status_code, r.headers::text AS headers, r.body
-FROM a
-LEFT JOIN made ON made.tenant_id = a.tenant_id AND made.key = a.key
-LEFT JOIN idempotency_record r ON ${IS_ROW_OF}`
+SELECT a.i::int4 AS i, (made.operation_id IS NOT NULL)::int4 AS made, seen_operation_id,
+  seen_attempt, seen_fingerprint, status, lease_left_ms, is_expired, status_code, headers, body,
+  body_bytes
+FROM a LEFT JOIN made ON made.operation_id = a.operation_id`
 
-// A key that was forgotten begins with fence 1 again, and a statement can be long on its way: what it
-// has seen must be what is taken over, the same operation, or one whose time is over.
+// A row that another transaction has locked is skipped: it is about to change, or its holder stands
+// still, and nothing may wait for that.
 const TAKE_OVER = `
+WITH a AS MATERIALIZED (
+  SELECT * FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text', 'seen_operation_id::text', 'seen_attempt::int4', 'resumed::bool')}
+), locked AS MATERIALIZED (
+  SELECT a.* FROM a JOIN idempotency_record r ON ${IS_ROW_OF} AND ${IS_SEEN}
+  WHERE ${IS_FREE}
+    AND CASE WHEN a.resumed THEN r.fingerprint = a.fingerprint ELSE r.expires_at <= ${NOW} END
+  FOR UPDATE OF r SKIP LOCKED
+)
 UPDATE idempotency_record r SET
-  fence = r.fence + 1, status = 'in_progress', fingerprint = a.fingerprint,
+  operation_id = CASE WHEN a.resumed THEN r.operation_id ELSE a.operation_id END,
+  attempt = CASE WHEN a.resumed THEN r.attempt + 1 ELSE 1 END,
+  status = 'in_progress', fingerprint = a.fingerprint,
   lease_until = ${NOW} + a.lease_ms * interval '1 millisecond',
   expires_at = ${NOW} + a.retention_ms * interval '1 millisecond',
   status_code = NULL, headers = NULL, body = NULL,
   steps = CASE WHEN a.resumed THEN r.steps END,
   handler = CASE WHEN a.resumed THEN r.handler ELSE a.handler END,
   input = CASE WHEN a.resumed THEN r.input ELSE to_jsonb(a.input) END
-FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text', 'resumed::bool')}
-WHERE ${IS_ROW_OF} AND r.fence = a.fence AND ${IS_FREE}
-  AND CASE WHEN a.resumed THEN r.fingerprint = a.fingerprint ELSE r.expires_at <= ${NOW} END
+FROM locked a
+WHERE ${IS_ROW_OF} AND ${IS_SEEN}
 RETURNING a.i::int4 AS i, r.steps::text AS steps`
 
+const READ_BODIES = `
+SELECT a.i::int4 AS i, r.body
+FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'attempt::int4')}
+JOIN idempotency_record r ON ${IS_ROW_OF} AND ${IS_ATTEMPT} AND r.status = 'completed'`
+
 // What was done step by step is of no use once there is a response: a retry gets that.
-// A finish that is said twice matches its own first writing: the fence names one claim, and a
-// claim says one thing.
+// A finish that is sent twice matches its own first writing: the token names one attempt, and an
+// attempt ends in one way.
 const FINISH = `
 UPDATE idempotency_record r SET
   status = a.status, status_code = a.status_code, headers = a.headers::jsonb, body = decode(a.body, 'hex'),
   steps = CASE WHEN a.status = 'released' THEN r.steps END,
   handler = CASE WHEN a.status = 'released' THEN r.handler END,
   input = CASE WHEN a.status = 'released' THEN r.input END
-FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'status::text', 'status_code::int4', 'headers::text', 'body::text')}
-WHERE ${IS_ROW_OF} AND r.fence = a.fence
+FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'attempt::int4', 'status::text', 'status_code::int4', 'headers::text', 'body::text')}
+WHERE ${IS_ROW_OF} AND ${IS_ATTEMPT}
   AND r.status IN ('in_progress', a.status)
 RETURNING a.i::int4 AS i`
 
 const EXTEND = `
 UPDATE idempotency_record r SET lease_until = ${NOW} + a.lease_ms * interval '1 millisecond'
-FROM ${asked('tenant_id::text', 'key::text', 'fence::int4', 'lease_ms::float8')}
-WHERE ${IS_HELD_BY}
+FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'attempt::int4', 'lease_ms::float8')}
+WHERE ${IS_ROW_OF} AND ${IS_ATTEMPT} AND r.status = 'in_progress'
 RETURNING a.i::int4 AS i`
 
 const FORGET = `
 DELETE FROM idempotency_record r
-USING ${asked('tenant_id::text', 'key::text', 'fence::int4')}
-WHERE ${IS_HELD_BY}
+USING ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'attempt::int4')}
+WHERE ${IS_ROW_OF} AND ${IS_ATTEMPT} AND r.status = 'in_progress'
 RETURNING a.i::int4 AS i`
 
 // SKIP LOCKED: processes that prune at the same time share the work. A row that is being taken
@@ -99,14 +128,16 @@ SELECT count(*)::int4 AS count FROM gone`
 
 // Numbers are read with Number(): an application may have told pg to leave them as text.
 export interface RecordRow {
-  fingerprint: string | null
+  seen_operation_id: string | null
+  seen_attempt: number
+  seen_fingerprint: string
   status: RecordStatus
-  fence: number
   lease_left_ms: number
   is_expired: number
   status_code: number | null
   headers: string | null
   body: Uint8Array | null
+  body_bytes: number | null
 }
 
 interface InsertRow extends RecordRow {
@@ -116,7 +147,7 @@ interface InsertRow extends RecordRow {
 
 // A conflict with a row that committed after the statement's snapshot was taken neither inserts
 // nor sees it; the next statement does. A row can also be pruned in between, so this can repeat.
-const LOOKS = 10
+const MAX_LOOKS = 10
 
 /** One statement for each verb, whatever the length of its list. */
 export function postgresStore(runOnce: RunStatement): Store {
@@ -132,9 +163,10 @@ export function postgresStore(runOnce: RunStatement): Store {
     const rows = await matchedRows(run, 'fi_take_over', TAKE_OVER, asks, {
       compare,
       columnsOf: (list: readonly TakeOver[]) => [
-        ...holds(list),
         ...wanted(list),
-        list.map((ask) => ask.resumed),
+        list.map(({ seen }) => seen.operationId),
+        list.map(({ seen }) => seen.attempt),
+        list.map(({ resumed }) => resumed),
       ],
     })
     return (rows as readonly ({ steps: string | null } | undefined)[]).map(
@@ -142,22 +174,16 @@ export function postgresStore(runOnce: RunStatement): Store {
     )
   }
 
-  async function insert(asks: readonly Ask[], looks = LOOKS): Promise<Inserted[]> {
-    const rows = (await run('fi_insert', INSERT, [
-      ...keys(asks),
-      ...wanted(asks),
-    ])) as readonly InsertRow[]
+  async function insert(asks: readonly Ask[], looks = MAX_LOOKS): Promise<Inserted[]> {
+    const values = [...wanted(asks), lockTimeoutFor(asks)]
+    const rows = (await run('fi_insert', INSERT, values)) as readonly InsertRow[]
     const result = new Array<Inserted | undefined>(asks.length)
-    const made = new Set<string>()
-    for (const row of [...rows].sort((a, b) => a.i - b.i)) {
+    for (const row of rows) {
       const place = row.i - 1
-      const isMade = Number(row.made) === 1
-      const { tenantId, key } = asks[place] as Ask
-      const name = JSON.stringify([tenantId, key])
-      // The same key twice in one list: the first one made it.
-      if (isMade && !made.has(name)) result[place] = { kind: 'made' }
-      else if (row.fingerprint !== null) result[place] = { kind: 'seen', record: recordOf(row) }
-      if (isMade) made.add(name)
+      if (Number(row.made) === 1) result[place] = { kind: 'made' }
+      else if (row.seen_operation_id !== null) {
+        result[place] = { kind: 'seen', record: recordOf(row) }
+      }
     }
     const unseen = asks.flatMap((ask, i) => (result[i] === undefined ? [{ ask, i }] : []))
     if (unseen.length > 0) {
@@ -175,6 +201,13 @@ export function postgresStore(runOnce: RunStatement): Store {
     combinesLists: true,
     insert: (asks) => insert(asks),
     takeOver,
+    async readBodies(list) {
+      const rows = await matchedRows(run, 'fi_read_bodies', READ_BODIES, list, {
+        compare,
+        columnsOf: holds,
+      })
+      return (rows as readonly ({ body: Uint8Array } | undefined)[]).map((row) => row?.body)
+    },
     finish: (finishes) =>
       matched('fi_finish', FINISH, finishes, (list) => [
         ...holds(list),
@@ -201,16 +234,22 @@ function compare(a: RecordKey, b: RecordKey): number {
   return a.key < b.key ? -1 : a.key > b.key ? 1 : 0
 }
 
-function keys(list: readonly { tenantId: string; key: string }[]): unknown[] {
+function keys(list: readonly RecordKey[]): unknown[] {
   return [list.map(({ tenantId }) => tenantId), list.map(({ key }) => key)]
 }
 
 function holds(list: readonly Hold[]): unknown[] {
-  return [...keys(list), list.map(({ fence }) => fence)]
+  return [
+    ...keys(list),
+    list.map(({ operationId }) => operationId),
+    list.map(({ attempt }) => attempt),
+  ]
 }
 
 function wanted(list: readonly Ask[]): unknown[] {
   return [
+    ...keys(list),
+    list.map(({ operationId }) => operationId),
     list.map(({ fingerprint }) => fingerprint),
     list.map(({ leaseMs }) => leaseMs),
     list.map(({ retentionMs }) => retentionMs),
@@ -225,10 +264,12 @@ export function hex(bytes: Uint8Array): string {
 }
 
 export function recordOf(row: RecordRow): SeenRecord {
+  const bodyBytes = row.body_bytes === null ? 0 : Number(row.body_bytes)
   return {
-    fingerprint: row.fingerprint as string,
+    operationId: row.seen_operation_id as string,
+    attempt: Number(row.seen_attempt),
+    fingerprint: row.seen_fingerprint,
     status: row.status,
-    fence: Number(row.fence),
     leaseLeftMs: Number(row.lease_left_ms),
     isExpired: Number(row.is_expired) === 1,
     response:
@@ -239,5 +280,6 @@ export function recordOf(row: RecordRow): SeenRecord {
             body: row.body,
           }
         : null,
+    unreadBodyBytes: row.body === null ? bodyBytes : 0,
   }
 }

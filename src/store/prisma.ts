@@ -1,4 +1,5 @@
 import type {
+  AttemptToken,
   RecordKey,
   RecordStatus,
   SeenRecord,
@@ -10,9 +11,10 @@ import type { DatabaseClock } from './clock.js'
 import type { Ask, Extend, Finish, Hold, Inserted, Store, Taken, TakeOver } from './store.js'
 
 interface Row {
+  operationId: string
+  attempt: number
   fingerprint: string
   status: RecordStatus
-  fence: number
   leaseUntil: Date
   expiresAt: Date
   tenantId: string
@@ -31,7 +33,7 @@ const NOTHING = {}
 const NOBODY = { handler: null, input: NOTHING }
 
 // A row can be pruned between the constraint's answer and the look at it, and the next one too.
-const LOOKS = 10
+const MAX_LOOKS = 10
 
 /**
  * The portable store: nothing but Prisma's own calls, for every database that Prisma reaches.
@@ -41,37 +43,38 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
   const records = client.idempotencyRecord
 
   async function insert(ask: Ask): Promise<Inserted> {
-    const { tenantId, key, fingerprint } = ask
+    const { tenantId, key, operationId, fingerprint } = ask
     for (let look = 1; ; look += 1) {
+      // Read first: an insert would wait for a transaction that has updated the record.
+      const row: Row | null = await records.findUnique({
+        where: { tenantId_key: { tenantId, key } },
+      })
+      if (row !== null) {
+        refuseOtherKey(row, ask)
+        return { kind: 'seen', record: recordOf(row, await timeFor(row)) }
+      }
       const now = await clock.estimate()
       try {
         await records.create({
           data: {
             tenantId,
             key,
+            operationId,
+            attempt: 1,
             fingerprint,
             status: 'in_progress',
-            fence: 1,
             leaseUntil: later(now, ask.leaseMs),
             expiresAt: later(now, ask.retentionMs),
             createdAt: now,
             ...ask.recovery,
           },
-          select: { fence: true },
+          select: { attempt: true },
         })
         return { kind: 'made' }
       } catch (error) {
-        if (!isUniqueViolation(error)) throw error
         // Which constraint it was is not said reliably. The row under this key tells: none there
         // means that another constraint was hit, or that the row has just been pruned.
-        const row: Row | null = await records.findUnique({
-          where: { tenantId_key: { tenantId, key } },
-        })
-        if (row !== null) {
-          refuseOtherKey(row, ask)
-          return { kind: 'seen', record: recordOf(row, await timeFor(row)) }
-        }
-        if (look === LOOKS) throw error
+        if (!isUniqueViolation(error) || look === MAX_LOOKS) throw error
       }
     }
   }
@@ -88,9 +91,8 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
       where: {
         tenantId: ask.tenantId,
         key: ask.key,
-        fence: ask.fence,
-        // A key that was forgotten begins with fence 1 again, and a call can be long on its way: what
-        // it has seen must be what is taken over.
+        operationId: ask.seen.operationId,
+        attempt: ask.seen.attempt,
         ...(ask.resumed ? { fingerprint: ask.fingerprint } : { expiresAt: { lte: now } }),
         OR: [
           { status: 'released' },
@@ -99,9 +101,11 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
         ],
       },
       data: {
+        ...(ask.resumed
+          ? { attempt: { increment: 1 } }
+          : { operationId: ask.operationId, attempt: 1 }),
         fingerprint: ask.fingerprint,
         status: 'in_progress',
-        fence: { increment: 1 },
         leaseUntil: later(now, ask.leaseMs),
         expiresAt: later(now, ask.retentionMs),
         statusCode: null,
@@ -112,17 +116,27 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
     if (count === 0) return undefined
     if (!ask.resumed) return { steps: {} }
     // From now on nobody else can add to them.
-    const row: { fence: number; steps: StepResults | null } | null = await records.findUnique({
+    const row: (AttemptToken & { steps: StepResults | null }) | null = await records.findUnique({
       where: { tenantId_key: { tenantId: ask.tenantId, key: ask.key } },
-      select: { fence: true, steps: true },
+      select: { operationId: true, attempt: true, steps: true },
     })
-    return row?.fence === ask.fence + 1 ? { steps: row.steps ?? {} } : undefined
+    const { operationId, attempt } = ask.seen
+    const isTaken = row?.operationId === operationId && row.attempt === attempt + 1
+    return isTaken ? { steps: row.steps ?? {} } : undefined
   }
 
-  async function finish({ tenantId, key, fence, response }: Finish): Promise<boolean> {
+  async function readBody(hold: Hold): Promise<Uint8Array | undefined> {
+    const row: Pick<Row, 'body'> | null = await records.findFirst({
+      where: { ...attemptOf(hold), status: 'completed' },
+      select: { body: true },
+    })
+    return row?.body ?? undefined
+  }
+
+  async function finish({ response, ...hold }: Finish): Promise<boolean> {
     const status = response === null ? 'released' : 'completed'
     const { count } = await records.updateMany({
-      where: { tenantId, key, fence, status: { in: ['in_progress', status] } },
+      where: { ...attemptOf(hold), status: { in: ['in_progress', status] } },
       data: {
         status,
         ...(response && { ...response, steps: NOTHING, ...NOBODY }),
@@ -139,7 +153,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
       data: { leaseUntil },
     })
     if (count === 1) return true
-    return (await records.findFirst({ where: heldBy(hold), select: { fence: true } })) !== null
+    return (await records.findFirst({ where: heldBy(hold), select: { attempt: true } })) !== null
   }
 
   async function forget(hold: Hold): Promise<boolean> {
@@ -151,6 +165,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
     combinesLists: false,
     insert: each(insert),
     takeOver: each(takeOver),
+    readBodies: each(readBody),
     finish: each(finish),
     extend: each(extend),
     forget: each(forget),
@@ -208,8 +223,12 @@ function later(time: Date, ms: number): Date {
   return new Date(time.getTime() + ms)
 }
 
-function heldBy({ tenantId, key, fence }: Hold) {
-  return { tenantId, key, fence, status: 'in_progress' }
+function attemptOf({ tenantId, key, operationId, attempt }: Hold) {
+  return { tenantId, key, operationId, attempt }
+}
+
+function heldBy(hold: Hold) {
+  return { ...attemptOf(hold), status: 'in_progress' }
 }
 
 function isFree(row: Row, now: Date): boolean {
@@ -218,17 +237,19 @@ function isFree(row: Row, now: Date): boolean {
 }
 
 function recordOf(row: Row, now: Date): SeenRecord {
-  const { fingerprint, status, fence, statusCode, headers, body } = row
+  const { operationId, attempt, fingerprint, status, statusCode, headers, body } = row
   return {
+    operationId,
+    attempt,
     fingerprint,
     status,
-    fence,
     leaseLeftMs: row.leaseUntil.getTime() - now.getTime(),
     isExpired: row.expiresAt <= now,
     response:
       status === 'completed' && statusCode !== null
         ? { statusCode, headers: headers ?? {}, body }
         : null,
+    unreadBodyBytes: 0,
   }
 }
 

@@ -9,36 +9,7 @@ export type RunStatement = (
   values: readonly unknown[],
 ) => PromiseLike<readonly object[]>
 
-/** The part of a `pg.Pool` that is used. */
-export interface PoolLike {
-  query(config: {
-    name: string
-    text: string
-    values: unknown[]
-  }): PromiseLike<{ rows: readonly object[] }>
-}
-
-// After so many doublings of its age a process leaves it to autovacuum to make plans anew.
-const MOST_GENERATIONS = 12
-
-/**
- * Statements on the application's own pool, each prepared on its connection: the fast path.
- *
- * A connection keeps the plan it made, and a plan made while the table was almost empty reads all
- * of it. Names therefore change whenever a process has become twice as old (in seconds): a plan is
- * never much older than the table's growth.
- */
-export function onPool(pool: PoolLike): RunStatement {
-  const startedAt = performance.now()
-  return async (name, text, values) => {
-    const age = Math.log2(1 + (performance.now() - startedAt) / 1_000)
-    const generation = Math.min(MOST_GENERATIONS, Math.trunc(age))
-    const named = { name: `${name}_${generation}`, text, values: [...values] }
-    return (await pool.query(named)).rows
-  }
-}
-
-/** The same statements through Prisma's raw query: no second pool, but five times the CPU a call. */
+/** Statements through Prisma's raw query: no second pool, but five times the CPU of a prepared one. */
 export function onPrisma(client: {
   $queryRawUnsafe(query: string, ...values: unknown[]): PromiseLike<unknown>
 }): RunStatement {
@@ -57,10 +28,26 @@ export const NOW_ONCE = `(SELECT ${NOW})`
 export const hasCome = (column: string) =>
   `${column} > (SELECT '-infinity'::timestamp) AND ${column} <= ${NOW_ONCE}`
 
+/** How long a statement waits for a row that another transaction has locked. */
+const LOCK_TIMEOUT_MS = 1_000
+/** The same for a list: one item that has to wait holds up the others. Then each goes alone. */
+const LIST_LOCK_TIMEOUT_MS = 200
+
+/** The last parameter of every statement over a list. */
+export function lockTimeoutFor(items: readonly unknown[]): string {
+  return String(items.length > 1 ? LIST_LOCK_TIMEOUT_MS : LOCK_TIMEOUT_MS)
+}
+
+// For this statement alone, and unless the application has set its own.
+const limitLockWaits = (timeout: string) =>
+  `CASE WHEN current_setting('lock_timeout') = '0'
+    THEN 0 * length(set_config('lock_timeout', ${timeout}, true)) ELSE 0 END`
+
 /**
- * A table of the list's items; `i` is an item's place in the list.
+ * A table of the list's items; `i` is an item's place in the list. The parameter behind its columns is
+ * `lockTimeoutFor` the list, in force before the first row is locked.
  *
- * The two subqueries are for the planner. It must not see how long the arrays are, or it plans anew
+ * The subqueries are for the planner. It must not see how long the arrays are, or it plans anew
  * every time, which takes longer than the statement. And it must expect one row of them, or it
  * prefers reading all of a table that it believes to be small to a look into the index.
  */
@@ -68,7 +55,8 @@ export function asked(...columns: readonly `${string}::${string}`[]): string {
   const names = columns.map((column) => column.split('::')[0])
   const arrays = columns.map((column, n) => `(SELECT $${n + 1}::${column.split('::')[1]}[])`)
   const table = `unnest(${arrays.join(', ')}) WITH ORDINALITY AS items(${names.join(', ')}, i)`
-  return `(SELECT * FROM ${table} WHERE i = i + (SELECT 0)) AS a`
+  const zero = limitLockWaits(`$${columns.length + 1}::text`)
+  return `(SELECT * FROM ${table} WHERE i = i + (SELECT ${zero})) AS a`
 }
 
 /** Statements that are said again when the server rolled them back: each must be guarded. */
@@ -94,7 +82,8 @@ export async function matchedRows<I>(
   },
 ): Promise<(object | undefined)[]> {
   const places = [...items.keys()].sort((a, b) => compare(items[a] as I, items[b] as I))
-  const columns = columnsOf(places.map((place) => items[place] as I))
+  const list = places.map((place) => items[place] as I)
+  const columns = [...columnsOf(list), lockTimeoutFor(list)]
   const result = new Array<object | undefined>(items.length).fill(undefined)
   for (const row of (await run(name, text, columns)) as readonly { i: number }[]) {
     result[places[row.i - 1] as number] = row

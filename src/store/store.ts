@@ -1,7 +1,15 @@
-import type { RecordKey, SeenRecord, StepResults, StoredResponse } from '../core/record.js'
+import type {
+  AttemptToken,
+  RecordKey,
+  SeenRecord,
+  StepResults,
+  StoredResponse,
+} from '../core/record.js'
 
 /** Asks for a key: the first one to ask gets it. */
 export interface Ask extends RecordKey {
+  /** Names the operation that begins with it. */
+  readonly operationId: string
   readonly fingerprint: string
   readonly leaseMs: number
   readonly retentionMs: number
@@ -16,16 +24,21 @@ export interface Recovery {
 }
 
 /** Names a claim; every write after the first is guarded by all of it. */
-export interface Hold extends RecordKey {
-  readonly fence: number
-}
+export interface Hold extends RecordKey, AttemptToken {}
 
-export interface TakeOver extends Ask, Hold {
+export interface TakeOver extends Ask {
+  /** The attempt that is replaced. */
+  readonly seen: AttemptToken
   /**
-   * Whether it goes on with what an earlier attempt has done, to be recovered as that was; otherwise that
-   * is forgotten.
+   * Whether it is the next attempt at the same operation, which keeps what earlier attempts have done
+   * and its recovery; otherwise operation `operationId` begins with attempt 1, and nothing is kept.
    */
   readonly resumed: boolean
+}
+
+/** A body that was too large to be read along with its record. */
+export interface UnreadBody extends Hold {
+  readonly bytes: number
 }
 
 /** A claim that was taken over. */
@@ -47,7 +60,9 @@ export interface Extend extends Hold {
 
 /**
  * Where records live. Verbs take lists, so that what concurrent requests ask for can travel in one
- * statement; each entry of a result belongs to the entry of the list at the same place.
+ * statement; each entry of a result belongs to the entry of the list at the same place. Two items of
+ * a list of guarded writes never name the same row: a statement would update it once and answer one of
+ * them.
  *
  * `false` or `undefined` means that the guard did not match: somebody else has the operation by now. A verb
  * rejects only when the store cannot answer, and nothing may be concluded from that: the write may
@@ -56,13 +71,15 @@ export interface Extend extends Hold {
 export interface Store {
   /** Whether a list travels as one statement. Otherwise combining would only tie fates together. */
   readonly combinesLists: boolean
-  /** Inserts a record with fence 1, or tells what stands there. One atomic write decides. */
+  /** Inserts a record with attempt 1, or returns the one that is there. One atomic write decides. */
   insert(asks: readonly Ask[]): Promise<Inserted[]>
   /**
-   * Takes over a record that is expired, released, or whose lease ran out, if its fence is still `fence`.
-   * To be resumed it must be the same operation by its fingerprint; not to be, it must be expired.
+   * Takes over a record that is expired, released, or whose lease ran out, if it still is the attempt
+   * that was seen. To be resumed it must have the same fingerprint; not to be, it must be expired.
    */
   takeOver(asks: readonly TakeOver[]): Promise<(Taken | undefined)[]>
+  /** The bodies of completed records; `undefined` where the record is another one by now, or gone. */
+  readBodies(bodies: readonly UnreadBody[]): Promise<(Uint8Array | undefined)[]>
   /** Completes or releases a claim. Saying the same again (the first reply got lost) is `true` again. */
   finish(finishes: readonly Finish[]): Promise<boolean[]>
   /** Renews a lease, counted from now. */

@@ -4,7 +4,7 @@ import type { EventStatus } from '../core/event.js'
 import { crashPoint } from '../crash-points.js'
 import { type Report, reporter } from '../events.js'
 import { sealed } from '../sealed.js'
-import { oneOf } from '../store/combine.js'
+import { batched } from '../store/batcher.js'
 import type { Arrival, Recorded, StoredEvent } from '../store/event-store.js'
 import { within } from '../within.js'
 import { arrivalOf, type Endpoint, laneOf } from './endpoint.js'
@@ -44,10 +44,15 @@ export class Inbox {
   readonly #record: (arrival: Arrival) => Promise<Recorded>
 
   constructor(options: InboxOptions) {
-    const { store, storeTimeoutMs } = options
+    const { store, storeTimeoutMs, limits } = options
     this.#options = options
     this.#runner = new Runner(options, this.#endpoints)
-    this.#record = oneOf(store, store.record, storeTimeoutMs, ({ payload }) => payload.byteLength)
+    this.#record = batched(
+      store,
+      store.record,
+      { identify: ({ id }) => id, sizeOf: ({ payload }) => payload.byteLength },
+      { timeoutMs: storeTimeoutMs, limit: limits.begin },
+    )
   }
 
   /** Whether an endpoint has this name already. */

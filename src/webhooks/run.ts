@@ -61,7 +61,7 @@ export class Run {
     this.#context = context
     this.#subject = { provider, eventId, event: id }
     this.#lease = new Lease<RunEnd>(
-      { fence, askedAt, leaseMs, maxRunMs },
+      { attempt: fence, askedAt, leaseMs, maxRunMs },
       {
         end: context.end,
         // One that is processed by a transaction of its own has no lease left to renew.
@@ -91,7 +91,7 @@ export class Run {
     const steps = this.#openSteps()
     this.#steps = steps
     const log = this.#context.log.child({
-      webhook: { ...this.#subject, attempt: this.#lease.fence },
+      webhook: { ...this.#subject, attempt: this.#lease.attempt },
     })
     const event = new WebhookEvent(this.#stored, payload, {
       log,
@@ -137,7 +137,7 @@ export class Run {
     const { attempts } = this.#stored
     this.#lease.lose('the server closes')
     await this.#end('failed', { status: 'retrying', dueInMs: 0, attempts: attempts - 1 })
-    this.#report({ kind: 'webhook_handed_back', attempt: this.#lease.fence })
+    this.#report({ kind: 'webhook_handed_back', attempt: this.#lease.attempt })
   }
 
   /** Stops without a word, as a crash would. */
@@ -182,7 +182,7 @@ export class Run {
       ? 'processed'
       : await this.#end('processed', { status: 'processed', dueInMs: retentionMs, wakes: lane })
     if (outcome === 'processed') {
-      this.#report({ kind: 'webhook_processed', attempt: this.#lease.fence, tookMs })
+      this.#report({ kind: 'webhook_processed', attempt: this.#lease.attempt, tookMs })
     }
     return isRecorded ? 'processed' : outcome
   }
@@ -197,14 +197,14 @@ export class Run {
     const isProvidersTurn = mode === 'inline' && (provider.redelivers ?? true)
     const pauseMs = fullJitter(retry, attempts - 1, Math.random())
     const retryInMs = Math.round((isProvidersTurn ? PROVIDER_FIRST_MS : 0) + pauseMs)
-    this.#report({ kind: 'webhook_failed', attempt: this.#lease.fence, retryInMs, failure })
+    this.#report({ kind: 'webhook_failed', attempt: this.#lease.attempt, retryInMs, failure })
     return this.#end('failed', { status: 'retrying', dueInMs: retryInMs, error })
   }
 
   /** Its effects are committed, and so is that it is processed: a failure after that is only told. */
   #failedAfterEnd(error: unknown): Promise<RunOutcome> {
     const failure = failureOf(error)
-    this.#report({ kind: 'webhook_failed', attempt: this.#lease.fence, retryInMs: null, failure })
+    this.#report({ kind: 'webhook_failed', attempt: this.#lease.attempt, retryInMs: null, failure })
     return this.#processed(true)
   }
 
@@ -216,7 +216,7 @@ export class Run {
     const retryInMs = Math.round(afterMs ?? fullJitter(POSTPONE, deferrals, Math.random()))
     this.#report({
       kind: 'webhook_postponed',
-      attempt: this.#lease.fence,
+      attempt: this.#lease.attempt,
       deferrals: deferrals + 1,
       retryInMs,
     })
@@ -230,7 +230,7 @@ export class Run {
 
   #die(why: string, error: unknown): Promise<RunOutcome> {
     const failure = error === undefined ? undefined : failureOf(error)
-    this.#report({ kind: 'webhook_dead', attempt: this.#lease.fence, why, failure })
+    this.#report({ kind: 'webhook_dead', attempt: this.#lease.attempt, why, failure })
     return this.#end('dead', { status: 'dead', dueInMs: null, error: error ?? new Error(why) })
   }
 
@@ -245,7 +245,7 @@ export class Run {
     const isLeft = ending.status === 'retrying' && !this.#endpoint.isServed
     const end: RunEnd = {
       id,
-      fence: this.#lease.fence,
+      fence: this.#lease.attempt,
       attempts,
       deferrals,
       wakes: null,
@@ -263,7 +263,7 @@ export class Run {
     if (settled.kind === 'lost') return 'lost'
     this.#report({
       kind: 'webhook_end_not_stored',
-      attempt: this.#lease.fence,
+      attempt: this.#lease.attempt,
       failure: failureOf(settled.error),
     })
     void this.#lease.keepSettling(end, storeTimeoutMs)
@@ -272,7 +272,7 @@ export class Run {
 
   #errorOf(error: unknown): RunError {
     return {
-      attempt: this.#lease.fence,
+      attempt: this.#lease.attempt,
       at: new Date().toISOString(),
       message: messageOf(error).slice(0, LONGEST_MESSAGE).replaceAll('\0', '').toWellFormed(),
     }

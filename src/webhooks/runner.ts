@@ -2,10 +2,11 @@ import type { FastifyBaseLogger } from 'fastify'
 import type { Dispatch, Job, JobName, JobOutcome, Work } from '../dispatch/dispatch.js'
 import { type Report, reporter } from '../events.js'
 import type { ApplicationGuards } from '../guards.js'
+import { batched } from '../store/batcher.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
-import { oneOf } from '../store/combine.js'
 import type { Endpoints, EventStore, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
+import type { StatementLimits } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import { type Endpoint, payloadOf } from './endpoint.js'
 import { Run, type RunContext, type RunOutcome } from './run.js'
@@ -17,6 +18,7 @@ export interface RunnerOptions {
   readonly dispatch: Dispatch
   /** How long the store may take for one answer. */
   readonly storeTimeoutMs: number
+  readonly limits: StatementLimits
   /** How long a closing server waits for the events that it runs. */
   readonly drainMs: number
   readonly guards: ApplicationGuards
@@ -38,12 +40,14 @@ export class Runner implements Work {
   #onEmpty: (() => void) | undefined
 
   constructor(options: RunnerOptions, endpoints: ReadonlyMap<string, Endpoint>) {
-    const { store, storeTimeoutMs, log } = options
+    const { store, storeTimeoutMs, limits, log } = options
     this.#options = options
     this.#endpoints = endpoints
     this.report = reporter(log, undefined, undefined)
-    this.#end = oneOf(store, store.end, storeTimeoutMs)
-    this.#extend = oneOf(store, store.extend, storeTimeoutMs)
+    const identify = ({ id }: RunHold) => id
+    const hold = { timeoutMs: storeTimeoutMs, limit: limits.hold }
+    this.#end = batched(store, store.end, { identify }, hold)
+    this.#extend = batched(store, store.extend, { identify }, hold)
   }
 
   /** Begins to run what is due. Once. */
@@ -107,7 +111,8 @@ export class Runner implements Work {
     report?: Report,
   ): Promise<RunOutcome | undefined> {
     const askedAt = performance.now()
-    const claiming = this.#options.store.claim(id, endpoint.settings.leaseMs)
+    const { store, limits } = this.#options
+    const claiming = limits.begin(() => store.claim(id, endpoint.settings.leaseMs))
     const claimed = this.#claimInTime(claiming.then((stored) => (stored ? [stored] : [])))
     const starting = claimed.then(
       ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, log, report),

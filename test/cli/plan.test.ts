@@ -139,7 +139,7 @@ test('keeps a model of the team that has what is needed', async (t) => {
 test('names the fields that a model of the team lacks, and the lines to add', async (t) => {
   // Of the first model alone.
   const own = models
-    .replace(/^ {2}fence .*\n/m, '// fence Int\n')
+    .replace(/^ {2}attempt .*\n/m, '// attempt Int\n')
     .replace(/^ {2}body .*\n/m, '// body Int\n')
   t.same(plan(oneFile(datasource + own), models), {
     kind: 'incomplete',
@@ -148,7 +148,7 @@ test('names the fields that a model of the team lacks, and the lines to add', as
         name: 'IdempotencyRecord',
         path: 'schema.prisma',
         shortcomings: [
-          { what: 'field IdempotencyRecord.fence', needs: 'fence       Int      @default(1)' },
+          { what: 'field IdempotencyRecord.attempt', needs: 'attempt     Int      @default(1)' },
           { what: 'field IdempotencyRecord.body', needs: 'body        Bytes?' },
         ],
       },

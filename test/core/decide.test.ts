@@ -3,8 +3,9 @@ import { decide } from '../../src/core/decide.js'
 import type { SeenRecord } from '../../src/core/record.js'
 
 const response = { statusCode: 201, headers: {}, body: new Uint8Array() }
-const takeFresh = { kind: 'take', fence: 3, resumed: false }
-const takeResumed = { kind: 'take', fence: 3, resumed: true }
+const seen = { operationId: 'o', attempt: 3 }
+const takeFresh = { kind: 'take', seen, resumed: false }
+const takeResumed = { kind: 'take', seen, resumed: true }
 
 // Every cell: status, lease, expiry, fingerprint, policy. Written out, not computed.
 const TABLE = `
@@ -60,7 +61,7 @@ const TABLE = `
 const EXPECTED: Record<string, object> = {
   busy: { kind: 'busy' },
   mismatch: { kind: 'mismatch' },
-  uncertain: { kind: 'uncertain', attempt: 3 },
+  uncertain: { kind: 'uncertain', ...seen },
   replay: { kind: 'replay', response },
   fresh: takeFresh,
   resumed: takeResumed,
@@ -79,10 +80,12 @@ for (const [status, lease, expiry, fingerprint, policy, expected] of rows) {
       const record: SeenRecord = {
         fingerprint: 'f',
         status: status as SeenRecord['status'],
-        fence: 3,
+        operationId: 'o',
+        attempt: 3,
         leaseLeftMs: lease === 'runs' ? 1 : 0,
         isExpired: expiry === 'expired',
         response: status === 'completed' ? response : null,
+        unreadBodyBytes: 0,
       }
       const decision = decide(record, fingerprint === 'same' ? 'f' : 'g', policy as 'rerun')
       t.strictSame(decision, EXPECTED[expected as string])
@@ -94,10 +97,12 @@ t.test('a completed record without a response is refused, not replayed', async (
   const record: SeenRecord = {
     fingerprint: 'f',
     status: 'completed',
-    fence: 1,
+    operationId: 'o',
+    attempt: 1,
     leaseLeftMs: 0,
     isExpired: false,
     response: null,
+    unreadBodyBytes: 0,
   }
   t.throws(() => decide(record, 'f', 'rerun'), TypeError)
 })

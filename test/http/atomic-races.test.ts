@@ -283,7 +283,7 @@ for (const [isolation, refusal] of [
     ])
     t.same(answers.map(({ statusCode }) => statusCode).sort(), [200, refusal.status])
     t.equal(await effects(on, key), 1)
-    t.match(await recordOf(on, key), { fence: 2, status: 'completed' })
+    t.match(await recordOf(on, key), { attempt: 2, status: 'completed' })
   })
 }
 
@@ -299,7 +299,7 @@ test('an attempt of a route that was not atomic, which began meanwhile, keeps it
   const later = new Date(Date.now() + 60_000)
   await on.prisma.idempotencyRecord.create({
     data: {
-      ...{ tenantId: '', key, fingerprint: 'x', status: 'in_progress', fence: 1 },
+      ...{ tenantId: '', key, fingerprint: 'x', status: 'in_progress', operationId: 'other' },
       ...{ leaseUntil: later, expiresAt: later },
     },
   })
@@ -331,8 +331,8 @@ test('an attempt that came and went meanwhile is not passed over: what it did is
     await began
     await on.prisma.idempotencyRecord.upsert({
       where: { tenantId_key: { tenantId: '', key } },
-      create: { ...record, fingerprint: 'x', fence: 1 },
-      update: { fence: { increment: 1 } },
+      create: { ...record, fingerprint: 'x', operationId: 'other' },
+      update: { attempt: { increment: 1 } },
     })
     go()
     t.equal((await first).json().code, 'IDEMPOTENCY_LEASE_LOST', seen)

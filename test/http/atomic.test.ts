@@ -68,7 +68,7 @@ for (const [name, on] of Object.entries(databases)) {
     const first = await send(app, '/things', { key })
     t.equal(first.statusCode, 201)
     t.equal(first.body, '{"run":1}')
-    t.match(await recordOf(on, key), { status: 'completed', fence: 1, statusCode: 201 })
+    t.match(await recordOf(on, key), { status: 'completed', attempt: 1, statusCode: 201 })
     const retry = await send(app, '/things', { key })
     t.equal(retry.statusCode, 201)
     t.equal(retry.body, first.body)
@@ -244,7 +244,7 @@ const PAST = [
   },
   {
     left: { status: 'completed', statusCode: 200, expiresAt: new Date(0), fingerprint: 'other' },
-    becomes: { attempt: 5, resumed: false },
+    becomes: { attempt: 1, resumed: false },
   },
 ]
 
@@ -259,11 +259,15 @@ for (const [n, { left, becomes }] of PAST.entries()) {
     await send(app, '/things', { key })
     await database.prisma.idempotencyRecord.updateMany({
       where: { key },
-      data: { fence: 4, steps: { a: 1 }, ...left },
+      data: { attempt: 4, steps: { a: 1 }, ...left },
     })
     const answer = await send(app, '/things', { key })
     t.same(answer.json(), { run: 2, ...becomes })
-    t.match(await recordOf(database, key), { status: 'completed', fence: 5, steps: null })
+    t.match(await recordOf(database, key), {
+      status: 'completed',
+      attempt: becomes.attempt,
+      steps: null,
+    })
     t.ok(((await recordOf(database, key))?.expiresAt ?? 0) > new Date())
     t.equal((await send(app, '/things', { key })).body, answer.body)
   })

@@ -250,7 +250,7 @@ test('a pool is refused beside a client of another database', async (t) => {
     $queryRawUnsafe: call as never,
     _activeProvider: 'mysql',
   }
-  const pool = { query: async () => ({ rows: [] }) }
+  const pool = { connect: () => Promise.reject(new Error('not used')) }
   await t.rejects(
     Promise.resolve(app.register(idempotency, { prisma: mysql, pool, tenant: false })),
     { code: 'IDEMPOTENCY_OPTION_INVALID', message: /"pool" is for PostgreSQL.*mysql/ },

@@ -34,7 +34,7 @@ async function endLease(key: string) {
 async function takeOver(key: string) {
   await database.prisma.idempotencyRecord.updateMany({
     where: { key },
-    data: { fence: { increment: 1 } },
+    data: { attempt: { increment: 1 } },
   })
 }
 
@@ -427,7 +427,7 @@ test('a handler that lost its lease and fails does not free the key of the one t
   await takeOver(key)
   go.open()
   t.equal((await first).statusCode, 500)
-  t.match(await recordOf(database, key), { fence: 2, status: 'in_progress' })
+  t.match(await recordOf(database, key), { attempt: 2, status: 'in_progress' })
   t.equal((await send(app, '/things', { key })).statusCode, 409)
 })
 
@@ -456,7 +456,7 @@ test('a stream of a handler that lost its lease breaks off, and is not stored', 
     /0\r\n\r\n$/,
     'the client is not told that this was all',
   )
-  t.match(await recordOf(database, key), { fence: 2, status: 'in_progress' })
+  t.match(await recordOf(database, key), { attempt: 2, status: 'in_progress' })
 })
 
 test('while the handler runs, its lease is renewed', async (t) => {
@@ -479,7 +479,7 @@ test('while the handler runs, its lease is renewed', async (t) => {
   await pool.untilAnswered('fi_extend', 2)
   const after = await recordOf(database, key)
   t.ok(before && after && after.leaseUntil > before.leaseUntil)
-  t.equal(after?.fence, 1)
+  t.equal(after?.attempt, 1)
   go.open()
   t.equal((await first).statusCode, 200)
 })

@@ -233,7 +233,7 @@ const EVENTS: Record<
     async run({ call, began, go, key }) {
       const first = call('/held')
       await began
-      await database.prisma.idempotencyRecord.updateMany({ where: { key }, data: { fence: 7 } })
+      await database.prisma.idempotencyRecord.updateMany({ where: { key }, data: { attempt: 7 } })
       go()
       await first
     },

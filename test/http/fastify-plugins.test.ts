@@ -651,7 +651,7 @@ test('a request that was answered by the timeout while it waited runs nothing af
   go.open()
   t.equal((await first).statusCode, 500)
   t.equal(runs, 1)
-  t.match(await recordOf(database, key), { status: 'released', fence: 1 })
+  t.match(await recordOf(database, key), { status: 'released', attempt: 1 })
 })
 
 test('a key that is granted after the timeout has answered is given back, and nothing runs', async (t) => {

@@ -146,7 +146,7 @@ test('what commits after the look and before the takeover is not done again', {
   const dying = prisma.$transaction(async (tx) => {
     await tx.payment.create(payment(account))
     await tx.idempotencyRecord.updateMany({
-      where: { key, fence: 1, status: 'in_progress' },
+      where: { key, attempt: 1, status: 'in_progress' },
       data: { steps: { '["transaction"]': '[{}]' } },
     })
     isOpen.open()
@@ -589,6 +589,7 @@ test('an application that listens recovers by itself where it is told to', async
     data: {
       tenantId: '',
       key,
+      operationId: 'interrupted',
       fingerprint: 'f',
       status: 'in_progress',
       leaseUntil: PAST,

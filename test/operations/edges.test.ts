@@ -296,7 +296,7 @@ test('a decision that came too late releases nothing', async (t) => {
   await t.rejects(deciding, { code: 'IDEMPOTENCY_STORE_UNAVAILABLE' })
   go.open()
   await over.opened
-  t.match(await recordOf(database, storedKey(key)), { status: 'in_progress', fence: 2 })
+  t.match(await recordOf(database, storedKey(key)), { status: 'in_progress', attempt: 2 })
   t.match(await operations.of('').run(key, () => t.fail('it ran'), uncertain), { kind: 'busy' })
   await letLeaseRunOut(way, storedKey(key))
   t.match(await operations.of('').run(key, () => t.fail('it ran'), uncertain), {

@@ -58,7 +58,7 @@ for (const STATEMENTS of ['pool', 'prisma'] as const) {
       const perRound = await prisma.payment.groupBy({ by: ['amount'] })
       t.equal(perRound.length, rounds)
       t.equal(
-        await prisma.idempotencyRecord.count({ where: { status: 'completed', fence: 1 } }),
+        await prisma.idempotencyRecord.count({ where: { status: 'completed', attempt: 1 } }),
         rounds,
       )
       t.ok(conflicts > 0, `${conflicts} were told to come back`)
@@ -95,7 +95,7 @@ t.test(
     t.equal(answer.status, 201)
     t.notOk(answer.headers['idempotent-replayed'])
     t.ok(blockedMs < 10_000, `blocked for ${Math.round(blockedMs)} ms with a lease of 1000 ms`)
-    t.match(await prisma.idempotencyRecord.findFirst(), { fence: 2, status: 'completed' })
+    t.match(await prisma.idempotencyRecord.findFirst(), { attempt: 2, status: 'completed' })
     const replay = await post(`${second.url}/payments`, 'k', body)
     t.equal(replay.headers['idempotent-replayed'], 'true')
     t.ok(replay.body.equals(answer.body))

@@ -61,7 +61,7 @@ t.test('the audit finds what must not be', { skip }, async (t) => {
   ])
   await prisma.idempotencyRecord.create({
     data: {
-      ...{ tenantId: '', key: 'k', fingerprint: 'f', status: 'in_progress' },
+      ...{ tenantId: '', key: 'k', operationId: 'o', fingerprint: 'f', status: 'in_progress' },
       ...{ leaseUntil: new Date(), expiresAt: new Date() },
     },
   })

@@ -49,7 +49,7 @@ export async function audit(prisma: PrismaClient, asked: readonly Asked[]): Prom
   const [held, waiting, records, events] = await Promise.all([
     prisma.idempotencyRecord.count({ where: { status: { not: 'completed' } } }),
     prisma.webhookEvent.count({ where: { status: { not: 'processed' } } }),
-    prisma.idempotencyRecord.count({ where: { fence: { gt: 1 } } }),
+    prisma.idempotencyRecord.count({ where: { attempt: { gt: 1 } } }),
     prisma.webhookEvent.count({ where: { fence: { gt: 1 } } }),
   ])
   if (held > 0) faults.push(`${held} keys are not completed`)

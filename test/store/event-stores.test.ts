@@ -4,9 +4,10 @@ import type { PrismaClient as SqliteClient } from '../../prisma/generated/sqlite
 import type { Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
 import type { Arrival, EventStore, RunEnd } from '../../src/store/event-store.js'
+import { onPool } from '../../src/store/pool.js'
 import { postgresEventStore } from '../../src/store/postgres-events.js'
 import { prismaEventStore } from '../../src/store/prisma-events.js'
-import { onPool, onPrisma } from '../../src/store/statements.js'
+import { onPrisma } from '../../src/store/statements.js'
 import { eventStoreContract } from '../contracts/event-store.js'
 import { mariadbDatabase } from '../fixtures/mariadb.js'
 import { postgresDatabase } from '../fixtures/postgres.js'
@@ -70,7 +71,7 @@ t.test(
   { skip: noPostgres },
   async (t) => {
     const { pool } = await postgresDatabase(t)
-    const store = postgresEventStore(onPool(pool))
+    const store = postgresEventStore(onPool(pool, 30_000))
     const list = Array.from({ length: 1_000 }, (_, n) => ({
       ...anArrival,
       ...{ id: `${n}`, eventId: `${n}`, status: 'received' as const, dueInMs: 0 },
@@ -86,7 +87,7 @@ t.test(
 
 t.test('a claim is told even when the look for more fails', { skip: noPostgres }, async (t) => {
   const { pool } = await postgresDatabase(t)
-  const run = onPool(pool)
+  const run = onPool(pool, 30_000)
   let claims = 0
   const store = postgresEventStore(async (name, text, values) => {
     if (name === 'fi_event_claim_due') claims += 1
@@ -103,7 +104,7 @@ t.test('a claim is told even when the look for more fails', { skip: noPostgres }
 
 t.test('those who claim do not wait for each other', { skip: noPostgres }, async (t) => {
   const { pool } = await postgresDatabase(t)
-  const store = postgresEventStore(onPool(pool))
+  const store = postgresEventStore(onPool(pool, 30_000))
   const one = { ...anArrival, lane: null, status: 'received' as const, dueInMs: 0 }
   await store.record(['1', '2', '3'].map((id) => ({ ...one, id, eventId: id })))
   const other = await pool.connect()
@@ -186,7 +187,7 @@ t.test('a storm of duplicates opens no connection', { skip: noPostgres }, async 
     const store =
       path === 'portable'
         ? portable(prisma, 'postgresql')
-        : postgresEventStore(path === 'pool' ? onPool(pool) : onPrisma(prisma))
+        : postgresEventStore(path === 'pool' ? onPool(pool, 30_000) : onPrisma(prisma))
     // With Prisma alone, those that meet the first one may run into the constraint.
     if (path === 'portable') await store.record([anArrival])
     let opened = 0
@@ -222,7 +223,7 @@ for (const isolation of ['repeatable read', 'serializable'] as const) {
     { skip: noPostgres },
     async (t) => {
       const { pool } = await postgresDatabase(t, { isolation })
-      const store = postgresEventStore(onPool(pool))
+      const store = postgresEventStore(onPool(pool, 30_000))
       for (let round = 0; round < 3; round += 1) {
         const list = Array.from({ length: 20 }, (_, n) => ({
           ...{ ...anArrival, id: `${round} ${n}`, eventId: `${round} ${n}` },

@@ -2,8 +2,8 @@
 // that met each other, and says to repeat them.
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
+import { onPool } from '../../src/store/pool.js'
 import { postgresStore } from '../../src/store/postgres.js'
-import { onPool } from '../../src/store/statements.js'
 import type { Ask } from '../../src/store/store.js'
 import { postgresDatabase } from '../fixtures/postgres.js'
 import { missing } from '../fixtures/services.js'
@@ -13,18 +13,19 @@ const skip = await missing('postgres')
 const ask = (): Ask => ({
   tenantId: 'acme',
   key: randomUUID(),
+  operationId: randomUUID(),
   fingerprint: 'f',
   leaseMs: 30_000,
   retentionMs: 86_400_000,
 })
-const held = (list: readonly Ask[]) => list.map((a) => ({ ...a, fence: 1, response: null }))
+const held = (list: readonly Ask[]) => list.map((a) => ({ ...a, attempt: 1, response: null }))
 
 for (const isolation of ['read committed', 'repeatable read', 'serializable'] as const) {
   t.test(`at ${isolation}, lists that meet in any order are all answered`, { skip }, async (t) => {
     const { pool } = await postgresDatabase(t, { isolation })
     const { rows } = await pool.query('SHOW transaction_isolation')
     t.equal(rows[0].transaction_isolation, isolation)
-    const store = postgresStore(onPool(pool))
+    const store = postgresStore(onPool(pool, 30_000))
     for (let round = 0; round < 5; round += 1) {
       const asks = Array.from({ length: 40 }, ask)
       const orders = Array.from({ length: 8 }, (_, n) => (n % 2 ? asks : [...asks].reverse()))
@@ -36,10 +37,13 @@ for (const isolation of ['read committed', 'repeatable read', 'serializable'] as
       const released = await Promise.all(orders.map((list) => store.finish(held(list))))
       t.ok(released.flat().every(Boolean), 'saying it again is fine')
       const taken = await Promise.all(
-        orders.map((list) => store.takeOver(list.map((a) => ({ ...a, fence: 1, resumed: true })))),
+        orders.map((list) =>
+          store.takeOver(list.map((a) => ({ ...a, seen: { ...a, attempt: 1 }, resumed: true }))),
+        ),
       )
-      t.equal(taken.flat().filter(Boolean).length, asks.length, 'each is taken over once')
-      await Promise.all(orders.map((list) => store.forget(list.map((a) => ({ ...a, fence: 2 })))))
+      const count = taken.flat().filter(Boolean).length
+      t.equal(count, asks.length, 'each is taken over once')
+      await Promise.all(orders.map((list) => store.forget(list.map((a) => ({ ...a, attempt: 2 })))))
     }
   })
 }

@@ -1,9 +1,10 @@
 import t, { type Test } from 'tap'
 import type { Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
+import { onPool } from '../../src/store/pool.js'
 import { postgresStore } from '../../src/store/postgres.js'
 import { prismaStore } from '../../src/store/prisma.js'
-import { onPool, onPrisma } from '../../src/store/statements.js'
+import { onPrisma } from '../../src/store/statements.js'
 import { storeContract } from '../contracts/store.js'
 import { mariadbDatabase } from '../fixtures/mariadb.js'
 import { postgresDatabase } from '../fixtures/postgres.js'
@@ -32,7 +33,7 @@ async function prunesThousands(t: Test, prisma: Client, provider: Provider): Pro
   const past = new Date('2001-01-01T00:00:00Z')
   const future = new Date('2101-01-01T00:00:00Z')
   const row = (n: number, expiresAt: Date) => ({
-    ...{ tenantId: 'a', key: `${n}`, fingerprint: 'f', status: 'completed' },
+    ...{ tenantId: 'a', key: `${n}`, operationId: 'o', fingerprint: 'f', status: 'completed' },
     ...{ leaseUntil: past, expiresAt },
   })
   await prisma.idempotencyRecord.createMany({
@@ -60,8 +61,12 @@ t.test('MariaDB prunes more than a thousand records at once', { skip: noMariadb 
 t.test('a renewal that was long on its way takes nothing back', async (t) => {
   const { prisma } = await sqliteDatabase(t)
   const clock = databaseClock(prisma, 'sqlite')
-  const ask = { tenantId: 'a', key: 'k', fingerprint: 'f', leaseMs: 30_000, retentionMs: 60_000 }
-  const hold = { ...ask, fence: 1 }
+  const ask = {
+    ...{ tenantId: 'a', key: 'k', operationId: 'o', fingerprint: 'f' },
+    leaseMs: 30_000,
+    retentionMs: 60_000,
+  }
+  const hold = { ...ask, attempt: 1 }
   const row = () =>
     prisma.idempotencyRecord.findUniqueOrThrow({
       where: { tenantId_key: { tenantId: 'a', key: 'k' } },
@@ -72,7 +77,7 @@ t.test('a renewal that was long on its way takes nothing back', async (t) => {
   const late = prismaStore(prisma, { ...clock, ask: async () => askedAt })
   t.strictSame(await late.extend([hold]), [true], 'it has the lease')
   t.strictSame((await row()).leaseUntil, leaseUntil)
-  t.strictSame(await late.extend([{ ...hold, fence: 2 }]), [false])
+  t.strictSame(await late.extend([{ ...hold, attempt: 2 }]), [false])
 })
 
 t.test('a storm of duplicates opens no connection', { skip: noPostgres }, async (t) => {
@@ -82,9 +87,10 @@ t.test('a storm of duplicates opens no connection', { skip: noPostgres }, async 
     pool.on('connect', () => {
       opened += 1
     })
-    const store = postgresStore(path === 'pool' ? onPool(pool) : onPrisma(prisma))
+    const store = postgresStore(path === 'pool' ? onPool(pool, 30_000) : onPrisma(prisma))
     const ask = { tenantId: 'a', key: 'k', fingerprint: 'f', leaseMs: 30_000, retentionMs: 60_000 }
-    await Promise.all(Array.from({ length: 500 }, () => store.insert([ask])))
+    const insert = (_: unknown, n: number) => store.insert([{ ...ask, operationId: `${n}` }])
+    await Promise.all(Array.from({ length: 500 }, insert))
     t.ok(opened <= 5, `${opened} connections through ${path}`)
   }
 })
@@ -100,24 +106,25 @@ t.test(
       plans.set(name, rows.map((row) => row['QUERY PLAN']).join('\n'))
       return []
     })
-    const hold = { tenantId: 'a', key: 'k', fence: 1 }
+    const hold = { tenantId: 'a', key: 'k', operationId: 'o', attempt: 1 }
     const ask = { ...hold, fingerprint: 'f', leaseMs: 1, retentionMs: 1 }
     for (const rows of [0, 10, 1_000]) {
       await pool.query(
-        `INSERT INTO idempotency_record (tenant_id, key, fingerprint, status, fence, lease_until, expires_at)
-       SELECT 'a', $1 || '-' || n, 'f', 'completed', 1, now(), now() FROM generate_series(1, $1::int) n`,
+        `INSERT INTO idempotency_record (tenant_id, key, operation_id, fingerprint, status, lease_until, expires_at)
+       SELECT 'a', $1 || '-' || n, 'o', 'f', 'completed', now(), now() FROM generate_series(1, $1::int) n`,
         [rows],
       )
       // For 1 and for 64: the plan must not depend on how many travel together.
       for (const count of [1, 64]) {
         const list = <T>(item: T) => new Array<T>(count).fill(item)
         await t.rejects(explain.insert(list(ask)), 'nothing is found in a plan')
-        await explain.takeOver(list({ ...ask, resumed: true }))
+        await explain.takeOver(list({ ...ask, seen: hold, resumed: true }))
         await explain.finish(list({ ...hold, response: null }))
         await explain.extend(list({ ...hold, leaseMs: 1 }))
         await explain.forget(list(hold))
+        await explain.readBodies(list({ ...hold, bytes: 1 }))
         await explain.prune(count)
-        t.equal(plans.size, 6)
+        t.equal(plans.size, 7)
         t.match(
           plans.get('fi_prune'),
           /idempotency_record_expires_at_idx[^\n]*\n *Index Cond: /,

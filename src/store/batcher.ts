@@ -1,0 +1,190 @@
+import { StoreTimeout } from '../within.js'
+import { isOfItsData } from './failures.js'
+import type { StatementLimit } from './statement-limit.js'
+
+/** A verb of a store: one call for a list, with one result for each item. */
+export type Verb<I, O> = (items: readonly I[]) => Promise<readonly O[]>
+
+export interface BatcherOptions<I, O> {
+  /** Names the row that an item reads or writes. A list never names one row twice. */
+  readonly identify: (item: I) => string
+  /**
+   * The result of an item that joined an earlier one of the same row while that was still queued: both
+   * are answered by one statement. Without it, the later item waits for a statement of its own.
+   */
+  readonly join?: (first: I, result: O, joined: I) => O
+  /** How many bytes an item carries. */
+  readonly sizeOf?: (item: I) => number
+}
+
+export interface BatcherLimits {
+  /** How many calls of the verb may be in flight, each with one item, while there is little load. */
+  readonly maxConcurrent: number
+  readonly maxItems: number
+  /** How many bytes one call carries, unless a single item has more. */
+  readonly maxBytes: number
+  /** An item that could not be sent within this time is rejected: its caller has given up. */
+  readonly timeoutMs: number
+  /** Calls of all verbs share it. */
+  readonly limit: StatementLimit
+}
+
+interface Entry<I, O> {
+  readonly item: I
+  readonly row: string
+  readonly queuedAt: number
+  readonly joined: { readonly item: I; resolve(result: O): void; reject(error: unknown): void }[]
+  /** A list with it failed because of the data of one of its items. */
+  isAlone: boolean
+  resolve(result: O): void
+  reject(error: unknown): void
+}
+
+/**
+ * Puts a verb that takes a list behind a function that takes one item: a group commit.
+ *
+ * Under little load every item goes at once, alone. What arrives while `maxConcurrent` calls are in
+ * flight travels together as soon as one ends. Were that more than `maxConcurrent` items, the load is
+ * high, and from then on one call at a time carries all that came during the last one, until calls
+ * become small again. So nothing waits for a batch to fill, and under load the number of statements
+ * stops growing with the number of requests.
+ *
+ * A call that fails because of the data of one of its items is repeated item by item, so that this
+ * item fails alone. A call that fails for another reason fails for all of its items.
+ */
+export function createBatcher<I, O>(
+  verb: Verb<I, O>,
+  { identify, join, sizeOf = () => 0 }: BatcherOptions<I, O>,
+  { maxConcurrent, maxItems, maxBytes, timeoutMs, limit }: BatcherLimits,
+): (item: I) => Promise<O> {
+  let queue: Entry<I, O>[] = []
+  let inFlight = 0
+  let lastSize = 1
+  let expiry: NodeJS.Timeout | undefined
+
+  function flush(): void {
+    while (queue.length > 0 && inFlight < (lastSize > maxConcurrent ? 1 : maxConcurrent)) {
+      void send(takeBatch())
+    }
+    if (queue.length === 0) {
+      clearTimeout(expiry)
+      expiry = undefined
+    } else expiry ??= setTimeout(expireQueued, timeoutMs)
+  }
+
+  /** The longest queued items that may travel together; the others stay, in their order. */
+  function takeBatch(): Entry<I, O>[] {
+    const [first, ...others] = queue as [Entry<I, O>, ...Entry<I, O>[]]
+    const batch = [first]
+    const rows = new Set([first.row])
+    let bytes = sizeOf(first.item)
+    if (first.isAlone) {
+      queue = others
+      return batch
+    }
+    const left: Entry<I, O>[] = []
+    for (const [n, entry] of others.entries()) {
+      if (batch.length === maxItems) {
+        left.push(...others.slice(n))
+        break
+      }
+      const size = sizeOf(entry.item)
+      if (entry.isAlone || rows.has(entry.row) || bytes + size > maxBytes) {
+        left.push(entry)
+        // Of one row, the items keep their order.
+        rows.add(entry.row)
+        continue
+      }
+      batch.push(entry)
+      rows.add(entry.row)
+      bytes += size
+    }
+    queue = left
+    return batch
+  }
+
+  async function send(batch: readonly Entry<I, O>[]): Promise<void> {
+    inFlight += 1
+    lastSize = batch.length
+    try {
+      const results = await limit(() => verb(batch.map(({ item }) => item)))
+      finish(() => {
+        for (const [i, entry] of batch.entries()) settle(entry, results[i] as O)
+      })
+    } catch (error) {
+      finish(() => {
+        if (batch.length > 1 && isOfItsData(error)) {
+          for (const entry of batch) entry.isAlone = true
+          queue = [...batch, ...queue]
+          return
+        }
+        for (const entry of batch) reject(entry, error)
+      })
+    }
+  }
+
+  function finish(settleAll: () => void): void {
+    inFlight -= 1
+    settleAll()
+    flush()
+  }
+
+  function settle(entry: Entry<I, O>, result: O): void {
+    entry.resolve(result)
+    for (const { item, resolve } of entry.joined) {
+      resolve((join as NonNullable<typeof join>)(entry.item, result, item))
+    }
+  }
+
+  function reject(entry: Entry<I, O>, error: unknown): void {
+    entry.reject(error)
+    for (const joined of entry.joined) joined.reject(error)
+  }
+
+  /** What was not sent in time never will be. */
+  function expireQueued(): void {
+    expiry = undefined
+    const since = performance.now() - timeoutMs
+    const isExpired = (entry: Entry<I, O>) => entry.queuedAt <= since
+    const expired = queue.filter(isExpired)
+    queue = queue.filter((entry) => !isExpired(entry))
+    for (const entry of expired) {
+      reject(entry, new StoreTimeout(`no statement could be sent within ${timeoutMs} ms`))
+    }
+    flush()
+  }
+
+  return (item) =>
+    new Promise((resolve, reject) => {
+      const row = identify(item)
+      const queued = join && queue.find((entry) => entry.row === row)
+      if (queued) {
+        queued.joined.push({ item, resolve, reject })
+        return
+      }
+      const queuedAt = performance.now()
+      queue.push({ item, row, queuedAt, joined: [], isAlone: false, resolve, reject })
+      flush()
+    })
+}
+
+// Measured with 4 and 32 connections; see docs/decisions.
+const MAX_CONCURRENT = 4
+const MAX_ITEMS = 64
+const MAX_BYTES = 1024 * 1024
+
+/** A verb over lists as a function of one item, batched where the store's lists are one statement. */
+export function batched<I, O>(
+  { combinesLists }: { readonly combinesLists: boolean },
+  verb: Verb<I, O>,
+  options: BatcherOptions<I, O>,
+  { timeoutMs, limit }: Pick<BatcherLimits, 'timeoutMs' | 'limit'>,
+): (item: I) => Promise<O> {
+  return createBatcher(verb, options, {
+    maxConcurrent: combinesLists ? MAX_CONCURRENT : Number.POSITIVE_INFINITY,
+    maxItems: combinesLists ? MAX_ITEMS : 1,
+    maxBytes: MAX_BYTES,
+    timeoutMs,
+    limit,
+  })
+}

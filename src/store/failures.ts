@@ -1,0 +1,24 @@
+import { errorCode } from './client.js'
+
+// Classes of SQLSTATE in which the statement, and not the server or the connection, is at fault: its
+// cardinality, its data, a constraint, its size; and two of its own: a row that stayed locked for
+// longer than the lock timeout, and a statement timeout that the application has set.
+const OF_THE_STATEMENT = /^(21|22|23|42|54)...$|^55P03$|^57014$/
+
+/**
+ * Whether a statement failed because of what it carried, or waited for: another one may succeed now,
+ * and the same one will not. Nothing of it was kept.
+ */
+export function isOfItsData(error: unknown): boolean {
+  const code = errorCode(error)
+  if (code !== undefined) return OF_THE_STATEMENT.test(code) || code.startsWith('ERR_')
+  // Thrown before it was sent: text that is longer than a string can be, a value that has no form.
+  return error instanceof TypeError || error instanceof RangeError
+}
+
+/** Another transaction has the row, and the statement waited for it for as long as it may. */
+export function isLockTimeout(error: unknown): boolean {
+  const code = errorCode(error)
+  // PostgreSQL; MySQL and MariaDB.
+  return code === '55P03' || code === '1205'
+}

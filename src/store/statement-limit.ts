@@ -1,0 +1,77 @@
+import { StoreTimeout } from '../within.js'
+
+/** Starts one statement, or one call of a verb, once there is room for it. */
+export type StatementLimit = <T>(start: () => PromiseLike<T>) => Promise<T>
+
+export interface StatementLimits {
+  /** For what asks for a key, or for an event: it can be refused. */
+  readonly begin: StatementLimit
+  /** For what an attempt that runs has to write. It never queues behind what wants to begin. */
+  readonly hold: StatementLimit
+  /** For the begin of a transaction that a handler then runs in, until its first statement is answered. */
+  readonly transaction: StatementLimit
+}
+
+/** What a `pg` pool and Prisma's adapters have by default. */
+const DEFAULT_POOL_SIZE = 10
+/** The rest is left to the application, also while the database stalls. */
+const SHARE_OF_POOL = 0.7
+
+export function defaultMaxConnections(poolSize = DEFAULT_POOL_SIZE): number {
+  return Math.max(2, Math.floor(poolSize * SHARE_OF_POOL))
+}
+
+/**
+ * Bounds how many connections of the application's pool the plugin's own statements take at once. A
+ * statement that the database does not answer keeps its place, because it keeps its connection: a
+ * database that stalls takes no more than these, and routes that need nothing of the plugin go on.
+ */
+export function createStatementLimits(maxConnections: number, timeoutMs: number): StatementLimits {
+  const forHolders = Math.floor(maxConnections / 2)
+  return {
+    begin: createStatementLimit(maxConnections - forHolders, timeoutMs),
+    hold: createStatementLimit(forHolders, timeoutMs),
+    transaction: createStatementLimit(maxConnections - forHolders, timeoutMs),
+  }
+}
+
+/**
+ * A connection whose other end is gone without a word may never settle its statement. After so many
+ * timeouts the place is given to another one, or the plugin would stand still for as long.
+ */
+const TIMEOUTS_UNTIL_ABANDONED = 10
+
+export function createStatementLimit(maxConcurrent: number, timeoutMs: number): StatementLimit {
+  const waiting: (() => void)[] = []
+  let inFlight = 0
+
+  function startNext(): void {
+    if (inFlight >= maxConcurrent) return
+    waiting.shift()?.()
+  }
+
+  return <T>(start: () => PromiseLike<T>) =>
+    new Promise<T>((resolve, reject) => {
+      const run = () => {
+        clearTimeout(timer)
+        inFlight += 1
+        let isCounted = true
+        const release = () => {
+          if (!isCounted) return
+          isCounted = false
+          clearTimeout(abandon)
+          inFlight -= 1
+          startNext()
+        }
+        const abandon = setTimeout(release, timeoutMs * TIMEOUTS_UNTIL_ABANDONED)
+        // In the executor, so that a start that throws is like one that rejects.
+        new Promise<T>((started) => started(start())).then(resolve, reject).finally(release)
+      }
+      const timer = setTimeout(() => {
+        waiting.splice(waiting.indexOf(run), 1)
+        reject(new StoreTimeout(`no statement could be sent within ${timeoutMs} ms`))
+      }, timeoutMs)
+      waiting.push(run)
+      startNext()
+    })
+}

@@ -1,0 +1,190 @@
+import t from 'tap'
+import { type BatcherLimits, createBatcher } from '../../src/store/batcher.js'
+
+/** Two items of one `row` are about the same row; without one, each item is its own. */
+interface Item {
+  readonly n: number
+  readonly row?: string
+}
+
+const identify = ({ n, row }: Item) => row ?? String(n)
+const limits: BatcherLimits = {
+  ...{ maxConcurrent: 1, maxItems: 10, maxBytes: 0, timeoutMs: 60_000 },
+  limit: (start) => Promise.resolve(start()),
+}
+
+/** A verb whose calls end when the test says so. */
+function latchedVerb() {
+  const calls: { items: number[]; end(error?: unknown): void }[] = []
+  const verb = (items: readonly Item[]) =>
+    new Promise<number[]>((resolve, reject) => {
+      calls.push({
+        items: items.map(({ n }) => n),
+        end: (error) => (error ? reject(error) : resolve(items.map(({ n }) => n * 10))),
+      })
+    })
+  return { verb, calls, sent: () => calls.map(({ items }) => items) }
+}
+
+const turn = () => new Promise(setImmediate)
+const dataError = () => Object.assign(new Error('refused'), { code: '22021' })
+
+t.test('a few go at once, the overflow travels together when one ends', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(verb, { identify }, { ...limits, maxConcurrent: 2, maxItems: 3 })
+  const results = [1, 2, 3, 4, 5, 6, 7].map((n) => call({ n }))
+  t.strictSame(sent(), [[1], [2]])
+  calls[0]?.end()
+  t.equal(await results[0], 10)
+  t.strictSame(sent()[2], [3, 4, 5], 'no more than the maximum')
+  calls[1]?.end()
+  calls[2]?.end()
+  t.strictSame(await Promise.all(results.slice(1, 5)), [20, 30, 40, 50])
+  t.strictSame(sent()[3], [6, 7])
+  calls[3]?.end()
+  t.strictSame(await Promise.all(results), [10, 20, 30, 40, 50, 60, 70])
+})
+
+t.test(
+  'under load one call at a time carries all; under little, each item goes alone',
+  async (t) => {
+    const { verb, calls, sent } = latchedVerb()
+    const call = createBatcher(verb, { identify }, { ...limits, maxConcurrent: 2 })
+    const results = [1, 2, 3, 4, 5].map((n) => call({ n }))
+    calls[0]?.end()
+    await results[0]
+    t.strictSame(sent()[2], [3, 4, 5], 'more than may go alone')
+    results.push(call({ n: 6 }))
+    calls[1]?.end()
+    await results[1]
+    t.equal(calls.length, 3, 'nothing goes beside it')
+    calls[2]?.end()
+    await results[2]
+    t.strictSame(sent()[3], [6])
+    results.push(call({ n: 7 }))
+    t.strictSame(sent()[4], [7], 'little load again')
+    calls[3]?.end()
+    calls[4]?.end()
+    t.strictSame(await Promise.all(results), [10, 20, 30, 40, 50, 60, 70])
+  },
+)
+
+t.test('a call never carries one row twice, and the items of a row keep their order', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(verb, { identify }, limits)
+  const items: Item[] = [
+    { n: 0 },
+    ...[1, 2].map((n) => ({ n, row: 'a' })),
+    ...[3, 4].map((n) => ({ n, row: 'b' })),
+    { n: 5, row: 'a' },
+    { n: 6 },
+  ]
+  const results = items.map(call)
+  for (let n = 0; n < 4; n += 1) {
+    calls[n]?.end()
+    await turn()
+  }
+  t.strictSame(sent(), [[0], [1, 3, 6], [2, 4], [5]])
+  t.strictSame(await Promise.all(results), [0, 10, 20, 30, 40, 50, 60])
+})
+
+t.test('an item joins a queued one of its row, and not one that was sent', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(
+    verb,
+    { identify, join: (first, result, joined) => first.n * 1_000 + result + joined.n },
+    limits,
+  )
+  const row = 'a'
+  const results = [call({ n: 1, row }), call({ n: 2, row }), call({ n: 3, row }), call({ n: 4 })]
+  t.strictSame(sent(), [[1]])
+  calls[0]?.end()
+  t.equal(await results[0], 10)
+  t.strictSame(sent()[1], [2, 4])
+  calls[1]?.end()
+  t.strictSame(await Promise.all(results), [10, 20, 2_023, 40])
+  const failing = [call({ n: 5 }), call({ n: 6, row }), call({ n: 7, row })]
+  calls[2]?.end()
+  await failing[0]
+  calls[3]?.end(new Error('gone'))
+  await t.rejects(failing[1] as Promise<number>, { message: 'gone' })
+  await t.rejects(failing[2] as Promise<number>, { message: 'gone' }, 'it shares the failure, too')
+})
+
+t.test('an item that the database refuses fails alone', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(verb, { identify }, { ...limits, maxConcurrent: 2 })
+  const results = [1, 2, 3, 4, 5].map((n) => call({ n }))
+  calls[0]?.end()
+  calls[1]?.end()
+  await Promise.all(results.slice(0, 2))
+  t.strictSame(sent()[2], [3, 4, 5])
+  calls[2]?.end(dataError())
+  await turn()
+  t.strictSame(sent().slice(3), [[3], [4]], 'each alone, no more at once than under little load')
+  calls[3]?.end()
+  calls[4]?.end(dataError())
+  await t.rejects(results[3] as Promise<number>, { message: 'refused' })
+  calls[5]?.end()
+  t.strictSame(await Promise.all([results[2], results[4]]), [30, 50])
+})
+
+t.test('a failure of the store reaches all that travelled together, and no others', async (t) => {
+  const { verb, calls } = latchedVerb()
+  const call = createBatcher(verb, { identify }, limits)
+  const results = [1, 2, 3].map((n) => call({ n }))
+  calls[0]?.end()
+  t.equal(await results[0], 10)
+  calls[1]?.end(Object.assign(new Error('gone'), { code: 'ECONNRESET' }))
+  await t.rejects(results[1] as Promise<number>, { message: 'gone' })
+  await t.rejects(results[2] as Promise<number>, { message: 'gone' })
+  const later = call({ n: 4 })
+  calls[2]?.end()
+  t.equal(await later, 40, 'the next one goes on')
+})
+
+t.test('what could not be sent in time is rejected and never sent', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(verb, { identify }, { ...limits, timeoutMs: 20 })
+  const stalled = call({ n: 1 })
+  await t.rejects(call({ n: 2 }), { code: 'ETIMEDOUT' })
+  const third = call({ n: 3 })
+  calls[0]?.end()
+  t.equal(await stalled, 10, 'a call that was sent is waited for')
+  calls[1]?.end()
+  t.equal(await third, 30)
+  t.strictSame(sent(), [[1], [3]])
+})
+
+t.test('a verb that throws is one that rejects', async (t) => {
+  const call = createBatcher<Item, number>(
+    ([item]) => {
+      if (item?.n === 2) throw new Error('at once')
+      return Promise.resolve([item?.n ?? 0])
+    },
+    { identify },
+    limits,
+  )
+  const first = call({ n: 1 })
+  const second = call({ n: 2 })
+  const third = call({ n: 3 })
+  t.equal(await first, 1)
+  await t.rejects(second, { message: 'at once' })
+  await t.rejects(third, { message: 'at once' })
+})
+
+t.test('a call carries no more bytes than it may, but never less than one item', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(
+    verb,
+    { identify: () => String(Math.random()), sizeOf: ({ n }) => n },
+    { ...limits, maxBytes: 10 },
+  )
+  const results = [1, 4, 6, 1, 50, 2].map((n) => call({ n }))
+  for (let n = 0; n < 6; n += 1) {
+    calls[n]?.end()
+    await turn()
+  }
+  t.strictSame(sent(), [[1], [4, 6], [1, 2], [50]])
+  await Promise.all(results)
+})

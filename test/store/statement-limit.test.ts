@@ -1,0 +1,82 @@
+import t from 'tap'
+import {
+  createStatementLimit,
+  createStatementLimits,
+  defaultMaxConnections,
+} from '../../src/store/statement-limit.js'
+
+const turn = () => new Promise(setImmediate)
+
+function latches() {
+  const started: { n: number; end(error?: Error): void }[] = []
+  const start = (n: number) => () =>
+    new Promise<number>((resolve, reject) => {
+      started.push({ n, end: (error) => (error ? reject(error) : resolve(n)) })
+    })
+  return { started, start, names: () => started.map(({ n }) => n) }
+}
+
+t.test('no more run at once than may, in the order in which they came', async (t) => {
+  const limit = createStatementLimit(2, 60_000)
+  const { started, start, names } = latches()
+  const results = [1, 2, 3, 4].map((n) => limit(start(n)))
+  t.strictSame(names(), [1, 2])
+  started[1]?.end(new Error('failed'))
+  await t.rejects(results[1] as Promise<number>, { message: 'failed' })
+  await turn()
+  t.strictSame(names(), [1, 2, 3])
+  for (const n of [0, 2]) started[n]?.end()
+  await turn()
+  started[3]?.end()
+  t.strictSame(await Promise.all([results[0], results[2], results[3]]), [1, 3, 4])
+})
+
+t.test('what finds no room in time is rejected and never starts', async (t) => {
+  const limit = createStatementLimit(1, 20)
+  const { started, start, names } = latches()
+  const stalled = limit(start(1))
+  await t.rejects(limit(start(2)), { code: 'ETIMEDOUT' })
+  started[0]?.end()
+  t.equal(await stalled, 1)
+  await turn()
+  t.strictSame(names(), [1])
+})
+
+t.test('a statement that never settles gives its place up after ten timeouts', async (t) => {
+  const limit = createStatementLimit(1, 5)
+  const { started, start } = latches()
+  void limit(start(1))
+  let later: Promise<number> | undefined
+  while (started.length < 2) {
+    later = limit(start(2))
+    later.catch(() => {})
+    await new Promise((resolve) => setTimeout(resolve, 4))
+  }
+  started[1]?.end()
+  t.equal(await later, 2)
+})
+
+t.test('a start that throws is one that rejects, and gives its place up', async (t) => {
+  const limit = createStatementLimit(1, 60_000)
+  await t.rejects(
+    limit(() => {
+      throw new Error('at once')
+    }),
+    { message: 'at once' },
+  )
+  t.equal(await limit(async () => 2), 2)
+})
+
+t.test('running attempts and new requests have connections of their own', async (t) => {
+  t.equal(defaultMaxConnections(), 7)
+  t.equal(defaultMaxConnections(1), 2)
+  t.equal(defaultMaxConnections(100), 70)
+  const { begin, hold } = createStatementLimits(2, 60_000)
+  const { started, start, names } = latches()
+  const results = [begin(start(1)), begin(start(2)), hold(start(3))]
+  t.strictSame(names(), [1, 3], 'what runs does not queue behind what wants to begin')
+  for (const n of [0, 1]) started[n]?.end()
+  await turn()
+  started[2]?.end()
+  t.strictSame(await Promise.all(results), [1, 2, 3])
+})
