@@ -25,7 +25,6 @@ import {
   type RouteOptions,
   type RouteSettings,
 } from './options.js'
-import { defaultMaxConnections } from './store/statement-limit.js'
 
 const KEPT_HEADERS = ['content-type', 'location', 'link', 'retry-after']
 
@@ -154,7 +153,7 @@ export function readPluginOptions(options: PluginOptions): PluginSettings {
     hasWorker: given.worker,
     drainMs: toMs(given.drain),
     storeTimeoutMs: toMs(given.storeTimeout),
-    maxConnections: given.maxConnections ?? defaultMaxConnections(given.pool?.options?.max),
+    maxConnections: given.maxConnections,
     maxWaiters: given.maxWaiters,
     pruneEveryMs: given.pruneEvery === false ? undefined : toMs(given.pruneEvery),
     recoverEveryMs: given.recoverEvery === false ? undefined : toMs(given.recoverEvery),

@@ -259,7 +259,7 @@ export interface PluginSettings {
   readonly hasWorker: boolean
   readonly drainMs: number
   readonly storeTimeoutMs: number
-  readonly maxConnections: number
+  readonly maxConnections: number | undefined
   readonly maxWaiters: number
   readonly pruneEveryMs: number | undefined
   readonly recoverEveryMs: number | undefined

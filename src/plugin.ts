@@ -26,7 +26,11 @@ import { postgresStore } from './store/postgres.js'
 import { postgresEventStore } from './store/postgres-events.js'
 import { findRecord, prismaStore } from './store/prisma.js'
 import { prismaEventStore } from './store/prisma-events.js'
-import { createStatementLimits, type StatementLimits } from './store/statement-limit.js'
+import {
+  createStatementLimits,
+  defaultMaxConnections,
+  type StatementLimits,
+} from './store/statement-limit.js'
 import { onPrisma, type RunStatement } from './store/statements.js'
 import { Inbox } from './webhooks/inbox.js'
 import { bindWebhooks } from './webhooks/webhooks.js'
@@ -49,7 +53,9 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const store = run ? postgresStore(run) : prismaStore(primary, clock)
   const { prisma } = options
   const { storeTimeoutMs, maxWaiters } = settings
-  const limits = createStatementLimits(settings.maxConnections, storeTimeoutMs)
+  const poolSize = options.pool?.options?.max
+  const maxConnections = settings.maxConnections ?? defaultMaxConnections(poolSize)
+  const limits = createStatementLimits(maxConnections, storeTimeoutMs)
   const claims = new Claims(store, { prisma, storeTimeoutMs, maxWaiters, limits })
   const limiter =
     settings.rateLimit &&

@@ -7,9 +7,10 @@ import { crashPoint } from '../crash-points.js'
 import { StepTooLate } from '../errors.js'
 import type { Report } from '../events.js'
 import type { AtomicSettings } from '../options.js'
-import { type Look, look, lookAtNothing, readBody } from '../store/atomic.js'
+import { type Look, look, readBody } from '../store/atomic.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { StatementLimit, StatementLimits } from '../store/statement-limit.js'
+import { boundTransaction } from '../store/transaction-bounds.js'
 import { within } from '../within.js'
 import { AtomicClaim, type AtomicKey } from './atomic-claim.js'
 import { type Asking, KeysUnderWay } from './keys-under-way.js'
@@ -64,7 +65,7 @@ export class AtomicClaims {
   async beginWithoutKey(atomic: AtomicSettings, report: Report): Promise<AtomicClaim> {
     const [transaction] = await this.#limit(async () => {
       const opened = await this.#openTransaction(atomic)
-      return [opened, await this.#inTime(opened, lookAtNothing(opened.client, opened.bounds))]
+      return [opened, await this.#inTime(opened, boundTransaction(opened.client, opened.bounds))]
     })
     return this.#hold(undefined, transaction, report)
   }

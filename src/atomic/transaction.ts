@@ -1,7 +1,7 @@
 import { AtomicTimedOut, StepTooLate } from '../errors.js'
 import type { AtomicSettings } from '../options.js'
-import type { Bounds } from '../store/atomic.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
+import type { Bounds } from '../store/transaction-bounds.js'
 import { Gate } from './gate.js'
 
 type Ending = () => Promise<void>

@@ -5,13 +5,13 @@ import { crashPoint } from '../crash-points.js'
 import type { Report } from '../events.js'
 import { batched } from '../store/batcher.js'
 import type { PrismaClientLike } from '../store/client.js'
-import { isLockTimeout } from '../store/failures.js'
+import { isLockTimeout, isOfItsData } from '../store/failures.js'
 import {
   createStatementLimits,
   defaultMaxConnections,
   type StatementLimits,
 } from '../store/statement-limit.js'
-import type { Ask, Inserted, Recovery, Store } from '../store/store.js'
+import type { Ask, Inserted, Recovery, Store, Taken } from '../store/store.js'
 import { StoreTimeout, within } from '../within.js'
 import { Claim, type ClaimTerms } from './claim.js'
 import { type Patience, WaitingRoom } from './waiting.js'
@@ -145,14 +145,14 @@ export class Claims {
     // Ends after one or two turns: each further one means that another request was faster.
     for (let takeovers = 0; ; ) {
       const askedAt = performance.now()
+      const inserting = this.#insert(ask)
       let inserted: Inserted
       try {
-        inserted = await this.#inTime(this.#insert(ask), (late) => {
-          if (late.kind === 'made') void this.#forget({ ...wish, ...begun }).catch(() => {})
-        })
+        inserted = await this.#inTime(inserting)
       } catch (error) {
         // Another transaction has inserted the key and is not committed yet.
         if (isLockTimeout(error)) return { kind: 'busy', waitedMs: 0 }
+        this.#undo(inserting, () => this.#forget({ ...wish, ...begun }))
         throw error
       }
       if (inserted.kind === 'made') {
@@ -175,10 +175,9 @@ export class Claims {
         case 'take': {
           if (takeovers === MAX_TAKEOVERS) return { kind: 'busy', waitedMs: 0 }
           takeovers += 1
-          // Granted too late, for a client that is gone: the next one need not wait for its lease.
-          const claim = await this.#takeOverSeen(wish, decision, begun, (late) => {
-            this.#finish({ ...wish, ...late, response: null }).catch(() => {})
-          })
+          const claim = await this.#takeOverSeen(wish, decision, begun, (token) =>
+            this.#finish({ ...wish, ...token, response: null }),
+          )
           if (claim !== undefined) return { kind: 'run', claim }
           continue
         }
@@ -197,7 +196,7 @@ export class Claims {
     if (bytes === 0) return response
     const { tenantId, key } = wish
     const reading = this.#readBody({ tenantId, key, operationId, attempt, bytes })
-    const body = await this.#inTime(reading, () => {})
+    const body = await this.#inTime(reading)
     return body && { ...response, body }
   }
 
@@ -212,22 +211,26 @@ export class Claims {
     wish: Wish,
     decision: { readonly seen: AttemptToken; readonly resumed: true },
   ): Promise<Claim | undefined> {
-    return this.#takeOverSeen(wish, decision, undefined, () => {})
+    return this.#takeOverSeen(wish, decision, undefined, undefined)
   }
 
   async #takeOverSeen(
     wish: Wish,
     { seen, resumed }: { readonly seen: AttemptToken; readonly resumed: boolean },
     begun: AttemptToken | undefined,
-    onLate: (late: AttemptToken) => void,
+    giveBack: ((token: AttemptToken) => Promise<unknown>) | undefined,
   ): Promise<Claim | undefined> {
     const next = { operationId: seen.operationId, attempt: seen.attempt + 1 }
     const token = resumed || begun === undefined ? next : begun
     const askedAt = performance.now()
     const taking = this.#takeOver({ ...wish, operationId: token.operationId, seen, resumed })
-    const taken = await this.#inTime(taking, (late) => {
-      if (late) onLate(token)
-    })
+    let taken: Taken | undefined
+    try {
+      taken = await this.#inTime(taking)
+    } catch (error) {
+      if (giveBack !== undefined) this.#undo(taking, () => giveBack(token))
+      throw error
+    }
     if (taken === undefined) return undefined
     const { steps } = taken
     const claim = await this.#hold(wish, { ...token, resumed, steps, askedAt })
@@ -239,7 +242,7 @@ export class Claims {
 
   async #mayAdd(wish: Wish, begun: AttemptToken): Promise<boolean> {
     if (wish.mayAdd === undefined || (await wish.mayAdd())) return true
-    await this.#inTime(this.#forget({ ...wish, ...begun }), () => {})
+    await this.#inTime(this.#forget({ ...wish, ...begun }))
     this.#waiting.wake(wish)
     return false
   }
@@ -259,7 +262,7 @@ export class Claims {
       if (renewals === RENEWALS) throw new StoreTimeout('answers take longer than the lease')
       askedAt = performance.now()
       const extending = this.#extend({ tenantId, key, operationId, attempt, leaseMs })
-      if (!(await this.#inTime(extending, () => {}))) return undefined
+      if (!(await this.#inTime(extending))) return undefined
     }
     const claim = new Claim(
       { tenantId, key, leaseMs, maxRunMs, onLeaseExpired, ...granted, askedAt },
@@ -280,14 +283,18 @@ export class Claims {
     return claim
   }
 
-  /** Waits as long as the store may take; what arrives after that is handed to `onLate`. */
-  async #inTime<T>(answer: Promise<T>, onLate: (late: T) => void): Promise<T> {
-    try {
-      return await within(answer, this.#storeTimeoutMs)
-    } catch (error) {
-      answer.then(onLate, () => {})
-      throw error
-    }
+  /** Waits as long as the store may take. What was asked for may still happen. */
+  #inTime<T>(answer: Promise<T>): Promise<T> {
+    return within(answer, this.#storeTimeoutMs)
+  }
+
+  /**
+   * What was asked for may have been granted, or may yet be, and its client has another answer: the
+   * next request need not wait for the lease. Done once the store has answered, with a token that no
+   * other attempt has. Where that fails, too, the lease runs out.
+   */
+  #undo(asking: Promise<unknown>, giveBack: () => Promise<unknown>): void {
+    asking.then(giveBack, (error) => (isOfItsData(error) ? undefined : giveBack())).catch(() => {})
   }
 }
 

@@ -47,8 +47,10 @@ export interface Operation {
   step<T>(name: string, fn: () => T | Promise<T>): Promise<T>
 
   /**
-   * A key for a call to somebody else: the same in every attempt, different for every operation and
-   * name.
+   * The idempotency key for a call to another service: the same in every attempt at this operation,
+   * another one for every other operation and name, also for a later operation under the same key.
+   *
+   * @throws IDEMPOTENCY_NOT_IN_ATOMIC on an atomic route, where a failed attempt leaves no trace.
    */
   keyFor(name: string): string
 }

@@ -20,6 +20,7 @@ import type { ApplicationTransaction } from '../register.js'
 import { seal } from '../sealed.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import { isRolledBack, sayAgain } from '../store/say-again.js'
+import { boundInteractive } from '../store/transaction-bounds.js'
 
 export interface TransactionOptions {
   /** Tells this transaction from others of the same handler. Default `'transaction'`. */
@@ -203,7 +204,7 @@ export class Steps {
     name: string,
     fn: (tx: ApplicationTransaction) => Promise<T>,
     isFinal: boolean,
-    options: object,
+    options: TransactionOptions,
   ): Promise<T> {
     // No step is being written while this one's result is on its way into the database, or its
     // write would wait for this commit and then leave this result out.
@@ -212,6 +213,7 @@ export class Steps {
       let results = this.#results
       const transact = async (tx: TransactionClient) => {
         this.#isUndone = false
+        await boundInteractive(this.#prisma, tx, options.timeout)
         const value = await this.#ownFunction(() => fn(tx as ApplicationTransaction))
         if (this.#isUndone) throw new Undone(value)
         results = { ...this.#results, [name]: encode(name, value) }

@@ -14,6 +14,7 @@ import {
 } from '../errors.js'
 import { failureOf, type Report, reporter } from '../events.js'
 import type { AtomicSettings, PluginSettings, RouteSettings } from '../options.js'
+import { isOfItsData } from '../store/failures.js'
 import { sayAgain } from '../store/say-again.js'
 import { type Fingerprinted, whatIsAsked } from './asked.js'
 import { AtomicRecording } from './atomic-recording.js'
@@ -185,7 +186,9 @@ export class Exchange {
           ? await protection.atomic.begin({ ...wish, atomic: settings.atomic })
           : await protection.claims.begin(wish)
     } catch (error) {
-      if (settings.onStoreError === 'fail') return this.#unavailable(error)
+      // A statement that failed because of what it carried says nothing of the store.
+      const mayBypass = settings.onStoreError === 'bypass' && !isOfItsData(error)
+      if (!mayBypass) return this.#unavailable(error)
       report({ kind: 'store_unavailable', bypassed: true, failure: failureOf(error) })
       return this.#runUnprotected()
     }

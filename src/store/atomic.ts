@@ -5,6 +5,7 @@ import type { AttemptToken, RecordKey, SeenRecord, StoredResponse } from '../cor
 import { errorCode, type TransactionClient } from './client.js'
 import { hex, IS_FREE, type RecordRow, recordOf, SEEN } from './postgres.js'
 import { NOW } from './statements.js'
+import { type Bounds, setBounds } from './transaction-bounds.js'
 
 /** What is found when an operation begins. */
 export interface Look {
@@ -21,30 +22,14 @@ export interface Recorded extends RecordKey, AttemptToken {
   readonly response: StoredResponse
 }
 
-/** What the server ends by itself. What the application has set stays. */
-export interface Bounds {
-  /** How long a statement may take. */
-  readonly statementMs: number
-  /** How long nothing may be said, because this process stands still, or the network is gone. */
-  readonly silenceMs: number
-}
-
-const bound = (statementMs: string, silenceMs: string) => `
-  CASE WHEN current_setting('statement_timeout') = '0'
-    THEN set_config('statement_timeout', ${statementMs}, true) END,
-  CASE WHEN current_setting('idle_in_transaction_session_timeout') = '0'
-    THEN set_config('idle_in_transaction_session_timeout', ${silenceMs}, true) END`
-
 // A statement sees what was committed before it began, and so not what the holder of the lock commits
 // while it is being asked for. That is as good as no lock: whoever writes the record last is refused.
 const LOOK = `
 SELECT ${SEEN},
   pg_try_advisory_xact_lock($3::int8)::int4 AS is_alone,
-  ${bound('$4', '$5')}
+  ${setBounds('$4', '$5')}
 FROM (SELECT 1) AS one
 LEFT JOIN idempotency_record r ON r.tenant_id = $1 AND r.key = $2`
-
-const ASK_NOTHING = `SELECT ${bound('$1', '$2')}`
 
 // A large body is read apart, while the record is still that of the same attempt.
 const READ_BODY = `
@@ -94,14 +79,6 @@ export async function readBody(
   const values = [tenantId, key, operationId, attempt]
   const [row] = await tx.$queryRawUnsafe<{ body: Uint8Array | null }[]>(READ_BODY, ...values)
   return row?.body ?? undefined
-}
-
-/** The first statement of an operation without a key: it is bounded in the same way. */
-export async function lookAtNothing(
-  tx: TransactionClient,
-  { statementMs, silenceMs }: Bounds,
-): Promise<void> {
-  await tx.$queryRawUnsafe(ASK_NOTHING, String(statementMs), String(silenceMs))
 }
 
 /** The last statement; `false` when somebody else has, or had, the operation: nothing may be kept. */

@@ -147,7 +147,7 @@ t.test('a route may leave an interrupted operation to a person', async (t) => {
 
 t.test('a holder is told that it was taken over by the next renewal', async (t) => {
   const { claims, wish, reported } = processOn(t)
-  const w = wish({ leaseMs: 300 })
+  const w = wish({ leaseMs: 3_000 })
   const claim = claimOf(await claims.begin(w))
   const lost = reported('lease_lost')
   const aborted = new Promise((resolve) => claim.signal.addEventListener('abort', resolve))

@@ -93,7 +93,7 @@ export async function storeContract(
           const mine = asks.flatMap((a, n) => (a.key === key ? [{ a, result: results[n] }] : []))
           const made = mine.filter(({ result }) => result?.kind === 'made')
           t.equal(made.length, 1, `one of ${mine.length} in a list of ${length}`)
-          const { operationId, fingerprint, recovery } = made[0]?.a as Ask
+          const { operationId, fingerprint, recovery } = (made[0] as { a: Ask }).a
           const row = await records.findUnique(where(mine[0]?.a as Ask))
           t.match(row, { operationId, fingerprint, handler: recovery?.handler, attempt: 1 })
           for (const { result } of mine) {

@@ -225,6 +225,16 @@ const PLUGIN: Record<string, Checked> = {
   worker: boolean,
   drain: { ...duration('0'), right: [0, '10s'] },
   storeTimeout: { ...duration('1', 0), right: [1, '5s'] },
+  maxConnections: {
+    wrong: [1, 0, -2, 2.5, '7', null, {}],
+    right: [2, 70],
+    says: /must be a whole number from 2 to 10000/,
+  },
+  maxWaiters: {
+    wrong: [-1, 2.5, '7', null, {}],
+    right: [0, 10_000],
+    says: /must be a whole number from 0 to/,
+  },
   pruneEvery: { ...duration('1000', 0, 999), right: [false, '1s', '1h'] },
   recoverEvery: { ...duration('1000', 0, 999), right: [false, '1s', '1h'] },
   docs: {
@@ -383,6 +393,7 @@ test('a Prisma client with an old model: the message names the fields that it la
     [
       'tenantId',
       'key',
+      'operationId',
       'fingerprint',
       'status',
       'leaseUntil',

@@ -223,31 +223,41 @@ for (const { name, skip, open } of WAYS) {
           kind: 'running',
         })
         await letLeaseRunOut(way, storedKey(key))
-        t.strictSame(await operations.of('').run(key, () => 'again', uncertain), {
-          kind: 'uncertain',
-          attempt: 1,
-        })
-        return key
+        const outcome = await operations.of('').run(key, () => 'again', uncertain)
+        t.match(outcome, { kind: 'uncertain', operationId: /^[0-9a-f-]{36}$/, attempt: 1 })
+        if (outcome.kind !== 'uncertain') throw new Error(`expected uncertain, not ${outcome.kind}`)
+        const { operationId, attempt } = outcome
+        return { key, operationId, attempt }
       }
       const known = await interrupted()
       const result = { paid: true }
-      t.strictSame(
-        await operations.of('').resolve({ run: known }, { result }, { attempt: 2 }),
-        { kind: 'changed', attempt: 1 },
-        'it is about another attempt',
-      )
-      t.strictSame(await operations.of('').resolve({ run: known }, { result }, { attempt: 1 }), {
+      const { key: knownKey, ...token } = known
+      for (const other of [
+        { ...token, attempt: 2 },
+        { ...token, operationId: 'another' },
+      ]) {
+        t.strictSame(
+          await operations.of('').resolve({ run: knownKey }, { result }, other),
+          { kind: 'changed', ...token },
+          'the decision is about another attempt',
+        )
+      }
+      await t.rejects(operations.of('').resolve({ run: knownKey }, { result }, { attempt: 1 }), {
+        code: 'IDEMPOTENCY_OPTION_INVALID',
+        message: /"operationId" and "attempt"/,
+      })
+      t.strictSame(await operations.of('').resolve({ run: knownKey }, { result }, token), {
         kind: 'resolved',
       })
-      t.strictSame(await operations.of('').run(known, () => 'again', uncertain), {
+      t.strictSame(await operations.of('').run(knownKey, () => 'again', uncertain), {
         kind: 'replayed',
         value: { paid: true },
       })
-      t.strictSame(await operations.of('').resolve({ run: known }, { release: true }), {
+      t.strictSame(await operations.of('').resolve({ run: knownKey }, { release: true }), {
         kind: 'completed',
       })
 
-      const undone = await interrupted()
+      const { key: undone } = await interrupted()
       t.strictSame(await operations.of('').resolve({ run: undone }, { release: true }), {
         kind: 'resolved',
       })
@@ -262,8 +272,8 @@ for (const { name, skip, open } of WAYS) {
         kind: 'missing',
       })
       const [a, b] = await Promise.all([
-        operations.of('').resolve({ run: await interrupted() }, { release: true }),
-        operations.of('acme').resolve({ run: known }, { release: true }),
+        operations.of('').resolve({ run: (await interrupted()).key }, { release: true }),
+        operations.of('acme').resolve({ run: knownKey }, { release: true }),
       ])
       t.strictSame([a.kind, b.kind], ['resolved', 'missing'], 'another tenant has no such key')
     })
