@@ -163,7 +163,7 @@ t.test(
     const { claims, wish, reported } = processOn(t, {
       extend: () => Promise.reject(new Error('down')),
     })
-    const w = wish({ leaseMs: 150 })
+    const w = wish({ leaseMs: 1_500 })
     const claim = claimOf(await claims.begin(w))
     await Promise.all([reported('heartbeat_failed'), reported('lease_lost')])
     t.equal(claim.signal.aborted, true)
@@ -173,7 +173,7 @@ t.test(
 
 t.test('after maxRun the lease is left to run out', async (t) => {
   const { claims, wish, reported } = processOn(t)
-  const w = wish({ leaseMs: 150, maxRunMs: 100 })
+  const w = wish({ leaseMs: 1_500, maxRunMs: 1_000 })
   const claim = claimOf(await claims.begin(w))
   t.match(await reported('lease_lost'), { why: /maxRun/ })
   t.equal(claim.signal.aborted, true)
