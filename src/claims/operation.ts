@@ -57,7 +57,7 @@ export interface Operation {
 
 /** A claim as its handler sees it. */
 export function operationOf(
-  claim: Pick<Claim, 'fence' | 'resumed' | 'signal' | 'steps'>,
+  claim: Pick<Claim, 'attempt' | 'resumed' | 'signal' | 'steps'>,
 ): Operation {
   const { steps } = claim
   return {

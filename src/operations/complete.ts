@@ -33,7 +33,7 @@ export async function complete(
     if (!(error instanceof StepNotStorable)) throw error
     const nothing = { statusCode: 200, headers: {}, body: null }
     const stored = await claim.complete(nothing, storeTimeoutMs)
-    report({ kind: 'response_omitted', attempt: claim.fence, reason: 'not storable' })
+    report({ kind: 'response_omitted', attempt: claim.attempt, reason: 'not storable' })
     return { stored, refused: error }
   }
 }

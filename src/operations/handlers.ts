@@ -114,7 +114,7 @@ export function runningOperation(claim: Claim): RunningOperation {
 /** The same where nothing protects the request. */
 export function unprotectedOperation(steps: Steps, tenantId: string): RunningOperation {
   const { signal } = new AbortController()
-  return named(operationOf({ fence: 0, resumed: false, signal, steps }), tenantId, '')
+  return named(operationOf({ attempt: 0, resumed: false, signal, steps }), tenantId, '')
 }
 
 /** An operation with its names. It is looked at through, not copied: some of it changes. */
