@@ -3,7 +3,6 @@ import { Readable } from 'node:stream'
 import type { RouteHandlerMethod } from 'fastify'
 import t, { type Test, test } from 'tap'
 import type { RouteOptions } from '../../src/index.js'
-import type { PoolLike } from '../../src/store/statements.js'
 import {
   buildApp,
   collectEvents,
@@ -250,18 +249,18 @@ test('a response that MariaDB does not take is recorded without its body', {
   t.match(await recordOf(mariadb as never, key), { status: 'completed', headers: {}, body: null })
 })
 
+const isLarge = ({ values }: { values: unknown[] }) =>
+  values.flat().some((value) => String(value).length > 10_000)
+
 test('a response that the database keeps failing to take is recorded without its body in the end', async (t) => {
   const events = collectEvents(t)
-  const watched = new WatchedPool(database)
+  const pool = new WatchedPool(database)
   let failures = 0
   // As a server that closes the connection: nothing says why.
-  const pool: PoolLike = {
-    query(statement) {
-      const isLarge = statement.values.flat().some((value) => String(value).length > 10_000)
-      if (!isLarge) return watched.query(statement)
-      failures += 1
-      return Promise.reject(Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' }))
-    },
+  pool.before = (_name, statement) => {
+    if (!isLarge(statement)) return
+    failures += 1
+    throw Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' })
   }
   const { app, runs } = await oneRoute(t, {}, () => 'x'.repeat(20_000), { pool })
   const key = newKey()
@@ -287,13 +286,9 @@ test('a response that the database fails to take once is stored with its body', 
 })
 
 test('the result of run() that the database does not take is run once, and says so', async (t) => {
-  const watched = new WatchedPool(database)
-  const pool: PoolLike = {
-    query(statement) {
-      const isLarge = statement.values.flat().some((value) => String(value).length > 10_000)
-      if (!isLarge) return watched.query(statement)
-      return Promise.reject(Object.assign(new Error('too large'), { code: '54000' }))
-    },
+  const pool = new WatchedPool(database)
+  pool.before = (_name, statement) => {
+    if (isLarge(statement)) throw Object.assign(new Error('too large'), { code: '54000' })
   }
   const { app } = await oneRoute(t, {}, () => 'x', { pool })
   const key = newKey()
