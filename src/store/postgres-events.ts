@@ -15,7 +15,7 @@ import {
   REOPEN,
 } from './event-statements.js'
 import type { Arrival, EventStore, Recorded, RunEnd, RunHold, StoredEvent } from './event-store.js'
-import { matchedItems, type RunStatement, sayingAgain } from './statements.js'
+import { lockTimeoutFor, matchedItems, type RunStatement, sayingAgain } from './statements.js'
 
 // Numbers are read with Number(): an application may have told pg to leave them as text.
 interface RecordedRow {
@@ -115,6 +115,7 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
         list.map(({ status }) => status),
         list.map(({ dueInMs }) => dueInMs),
         [...groups.values()].map(({ places }) => places.length),
+        lockTimeoutFor(list),
       ])) as readonly RecordedRow[]
 
       const result = new Array<Recorded>(arrivals.length)
