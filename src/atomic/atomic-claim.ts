@@ -1,6 +1,6 @@
 import type { AttemptToken, RecordKey, StoredResponse } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
-import { LeaseLost } from '../errors.js'
+import { AtomicEnded, LeaseLost } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import { isInFailedTransaction, record, recordNothing } from '../store/atomic.js'
 import type { TransactionClient } from '../store/client.js'
@@ -73,8 +73,11 @@ export class AtomicClaim {
     this.#isEnding = true
     crashPoint('atomic:inside')
     const commit = await this.#transaction.commit(async (tx) => {
-      if (this.key === undefined) await recordNothing(tx)
-      else if (!(await record(tx, { ...this.key, response }))) throw new LeaseLost()
+      const written = await (this.key === undefined
+        ? recordNothing(tx)
+        : record(tx, { ...this.key, response }))
+      if (written === 'lost') throw new LeaseLost()
+      if (written === 'ended') throw new AtomicEnded()
       crashPoint('atomic:recorded')
     })
     const { attempt } = this

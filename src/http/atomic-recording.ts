@@ -4,6 +4,7 @@ import type { Commit } from '../atomic/transaction.js'
 import type { StoredResponse } from '../core/record.js'
 import {
   AtomicAborted,
+  AtomicEnded,
   AtomicStream,
   AtomicTimedOut,
   LeaseLost,
@@ -169,15 +170,13 @@ export class AtomicRecording {
     const { docs, settings } = this.#terms
     // Time that is over after COMMIT was sent says nothing of what became of it.
     const isKnown = error instanceof LeaseLost || error instanceof AtomicTimedOut
-    const isAborted = kind === 'rolled back' && isInFailedTransaction(error)
-    const answer = isAborted
-      ? new AtomicAborted()
-      : isKnown && kind === 'rolled back'
-        ? error
-        : new NotConfirmed()
+    const isUndone = kind === 'rolled back'
+    const isAborted = isUndone && isInFailedTransaction(error)
+    const mistake = isAborted ? new AtomicAborted() : error instanceof AtomicEnded && error
     // A retry of a mistake ends in the same way.
-    const retryAfterS = isAborted ? undefined : BUSY_RETRY_S
-    return problemInstead(this.#reply, settings.headers, docs, answer, retryAfterS)
+    if (mistake) return problemInstead(this.#reply, settings.headers, docs, mistake)
+    const answer = isKnown && isUndone ? error : new NotConfirmed()
+    return problemInstead(this.#reply, settings.headers, docs, answer, BUSY_RETRY_S)
   }
 
   /** Its time is over. The client hears of it now, whatever the handler still does. */

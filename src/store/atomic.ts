@@ -5,7 +5,7 @@ import type { AttemptToken, RecordKey, SeenRecord, StoredResponse } from '../cor
 import { errorCode, type TransactionClient } from './client.js'
 import { hex, IS_FREE, type RecordRow, recordOf, SEEN } from './postgres.js'
 import { NOW } from './statements.js'
-import { type Bounds, setBounds } from './transaction-bounds.js'
+import { type Bounds, IS_SAME_TRANSACTION, setBounds } from './transaction-bounds.js'
 
 /** What is found when an operation begins. */
 export interface Look {
@@ -39,19 +39,26 @@ WHERE r.tenant_id = $1 AND r.key = $2 AND r.operation_id = $3 AND r.attempt = $4
 // The constraint lets one of two that saw no record insert it; of two that saw the same record, the
 // attempt and the state let one replace it. The retention counts from when the transaction began.
 const RECORD = `
-INSERT INTO idempotency_record AS r
-  (tenant_id, key, operation_id, attempt, fingerprint, status, lease_until, expires_at, status_code,
-   headers, body, created_at)
-VALUES ($1, $2, $3, $4::int4, $5, 'completed', ${NOW},
-  (now() AT TIME ZONE 'UTC') + $6::float8 * interval '1 millisecond',
-  $7::int4, $8::jsonb, decode($9, 'hex'), (now() AT TIME ZONE 'UTC'))
-ON CONFLICT (tenant_id, key) DO UPDATE SET
-  operation_id = excluded.operation_id, attempt = excluded.attempt,
-  fingerprint = excluded.fingerprint, status = excluded.status, lease_until = excluded.lease_until, expires_at = excluded.expires_at,
-  status_code = excluded.status_code, headers = excluded.headers, body = excluded.body,
-  steps = NULL, handler = NULL, input = NULL
-WHERE r.operation_id = $10 AND r.attempt = $11::int4 AND ${IS_FREE}
-RETURNING attempt`
+WITH written AS (
+  INSERT INTO idempotency_record AS r
+    (tenant_id, key, operation_id, attempt, fingerprint, status, lease_until, expires_at, status_code,
+     headers, body, created_at)
+  SELECT $1::text, $2::text, $3::text, $4::int4, $5::text, 'completed', ${NOW},
+    (now() AT TIME ZONE 'UTC') + $6::float8 * interval '1 millisecond',
+    $7::int4, $8::jsonb, decode($9, 'hex'), (now() AT TIME ZONE 'UTC')
+  WHERE ${IS_SAME_TRANSACTION}
+  ON CONFLICT (tenant_id, key) DO UPDATE SET
+    operation_id = excluded.operation_id, attempt = excluded.attempt,
+    fingerprint = excluded.fingerprint, status = excluded.status,
+    lease_until = excluded.lease_until, expires_at = excluded.expires_at,
+    status_code = excluded.status_code, headers = excluded.headers, body = excluded.body,
+    steps = NULL, handler = NULL, input = NULL
+  WHERE r.operation_id = $10 AND r.attempt = $11::int4 AND ${IS_FREE}
+  RETURNING attempt
+)
+SELECT (SELECT count(*) FROM written)::int4 AS written, ${IS_SAME_TRANSACTION}::int4 AS is_same`
+
+const RECORD_NOTHING = `SELECT 1 AS written, ${IS_SAME_TRANSACTION}::int4 AS is_same`
 
 /** The first statement: tries to be alone with the key, and looks what stands there. */
 export async function look(
@@ -81,27 +88,46 @@ export async function readBody(
   return row?.body ?? undefined
 }
 
-/** The last statement; `false` when somebody else has, or had, the operation: nothing may be kept. */
+/**
+ * How the last statement went.
+ *
+ * - `lost`: another attempt has, or had, the operation: nothing may be kept.
+ * - `ended`: this is not the transaction of the first statement any more. The handler has ended that
+ *   itself, so what it wrote is undone, or committed, without this.
+ */
+export type Written = 'recorded' | 'lost' | 'ended'
+
+/** The last statement. */
 export async function record(
   tx: TransactionClient,
   { tenantId, key, operationId, attempt, seen, fingerprint, retentionMs, response }: Recorded,
-): Promise<boolean> {
+): Promise<Written> {
   const { statusCode, headers, body } = response
-  const rows = await tx.$queryRawUnsafe<object[]>(
+  const rows = await tx.$queryRawUnsafe<WrittenRow[]>(
     RECORD,
     ...[tenantId, key, operationId, attempt, fingerprint, retentionMs],
     ...[statusCode, JSON.stringify(headers), body && hex(body)],
     ...[seen?.operationId ?? null, seen?.attempt ?? null],
   )
-  return rows.length === 1
+  return writtenOf(rows)
 }
 
 /**
  * The last statement of an operation without a key. PostgreSQL answers COMMIT without an error where
  * a failed statement has undone the transaction; any other statement tells.
  */
-export async function recordNothing(tx: TransactionClient): Promise<void> {
-  await tx.$queryRawUnsafe('SELECT 1')
+export async function recordNothing(tx: TransactionClient): Promise<Written> {
+  return writtenOf(await tx.$queryRawUnsafe<WrittenRow[]>(RECORD_NOTHING))
+}
+
+interface WrittenRow {
+  readonly written: number
+  readonly is_same: number
+}
+
+function writtenOf([row]: readonly WrittenRow[]): Written {
+  if (Number(row?.is_same) !== 1) return 'ended'
+  return Number(row?.written) === 1 ? 'recorded' : 'lost'
 }
 
 /** What PostgreSQL says to every query after one that failed, until the transaction ends. */

@@ -8,8 +8,19 @@ export interface Bounds {
   readonly silenceMs: number
 }
 
-/** The two columns of a first statement that set the bounds, from the parameters of these numbers. */
+// A setting that ends with the transaction: no other one has it, whatever ends this one, and whatever
+// begins after it.
+const MARK = 'fastify_idempotency.transaction'
+
+/** In a later statement: whether it is in the transaction whose first statement set the bounds. */
+export const IS_SAME_TRANSACTION = `(current_setting('${MARK}', true) IS NOT DISTINCT FROM 'open')`
+
+/**
+ * The columns of a first statement that set the bounds, from the parameters of these numbers, and mark
+ * the transaction.
+ */
 export const setBounds = (statementMs: string, silenceMs: string) => `
+  set_config('${MARK}', 'open', true),
   CASE WHEN current_setting('statement_timeout') = '0'
     THEN set_config('statement_timeout', ${statementMs}, true) END,
   CASE WHEN current_setting('idle_in_transaction_session_timeout') = '0'

@@ -464,6 +464,60 @@ test('a failed query that the handler swallowed is never a success, with a key o
   t.equal(await effects(database, 'swallowed'), 0)
 })
 
+// Each ends the transaction behind the back of Prisma. What comes after it would be committed alone.
+for (const statements of [
+  ['ROLLBACK'],
+  ['rollback; '],
+  ['/* all of it */ ABORT'],
+  ['ROLLBACK', 'BEGIN'],
+  ['ROLLBACK AND CHAIN'],
+  ['COMMIT'],
+  ['END'],
+  ['COMMIT AND CHAIN'],
+  ['COMMIT', 'BEGIN ISOLATION LEVEL SERIALIZABLE'],
+]) {
+  test(`a transaction that the handler ends itself is never a success: ${statements.join(', ')}`, {
+    skip,
+  }, async (t) => {
+    const events = collectEvents(t)
+    const on = await postgresDatabase(t)
+    const app = await atomicApp(t, on, async ({ idempotency: { tx, key } }, reply) => {
+      await tx.payment.create(effectOf(key))
+      for (const statement of statements) await tx.$executeRawUnsafe(statement)
+      return reply.code(201).header('set-cookie', 'a=b').header('location', '/1').send('done')
+    })
+    for (const key of [newKey(), undefined]) {
+      const answer = await send(app, '/things', key === undefined ? {} : { key })
+      t.equal(answer.statusCode, 500)
+      t.match(answer.json(), { code: 'IDEMPOTENCY_ATOMIC_ENDED', detail: /COMMIT or ROLLBACK/ })
+      t.equal(answer.headers['retry-after'], undefined, 'a mistake ends in the same way again')
+      t.equal(answer.headers['set-cookie'], undefined)
+      t.equal(answer.headers.location, undefined)
+      if (key !== undefined) t.equal(await recordOf(on, key), null, 'nothing is stored')
+    }
+    t.match(await events.first('not_confirmed'), { failure: { code: 'IDEMPOTENCY_ATOMIC_ENDED' } })
+    const { rows } = await on.pool.query(
+      `SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'`,
+    )
+    t.same(rows, [], 'no transaction is left open')
+  })
+}
+
+test('savepoints of the handler are its own', { skip }, async (t) => {
+  const app = await atomicApp(t, database, async ({ idempotency: { tx, key } }) => {
+    await tx.payment.create(effectOf(key))
+    await tx.$executeRawUnsafe('SAVEPOINT one')
+    await tx.payment.create(effectOf(key))
+    await tx.$executeRawUnsafe('ROLLBACK TO SAVEPOINT one')
+    await tx.$executeRawUnsafe('RELEASE SAVEPOINT one')
+    return 'done'
+  })
+  const key = newKey()
+  t.equal((await send(app, '/things', { key })).body, 'done')
+  t.equal(await effects(database, key), 1)
+  t.equal((await send(app, '/things', { key })).headers['idempotent-replayed'], 'true')
+})
+
 test('a query that is not awaited undoes it, and the error says so', { skip }, async (t) => {
   const go = latch()
   const app = await atomicApp(t, database, async ({ idempotency: { tx, key } }) => {
