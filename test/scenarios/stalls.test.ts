@@ -1,0 +1,293 @@
+// The database does not die: it stands still. Rows and tables stay locked, backends stop, packets are
+// lost. What has nothing to do with it goes on, and what waits ends within a bound.
+import { randomUUID } from 'node:crypto'
+import pg from 'pg'
+import t, { type Test } from 'tap'
+import { begin, buildApp, collectEvents, latch, newKey, send } from '../fixtures/app.js'
+import { clientOn, type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
+import { proxyTo } from '../fixtures/proxy.js'
+import { missing } from '../fixtures/services.js'
+
+t.setTimeout(300_000)
+
+const skip = await missing('postgres')
+
+/** How the plugin reaches PostgreSQL. */
+const PATHS = ['pool', 'prisma'] as const
+
+/** A connection of another process, with a transaction that the test ends. */
+async function otherTransaction(t: Pick<Test, 'teardown'>, { url }: { url: string }) {
+  const client = new pg.Client({ connectionString: url })
+  client.on('error', () => {})
+  await client.connect()
+  t.teardown(() => client.end().catch(() => {}))
+  await client.query('BEGIN')
+  return { client, end: () => client.query('ROLLBACK') }
+}
+
+async function stalledApp(
+  t: Test,
+  database: PostgresDatabase,
+  path: (typeof PATHS)[number],
+  { lease = '30s', storeTimeout = 1_000 }: { lease?: string | number; storeTimeout?: number } = {},
+) {
+  const counts = new Map<string, number>()
+  const held = latch()
+  const app = await buildApp(t, database, {
+    plugin: {
+      ...(path === 'prisma' && { pool: undefined }),
+      ...{ lease: lease as '30s', storeTimeout, maxConnections: 4 },
+      tenant: (request) => String(request.headers['x-tenant'] ?? 'acme'),
+    },
+    routes(app) {
+      app.post('/pay', async (request) => {
+        const key = String(request.idempotency.key)
+        counts.set(key, (counts.get(key) ?? 0) + 1)
+        return { run: counts.get(key) }
+      })
+      app.post('/held', async (request) => {
+        const key = String(request.idempotency.key)
+        counts.set(key, (counts.get(key) ?? 0) + 1)
+        await held.opened
+        return { run: counts.get(key) }
+      })
+      // Needs a connection of the pool, and nothing of the plugin.
+      app.post('/unrelated', { config: { idempotency: false } }, () =>
+        database.prisma.payment.count(),
+      )
+    },
+  })
+  return { app, counts, held }
+}
+
+/** How many connections of the database wait for a lock. */
+async function waiting({ url }: { url: string }): Promise<number> {
+  const client = new pg.Client({ connectionString: url })
+  await client.connect()
+  try {
+    const { rows } = await client.query(`SELECT count(*)::int AS count FROM pg_stat_activity
+      WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+    return rows[0].count
+  } finally {
+    await client.end()
+  }
+}
+
+/** Statuses and how often each came. */
+const tally = (answers: readonly { statusCode: number }[]) => {
+  const counts: Record<number, number> = {}
+  for (const { statusCode } of answers) counts[statusCode] = (counts[statusCode] ?? 0) + 1
+  return counts
+}
+
+for (const path of PATHS) {
+  t.test(
+    `${path}: a key whose record is locked is answered 409 without waiting`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 6 })
+      const { app } = await stalledApp(t, database, path)
+      for (const left of ['its lease runs', 'its lease has expired', 'it was released']) {
+        const key = newKey()
+        await send(app, '/pay', { key })
+        await database.prisma.idempotencyRecord.updateMany({
+          where: { key },
+          data: {
+            status: left === 'it was released' ? 'released' : 'in_progress',
+            leaseUntil: new Date(left === 'its lease runs' ? Date.now() + 60_000 : 0),
+          },
+        })
+        const other = await otherTransaction(t, database)
+        await other.client.query('UPDATE idempotency_record SET steps = $1 WHERE key = $2', [
+          '{}',
+          key,
+        ])
+        const retries = Array.from({ length: 20 }, () => begin(app, '/pay', { key }))
+        const strangers = Array.from({ length: 20 }, (_, n) =>
+          begin(app, '/pay', { key: newKey(), headers: { 'x-tenant': `tenant-${n}` } }),
+        )
+        const unrelated = Array.from({ length: 20 }, () => begin(app, '/unrelated'))
+        t.same(tally(await Promise.all(retries)), { 409: 20 }, left)
+        t.same(tally(await Promise.all(strangers)), { 200: 20 }, 'other tenants are served')
+        t.same(tally(await Promise.all(unrelated)), { 200: 20 }, 'unrelated routes are served')
+        t.equal(await waiting(database), 0, 'no connection waits')
+        await other.end()
+      }
+    },
+  )
+
+  t.test(
+    `${path}: a key that another transaction inserts and does not commit is busy, alone`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 6 })
+      const { app, counts } = await stalledApp(t, database, path, { storeTimeout: 10_000 })
+      const key = newKey()
+      const other = await otherTransaction(t, database)
+      await other.client.query(
+        `INSERT INTO idempotency_record
+         (tenant_id, key, operation_id, fingerprint, status, lease_until, expires_at)
+       VALUES ('acme', $1, 'o', 'f', 'in_progress', now(), now())`,
+        [key],
+      )
+      const retries = Array.from({ length: 3 }, () => begin(app, '/pay', { key }))
+      const strangers = Array.from({ length: 60 }, () => begin(app, '/pay', { key: newKey() }))
+      t.same(tally(await Promise.all(retries)), { 409: 3 })
+      t.same(tally(await Promise.all(strangers)), { 200: 60 }, 'what travels with it is served')
+      await other.end()
+      t.equal((await send(app, '/pay', { key })).statusCode, 200)
+      t.equal(counts.get(key), 1)
+    },
+  )
+
+  t.test(
+    `${path}: while the table is locked, routes that do not need it are served`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 8 })
+      const { app } = await stalledApp(t, database, path, { storeTimeout: 500 })
+      await send(app, '/pay', { key: newKey() })
+      const other = await otherTransaction(t, database)
+      await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
+      const refused = Array.from({ length: 60 }, () => begin(app, '/pay', { key: newKey() }))
+      const unrelated = Array.from({ length: 40 }, () => begin(app, '/unrelated'))
+      t.same(tally(await Promise.all(unrelated)), { 200: 40 })
+      t.same(tally(await Promise.all(refused)), { 503: 60 }, 'nothing ran')
+      t.ok((await waiting(database)) <= 4, 'no more connections wait than the plugin may take')
+      if (path === 'pool') {
+        // Canceled on the server, while the table is still locked.
+        while ((await waiting(database)) > 0) await new Promise(setImmediate)
+      }
+      t.same(tally(await Promise.all([begin(app, '/unrelated')])), { 200: 1 })
+      await other.end()
+      const key = newKey()
+      let answer = await send(app, '/pay', { key })
+      while (answer.statusCode === 503) answer = await send(app, '/pay', { key })
+      t.equal(answer.statusCode, 200)
+      t.equal((await send(app, '/pay', { key })).body, answer.body)
+    },
+  )
+
+  t.test(
+    `${path}: a stall of half a lease under 16 running handlers loses none of their leases`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 8 })
+      const leaseMs = 6_000
+      const events = collectEvents(t)
+      const { app, counts, held } = await stalledApp(t, database, path, { lease: leaseMs })
+      const keys = Array.from({ length: 16 }, newKey)
+      const first = keys.map((key) => begin(app, '/held', { key }))
+      while (counts.size < keys.length) await new Promise(setImmediate)
+      const other = await otherTransaction(t, database)
+      await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
+      // The renewals of all handlers have timed out once, and the next ones queue behind them.
+      await events.first('heartbeat_failed', keys.length)
+      await other.end()
+      const renewed = async () =>
+        database.prisma.idempotencyRecord.count({
+          where: { key: { in: keys }, leaseUntil: { gt: new Date(Date.now() + leaseMs / 2) } },
+        })
+      while ((await renewed()) < keys.length)
+        await new Promise((resolve) => setTimeout(resolve, 20))
+      const retries = keys.map((key) => begin(app, '/held', { key }))
+      t.same(tally(await Promise.all(retries)), { 409: keys.length }, 'each is still held')
+      held.open()
+      t.same(tally(await Promise.all(first)), { 200: keys.length })
+      t.strictSame(
+        [...counts.values()],
+        keys.map(() => 1),
+        'each ran once',
+      )
+      t.notOk(events.kinds().includes('lease_lost'))
+    },
+  )
+}
+
+t.test(
+  'a network that loses every packet is not waited for, and costs no connection of others',
+  { skip },
+  async (t) => {
+    const there = await postgresDatabase(t)
+    const proxy = await proxyTo(t, there.url)
+    const behind = clientOn(t, proxy.url, { max: 4 })
+    const { app } = await stalledApp(t, behind, 'pool', { storeTimeout: 300 })
+    await send(app, '/pay', { key: newKey() })
+    proxy.pause()
+    const refused = Array.from({ length: 20 }, () => begin(app, '/pay', { key: newKey() }))
+    t.same(tally(await Promise.all(refused)), { 503: 20 })
+    proxy.resume()
+    const key = newKey()
+    let answer = await send(app, '/pay', { key })
+    while (answer.statusCode === 503) answer = await send(app, '/pay', { key })
+    t.equal(answer.statusCode, 200, 'broken connections were replaced')
+  },
+)
+
+t.test('PostgreSQL ends a transaction whose process stands still in it', { skip }, async (t) => {
+  const database = await postgresDatabase(t)
+  const seen: Record<string, string>[] = []
+  const app = await buildApp(t, database, {
+    routes(app) {
+      const read = async (tx: { $queryRawUnsafe: (sql: string) => Promise<unknown> }) => {
+        const [row] = (await tx.$queryRawUnsafe(`SELECT
+          current_setting('idle_in_transaction_session_timeout') AS silence,
+          current_setting('statement_timeout') AS statement`)) as Record<string, string>[]
+        seen.push(row ?? {})
+      }
+      app.post('/default', (request) => request.idempotency.transaction(read).then(() => 'done'))
+      app.post('/longer', (request) =>
+        request.idempotency.transaction(read, { timeout: 20_000 }).then(() => 'done'),
+      )
+    },
+  })
+  await send(app, '/default', { key: newKey() })
+  await send(app, '/longer', { key: newKey() })
+  await send(app, '/default')
+  t.strictSame(seen, [
+    { silence: '6s', statement: '6s' },
+    { silence: '21s', statement: '21s' },
+    { silence: '6s', statement: '6s' },
+  ])
+  const { rows } = await database.pool.query('SHOW idle_in_transaction_session_timeout')
+  t.equal(rows[0].idle_in_transaction_session_timeout, '0', 'the connection is as it was')
+})
+
+t.test(
+  'one item that the database refuses fails alone, and does not bypass protection',
+  { skip },
+  async (t) => {
+    const database = await postgresDatabase(t, { max: 8 })
+    const poison = 'poisoned'
+    await database.pool.query(`ALTER TABLE idempotency_record
+    ADD CONSTRAINT refused CHECK (tenant_id <> '${poison}')`)
+    const runs = new Map<string, number>()
+    const app = await buildApp(t, database, {
+      plugin: { tenant: (request) => String(request.headers['x-tenant']), onStoreError: 'bypass' },
+      routes(app) {
+        app.post('/pay', (request) => {
+          const key = String(request.headers['x-operation'])
+          runs.set(key, (runs.get(key) ?? 0) + 1)
+          return 'paid'
+        })
+      },
+    })
+    const operations = Array.from({ length: 64 }, () => randomUUID())
+    const pay = (operation: string, tenant: string) =>
+      begin(app, '/pay', {
+        key: operation,
+        headers: { 'x-tenant': tenant, 'x-operation': operation },
+      })
+    // Twice each: were one bypassed, it would run twice.
+    const others = [...operations, ...operations].map((operation) => pay(operation, 'acme'))
+    const refused = Array.from({ length: 8 }, (_, n) => pay(`refused-${n}`, poison))
+    t.same(tally(await Promise.all(refused)), { 503: 8 })
+    const statuses = tally(await Promise.all(others))
+    t.strictSame(Object.keys(statuses).sort(), ['200', '409'])
+    t.strictSame(
+      [...runs.values()],
+      operations.map(() => 1),
+      'each of the others ran once',
+    )
+  },
+)
