@@ -1,5 +1,6 @@
 import { OptionInvalid } from './errors.js'
-import { isUniqueViolation } from './store/client.js'
+import { isUniqueViolation, type PrismaClientLike, providerOf } from './store/client.js'
+import { HiddenDuplicate } from './store/say-again.js'
 
 /** What was created, or what stood in its place already. */
 export type Once<Value, Found> =
@@ -19,8 +20,13 @@ export type Once<Value, Found> =
  * duplicate does not abort the caller's; `find` gets `tx`. A process that dies meanwhile has created
  * it or not: the same call again finds out.
  *
- * @throws what `create` throws: also its P2002, when `find` finds nothing, because then it was
- * another constraint. OptionInvalid where Prisma (before 7.5) or its adapter has no savepoints.
+ * A `tx` at REPEATABLE READ or SERIALIZABLE reads from a snapshot, and may not see the duplicate. Then the
+ * transaction is to be repeated, and its next snapshot shows it: P2034 is thrown, as Prisma does for a
+ * conflict. `transaction()` and atomic routes repeat by themselves.
+ *
+ * @throws what `create` throws: also its P2002, when `find` finds nothing, because then it was another
+ * constraint. With `tx`, where that cannot be known, it is the `cause` of a {@link HiddenDuplicate}
+ * (P2034): at REPEATABLE READ and above, and on MySQL and MariaDB. OptionInvalid where Prisma (before 7.5) or its adapter has no savepoints.
  */
 export function once<Value, Found>(
   create: () => PromiseLike<Value>,
@@ -46,10 +52,27 @@ export async function once<Value, Found>(
   } catch (error) {
     if (!isUniqueViolation(error)) throw error
     const value = await find(tx)
+    if (value !== null && value !== undefined) return { duplicate: true, value }
+    if (tx !== undefined && (await mayHide(tx))) {
+      throw new HiddenDuplicate(
+        'once: a unique constraint was hit by a row that this transaction does not see: repeat the transaction',
+        { cause: error },
+      )
+    }
     // Another constraint was hit, or what was in the way has gone again: the caller decides.
-    if (value === null || value === undefined) throw error
-    return { duplicate: true, value }
+    throw error
   }
+}
+
+/** Whether the transaction may read from a snapshot that is older than what its constraints know. */
+async function mayHide(tx: object): Promise<boolean> {
+  const provider = providerOf(tx)
+  // A transaction that was begun at another level than the session's tells that to nobody.
+  if (provider !== 'postgresql') return provider === 'mysql'
+  const [row] = await (tx as PrismaClientLike).$queryRawUnsafe<{ level: string }[]>(
+    "SELECT current_setting('transaction_isolation') AS level",
+  )
+  return row?.level !== 'read committed' && row?.level !== 'read uncommitted'
 }
 
 /** Runs it in a transaction within this one, which can fail without aborting it. */

@@ -35,7 +35,11 @@ const where = ({ tenantId, resource, slot }: Slot) => ({
   where: { tenantId_resource_slot: { tenantId, resource, slot } },
 })
 
-async function contract(t: Test, prisma: Client, hasSavepoints: boolean): Promise<void> {
+async function contract(
+  t: Test,
+  prisma: Client,
+  { hasSavepoints, isKnown }: { hasSavepoints: boolean; isKnown: boolean },
+): Promise<void> {
   const booked = (wanted: Slot) =>
     once(() => prisma.slotReservation.create({ data: wanted }), {
       find: () => prisma.slotReservation.findUnique(where(wanted)),
@@ -78,7 +82,10 @@ async function contract(t: Test, prisma: Client, hasSavepoints: boolean): Promis
       const second = aSlot({ resource, slot: 'second' })
       t.strictSame(await bookedIn(second), { duplicate: false, value: second })
       t.match(await bookedIn({ ...second, id: randomUUID() }), { duplicate: true, value: second })
-      await t.rejects(bookedIn({ ...first, slot: 'another' }), { code: 'P2002' })
+      const another = bookedIn({ ...first, slot: 'another' })
+      // On MySQL a transaction cannot find out that it is not the level of isolation.
+      const hidden = { code: 'P2034', cause: { code: 'P2002' } }
+      await t.rejects(another, isKnown ? { code: 'P2002' } : hidden)
       await tx.slotReservation.create({ data: aSlot({ resource, slot: 'after' }) })
     })
     t.equal(await prisma.slotReservation.count({ where: { resource } }), 4)
@@ -104,9 +111,10 @@ async function contract(t: Test, prisma: Client, hasSavepoints: boolean): Promis
 for (const { name, skip, open } of WAYS) {
   if (!name.endsWith('Prisma alone')) continue
   t.test(name.replace(', Prisma alone', ''), { skip }, async (t) => {
-    const { prisma, hasOwnClock } = await open(t)
+    const { prisma, hasOwnClock, provider } = await open(t)
     // PGlite's adapter has no savepoints.
-    await contract(t, prisma as unknown as Client, hasOwnClock)
+    const isKnown = provider !== 'mysql'
+    await contract(t, prisma as unknown as Client, { hasSavepoints: hasOwnClock, isKnown })
   })
 }
 
