@@ -8,6 +8,9 @@ import { buildApp, send } from './fixtures/app.js'
 import { anyDatabase } from './fixtures/database.js'
 import { bank, inboxApp, postStripe, stripeEvent } from './fixtures/webhooks.js'
 
+// So much at once, on a machine that does other things as well.
+const PATIENT = { storeTimeout: '60s' } as const
+
 const database = await anyDatabase(t)
 const { prisma } = database
 
@@ -266,6 +269,7 @@ async function refuses<On>(t: Test, on: On, calls: Record<string, Call<On>>): Pr
 
 test('what cannot be used is refused with a message that says what to write', async (t) => {
   const app = await buildApp(t, database, {
+    plugin: PATIENT,
     routes(app) {
       app.webhook('/bank', { provider: bank(), headers: ['x-note'] }, () => {})
       app.post('/calls', async (request) => {
@@ -281,10 +285,15 @@ test('what cannot be used is refused with a message that says what to write', as
 })
 
 test('so it is of an event', async (t) => {
-  const app = await inboxApp(t, database, async (event) => {
-    await refuses(t, event, EVENTS)
-    event.ignore()
-  })
+  const app = await inboxApp(
+    t,
+    database,
+    async (event) => {
+      await refuses(t, event, EVENTS)
+      event.ignore()
+    },
+    { plugin: PATIENT },
+  )
   t.equal((await postStripe(app, stripeEvent())).json().outcome, 'ignored')
 })
 

@@ -19,7 +19,7 @@ import {
 import type { ApplicationTransaction } from '../register.js'
 import { seal } from '../sealed.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
-import { isRolledBack, sayAgain } from '../store/say-again.js'
+import { HiddenDuplicate, isRolledBack, sayAgain } from '../store/say-again.js'
 import { boundInteractive } from '../store/transaction-bounds.js'
 
 export interface TransactionOptions {
@@ -276,6 +276,8 @@ export class Steps {
       return await fn()
     } catch (error) {
       this.#ownErrors.add(Object(error))
+      // It is thrown in its place when a new snapshot has shown that nothing was hidden.
+      if (error instanceof HiddenDuplicate) this.#ownErrors.add(Object(error.cause))
       throw error
     }
   }
