@@ -20,13 +20,10 @@ import { type Fingerprinted, whatIsAsked } from './asked.js'
 import { AtomicRecording } from './atomic-recording.js'
 import { discard } from './capture.js'
 import type { Limiter } from './limiter.js'
-import { BUSY_RETRY_S, problem } from './problem.js'
+import { BUSY_RETRY_S, problem, STORE_RETRY_S } from './problem.js'
 import { Recording, type RecordingTerms } from './recording.js'
 import { restoreHead, saveHead } from './reply-head.js'
 import type { SendOn } from './sends.js'
-
-/** When to come back while the store does not answer. */
-const STORE_RETRY_S = 5
 
 /** What all protected routes share. */
 export interface Protection {

@@ -6,6 +6,7 @@ import { reporter } from '../events.js'
 import type { PluginOptions, PluginSettings } from '../options.js'
 import type { Fingerprinted } from './asked.js'
 import { Exchange, type ProtectedRoute, type Protection } from './exchange.js'
+import { asProblem, noteThrown, THROWN_ERROR } from './thrown-problem.js'
 
 const EXCHANGE = Symbol('fastify-idempotency.exchange')
 const ROUTE = Symbol('fastify-idempotency.route')
@@ -35,6 +36,7 @@ export function bindHooks(
   protection: Protection,
 ): void {
   app.decorateRequest(EXCHANGE, null)
+  app.decorateRequest(THROWN_ERROR, null)
 
   app.addHook('onRoute', (route) => {
     const own = route.config?.idempotency
@@ -102,13 +104,15 @@ export function bindHooks(
 
   // First among the hooks of its kind when registered first, so that the bytes are kept before
   // others compress them.
-  app.addHook('onSend', (request, _reply, payload, done) => {
+  app.addHook('onSend', (request, reply, payload, done) => {
     const exchange = request[EXCHANGE]
-    if (exchange === null) done(null, payload)
-    else exchange.onSend(payload, done)
+    const outgoing = asProblem(request, reply, payload, protection.settings.docs)
+    if (exchange === null) done(null, outgoing)
+    else exchange.onSend(outgoing, done)
   })
 
   app.addHook('onError', (request, _reply, error, done) => {
+    noteThrown(request, error)
     request[EXCHANGE]?.onError(error)
     done()
   })

@@ -3,6 +3,8 @@ import type { FastifyError, FastifyReply } from 'fastify'
 
 /** When to come back while another attempt runs: it is usually about to end. In seconds. */
 export const BUSY_RETRY_S = 1
+/** When to come back while a store does not answer. In seconds. */
+export const STORE_RETRY_S = 5
 
 /**
  * Turns a reply into a problem document (RFC 9457) and returns its body. It goes past the

@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { InboxUnavailable, SignatureRefused, TenantUnknown, TooManyRefusals } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
 import { createLimiter, type Limiter } from '../http/limiter.js'
-import { problem } from '../http/problem.js'
+import { problem, STORE_RETRY_S } from '../http/problem.js'
 import { NoTenant, tenantOf } from '../http/tenant.js'
 import { hasStatus } from '../sealed.js'
 import { answerOutcome, send, worstOf } from './answer.js'
@@ -24,8 +24,6 @@ export interface RouteContext {
   readonly storeTimeoutMs: number
 }
 
-/** When to come back while the inbox does not answer, in seconds. */
-const STORE_RETRY_S = 5
 /** So many events of one batch run side by side. */
 const SIDE_BY_SIDE = 10
 

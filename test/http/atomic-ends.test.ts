@@ -354,7 +354,7 @@ for (const [name, stream] of Object.entries<RouteHandlerMethod>({
     const key = newKey()
     const answer = await send(app, '/things', { key })
     t.equal(answer.statusCode, 500)
-    t.match(answer.json(), { code: 'IDEMPOTENCY_ATOMIC_STREAM', message: /Return text, bytes/ })
+    t.match(answer.json(), { code: 'IDEMPOTENCY_ATOMIC_STREAM', detail: /Return text, bytes/ })
     t.equal(await effects(database, key), 0)
     t.same((await send(app, '/things', { key })).json(), { run: 2 })
   })
@@ -528,7 +528,7 @@ test('a query that is not awaited undoes it, and the error says so', { skip }, a
   const key = newKey()
   const answer = await send(app, '/things', { key })
   t.equal(answer.statusCode, 500)
-  t.match(answer.json(), { code: 'IDEMPOTENCY_STEP_NOT_AWAITED', message: /await/ })
+  t.match(answer.json(), { code: 'IDEMPOTENCY_STEP_NOT_AWAITED', detail: /await/ })
   await go.opened
   t.equal(await effects(database, key), 0)
 })

@@ -337,7 +337,7 @@ test('steps, transactions and run are refused, and what was done is undone', asy
     t.equal(answer.statusCode, 500)
     t.match(answer.json(), {
       code: 'IDEMPOTENCY_NOT_IN_ATOMIC',
-      message: new RegExp(`^request.idempotency.${name} is not for atomic routes`),
+      detail: new RegExp(`^request.idempotency.${name} is not for atomic routes`),
     })
     t.equal(await effects(database, key), 0)
   }
@@ -374,7 +374,7 @@ test('there is no tx anywhere else, and the error says what to write', async (t)
     for (const call of [{}, { key: newKey() }]) {
       t.match((await send(app, url, call)).json(), {
         code: 'IDEMPOTENCY_NOT_ATOMIC',
-        message: /request\.idempotency\.transaction\(\(tx\) => …\)/,
+        detail: /request\.idempotency\.transaction\(\(tx\) => …\)/,
       })
     }
   }

@@ -39,7 +39,7 @@ test('a route that was added before the plugin was loaded runs nothing, and says
     const answer = await send(app, url as string, key === undefined ? {} : { key })
     t.equal(answer.statusCode, 500)
     t.equal(answer.json().code, 'IDEMPOTENCY_ROUTE_MISSED')
-    t.match(answer.json().message, 'await app.register')
+    t.match(answer.json().detail, 'await app.register')
   }
   t.equal(runs, 0)
   t.equal((await send(app, '/global')).statusCode, 200, 'without a key there is nothing to protect')

@@ -253,7 +253,7 @@ test('a result that cannot be stored is an error at once, and named', async (t) 
   const key = newKey()
   const answer = await send(app, '/pay', { key })
   t.equal(answer.statusCode, 500)
-  t.match(answer.json(), { code: 'IDEMPOTENCY_STEP_NOT_STORABLE', message: /step "charge"/ })
+  t.match(answer.json(), { code: 'IDEMPOTENCY_STEP_NOT_STORABLE', detail: /step "charge"/ })
   t.equal((await send(app, '/pay', { key })).body, 'text')
 })
 
@@ -378,7 +378,7 @@ test('wrong options say what to write', async (t) => {
   })
   for (const [which, [, message]] of Object.entries(wrong)) {
     const answer = await send(app, '/pay', { key: newKey(), payload: { which } })
-    t.match(answer.json(), { code: 'IDEMPOTENCY_OPTION_INVALID', message })
+    t.match(answer.json(), { code: 'IDEMPOTENCY_OPTION_INVALID', detail: message })
   }
   t.equal(await effects(), 0)
 })

@@ -444,7 +444,7 @@ test('what cannot be recorded is refused with a word on what to do', async (t) =
   ] as const) {
     const answer = await send(app, '/hook', { payload })
     t.equal(answer.json().code, 'IDEMPOTENCY_OPTION_INVALID')
-    t.match(answer.json().message, says)
+    t.match(answer.json().detail, says)
   }
 })
 
