@@ -246,7 +246,12 @@ test('a conflict within the application’s own transaction keeps its meaning: i
     operation.transaction(async (tx) => {
       runs += 1
       client.broken = runs === 1 ? 'write' : undefined
-      return (await app.idempotency.reserve({ ...slots, resource: newKey(), tx })).kind
+      const reserving = app.idempotency.reserve({ ...slots, resource: newKey(), tx })
+      return (
+        await reserving.finally(() => {
+          client.broken = undefined
+        })
+      ).kind
     }),
   )
   t.match(value, { kind: 'ran', value: 'reserved' })
