@@ -23,6 +23,7 @@ import type { Limiter } from './limiter.js'
 import { BUSY_RETRY_S, problem, STORE_RETRY_S } from './problem.js'
 import { Recording, type RecordingTerms } from './recording.js'
 import { restoreHead, saveHead } from './reply-head.js'
+import { type SavedInput, saveInput } from './request-input.js'
 import type { SendOn } from './sends.js'
 
 /** What all protected routes share. */
@@ -57,6 +58,8 @@ export class Exchange {
   #report: Report
   #recording: Recording | undefined
   #atomic: AtomicRecording | undefined
+  /** What an atomic handler was given, if it can be given that again. */
+  #input: SavedInput | undefined
   #isCounted = false
   #replayed: StoredResponse | undefined
 
@@ -114,19 +117,22 @@ export class Exchange {
     }
   }
 
-  /** A transaction that a conflict undid is begun anew, on a reply as it was. */
+  /** A transaction that a conflict undid is begun anew, on a request and a reply as they were. */
   #again(begin: () => Promise<unknown>): Promise<unknown> {
     const reply = this.#reply
     const head = saveHead(reply)
     let isFirst = true
-    return sayAgain(() => {
+    const beginAgain = () => {
       if (!isFirst) {
         this.#atomic = undefined
         restoreHead(reply, head)
+        this.#input?.restore()
       }
       isFirst = false
       return begin()
-    })
+    }
+    // Without a handler that has run, there is nothing that it could have changed.
+    return sayAgain(beginAgain, () => this.#atomic === undefined || this.#input !== undefined)
   }
 
   async #beginWithoutKey(): Promise<unknown> {
@@ -223,6 +229,7 @@ export class Exchange {
   }
 
   #runAtomic(claim: AtomicClaim): Promise<unknown> {
+    this.#input ??= saveInput(this.#request)
     this.#atomic = new AtomicRecording(claim, this.#reply, this.#terms())
     return this.#atomic.run(this.#route.handler)
   }

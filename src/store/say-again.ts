@@ -18,8 +18,14 @@ export class HiddenDuplicate extends Error {
   override readonly name = 'HiddenDuplicate'
 }
 
-/** Says one guarded statement, or one transaction, again when the server rolled it back. */
-export async function sayAgain<T>(statement: () => PromiseLike<T>): Promise<T> {
+/**
+ * Says one guarded statement, or one transaction, again when the server rolled it back, unless it cannot
+ * be repeated any more.
+ */
+export async function sayAgain<T>(
+  statement: () => PromiseLike<T>,
+  isRepeatable: () => boolean = () => true,
+): Promise<T> {
   let wasHidden = false
   for (let attempt = 1; ; attempt += 1) {
     try {
@@ -29,7 +35,7 @@ export async function sayAgain<T>(statement: () => PromiseLike<T>): Promise<T> {
       // A new snapshot would have shown the row: it was another constraint.
       if (isHidden && wasHidden) throw error.cause
       wasHidden = isHidden
-      if (!isRolledBack(error) || attempt === TRIES) throw error
+      if (!isRolledBack(error) || attempt === TRIES || !isRepeatable()) throw error
       const pauseMs = backoff(SAY_AGAIN, attempt, Math.random())
       await new Promise((resolve) => setTimeout(resolve, pauseMs))
     }
