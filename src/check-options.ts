@@ -3,6 +3,7 @@ import {
   check,
   defined,
   isBoolean,
+  isColumnText,
   isDuration,
   isFunction,
   isHeaderList,
@@ -15,6 +16,7 @@ import {
 import { type Duration, parseDuration } from './core/duration.js'
 import { isStorableText } from './core/text.js'
 import { OptionInvalid } from './errors.js'
+import { defaultHolder } from './holder.js'
 import {
   ATOMIC_DEFAULTS,
   type AtomicOptions,
@@ -116,6 +118,7 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
   worker: isBoolean,
   drain: isDuration(0, '10s'),
   storeTimeout: isDuration(1, '5s'),
+  holder: isColumnText('payments-api-7f9c'),
   maxConnections: isInteger(2, 10_000),
   maxWaiters: isInteger(0),
   pruneEvery: isPause('10m'),
@@ -153,6 +156,7 @@ export function readPluginOptions(options: PluginOptions): PluginSettings {
     hasWorker: given.worker,
     drainMs: toMs(given.drain),
     storeTimeoutMs: toMs(given.storeTimeout),
+    holder: given.holder ?? defaultHolder(),
     maxConnections: given.maxConnections,
     maxWaiters: given.maxWaiters,
     pruneEveryMs: given.pruneEvery === false ? undefined : toMs(given.pruneEvery),

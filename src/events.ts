@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { channel } from 'node:diagnostics_channel'
 import type { FastifyBaseLogger } from 'fastify'
 import type { EventStatus } from './core/event.js'
-import type { RecordKey } from './core/record.js'
+import type { HeldBy, RecordKey } from './core/record.js'
 import { errorCode } from './store/client.js'
 
 /** What is known of a failure without repeating anything that came from a request. */
@@ -138,7 +138,13 @@ export type OperationHappening =
   | { readonly kind: 'recovered'; readonly attempt: number; readonly tookMs: number }
   | { readonly kind: 'recovery_failed'; readonly attempt: number; readonly failure: Failure }
   | { readonly kind: 'recover_failed'; readonly failure: Failure }
-  | { readonly kind: 'resolved'; readonly attempt: number; readonly to: 'completed' | 'released' }
+  | {
+      readonly kind: 'resolved'
+      readonly attempt: number
+      readonly to: 'completed' | 'released'
+      /** Whether it was taken away from a process whose lease still ran. */
+      readonly forced: boolean
+    }
 
 /** What happens to an atomic operation besides what happens to any other. */
 export type AtomicHappening =
@@ -150,7 +156,7 @@ export type Happening =
   | { readonly kind: 'claimed'; readonly attempt: number }
   | { readonly kind: 'taken_over'; readonly attempt: number; readonly resumed: boolean }
   | { readonly kind: 'replayed'; readonly statusCode: number; readonly waitedMs: number }
-  | { readonly kind: 'busy'; readonly waitedMs: number }
+  | ({ readonly kind: 'busy'; readonly waitedMs: number } & HeldBy)
   | { readonly kind: 'mismatch' }
   | { readonly kind: 'uncertain'; readonly operationId: string; readonly attempt: number }
   | { readonly kind: 'not_replayable' }

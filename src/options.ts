@@ -198,6 +198,12 @@ export interface PluginOptions extends RouteOptions {
    */
   storeTimeout?: Duration
   /**
+   * How this process is named for operators: in the records of what it runs, in `busy` events and in
+   * what `resolve()` returns, and in its locks. Never in an answer to a client. Default: the name of the
+   * host, and the process's id.
+   */
+  holder?: string
+  /**
    * How many connections the plugin's own statements take of the application's pool at once, so that
    * a database that stalls leaves the others to the application. At least 2. Default: 70 % of the
    * size of `pool`; 7 without one, of the 10 that Prisma's adapters open.
@@ -259,6 +265,7 @@ export interface PluginSettings {
   readonly hasWorker: boolean
   readonly drainMs: number
   readonly storeTimeoutMs: number
+  readonly holder: string
   readonly maxConnections: number | undefined
   readonly maxWaiters: number
   readonly pruneEveryMs: number | undefined

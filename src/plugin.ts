@@ -52,11 +52,11 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const { run, clock, provider, primary } = database
   const store = run ? postgresStore(run) : prismaStore(primary, clock)
   const { prisma } = options
-  const { storeTimeoutMs, maxWaiters } = settings
+  const { storeTimeoutMs, holder, maxWaiters } = settings
   const poolSize = options.pool?.options?.max
   const maxConnections = settings.maxConnections ?? defaultMaxConnections(poolSize)
   const limits = createStatementLimits(maxConnections, storeTimeoutMs)
-  const claims = new Claims(store, { prisma, storeTimeoutMs, maxWaiters, limits })
+  const claims = new Claims(store, { prisma, storeTimeoutMs, holder, maxWaiters, limits })
   const limiter =
     settings.rateLimit &&
     (await createLimiter(app, {
@@ -107,6 +107,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     clock,
     provider,
     patienceMs: settings.storeTimeoutMs,
+    holder,
     report,
   })
 

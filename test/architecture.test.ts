@@ -13,6 +13,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   register: [],
   within: [],
   'crash-points': [],
+  holder: [],
   checks: ['core', 'errors'],
   events: ['core', 'store'],
   sealed: ['errors', 'events', 'store'],
@@ -20,6 +21,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   lease: ['core', 'events', 'within'],
   locks: [
     'sealed',
+    'holder',
     'crash-points',
     'core',
     'store',
@@ -35,9 +37,10 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   models: ['errors', 'store'],
   guards: ['sealed', 'events', 'locks', 'models', 'once', 'reservations', 'status', 'store'],
   options: ['core', 'store', 'dispatch'],
-  'check-options': ['core', 'errors', 'options', 'checks'],
+  'check-options': ['holder', 'core', 'errors', 'options', 'checks'],
   claims: [
     'sealed',
+    'holder',
     'core',
     'store',
     'events',

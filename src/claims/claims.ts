@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import { decide, type OnLeaseExpired } from '../core/decide.js'
-import type { AttemptToken, RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
+import type { AttemptToken, HeldBy, RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
 import type { Report } from '../events.js'
+import { defaultHolder } from '../holder.js'
 import { batched } from '../store/batcher.js'
 import type { PrismaClientLike } from '../store/client.js'
 import { isLockTimeout, isOfItsData } from '../store/failures.js'
@@ -32,7 +33,7 @@ export interface Wish extends Patience {
 export type Outcome =
   | { kind: 'run'; claim: Claim }
   | { kind: 'replay'; response: StoredResponse; waitedMs: number }
-  | { kind: 'busy'; waitedMs: number }
+  | ({ kind: 'busy'; waitedMs: number } & HeldBy)
   | { kind: 'mismatch' }
   | ({ kind: 'uncertain' } & AttemptToken)
   | { kind: 'refused' }
@@ -42,6 +43,8 @@ export interface ClaimsOptions {
   readonly prisma: PrismaClientLike
   /** How long the store may take for one answer. */
   readonly storeTimeoutMs: number
+  /** How this process is named in the records of what it runs. */
+  readonly holder?: string
   /** How many requests may wait for an operation at once. */
   readonly maxWaiters?: number
   readonly limits?: StatementLimits
@@ -58,6 +61,7 @@ export class Claims {
   readonly #waiting: WaitingRoom
   readonly #prisma: PrismaClientLike
   readonly #storeTimeoutMs: number
+  readonly #holder: string
   #onEmpty: (() => void) | undefined
   readonly #insert
   readonly #takeOver
@@ -71,12 +75,14 @@ export class Claims {
     {
       prisma,
       storeTimeoutMs,
+      holder = defaultHolder(),
       maxWaiters = Number.POSITIVE_INFINITY,
       limits = createStatementLimits(defaultMaxConnections(), storeTimeoutMs),
     }: ClaimsOptions,
   ) {
     this.#prisma = prisma
     this.#storeTimeoutMs = storeTimeoutMs
+    this.#holder = holder
     this.#waiting = new WaitingRoom(maxWaiters)
     const identify = recordName
     const begin = { timeoutMs: storeTimeoutMs, limit: limits.begin }
@@ -141,7 +147,7 @@ export class Claims {
   async #beginNow(wish: Wish): Promise<Outcome> {
     crashPoint('claim:asking')
     const begun = { operationId: randomUUID(), attempt: 1 }
-    const ask: Ask = { ...wish, operationId: begun.operationId }
+    const ask: Ask = { ...wish, operationId: begun.operationId, holder: this.#holder }
     // Ends after one or two turns: each further one means that another request was faster.
     for (let takeovers = 0; ; ) {
       const askedAt = performance.now()
@@ -166,7 +172,7 @@ export class Claims {
       const decision = decide(record, wish.fingerprint, wish.onLeaseExpired)
       switch (decision.kind) {
         case 'busy':
-          return { kind: 'busy', waitedMs: 0 }
+          return { ...decision, waitedMs: 0 }
         case 'replay': {
           const response = await this.#responseOf(wish, record, decision.response)
           if (response === undefined) continue
@@ -202,28 +208,37 @@ export class Claims {
 
   /**
    * Takes over a record that was seen at this attempt, if it is released, expired, or its lease ran
-   * out; `undefined` when it is at another attempt by now, or another transaction has locked it.
+   * out, or `forced`; `undefined` when it is at another attempt by now, or another transaction has
+   * locked it.
    *
    * @throws as `begin` does. A record that was taken over too late is left in progress for a lease: it
    * must not look as if it had been released.
    */
   takeOver(
     wish: Wish,
-    decision: { readonly seen: AttemptToken; readonly resumed: true },
+    decision: { readonly seen: AttemptToken; readonly resumed: true; readonly forced?: boolean },
   ): Promise<Claim | undefined> {
     return this.#takeOverSeen(wish, decision, undefined, undefined)
   }
 
   async #takeOverSeen(
     wish: Wish,
-    { seen, resumed }: { readonly seen: AttemptToken; readonly resumed: boolean },
+    {
+      seen,
+      resumed,
+      forced = false,
+    }: { readonly seen: AttemptToken; readonly resumed: boolean; readonly forced?: boolean },
     begun: AttemptToken | undefined,
     giveBack: ((token: AttemptToken) => Promise<unknown>) | undefined,
   ): Promise<Claim | undefined> {
     const next = { operationId: seen.operationId, attempt: seen.attempt + 1 }
     const token = resumed || begun === undefined ? next : begun
     const askedAt = performance.now()
-    const taking = this.#takeOver({ ...wish, operationId: token.operationId, seen, resumed })
+    const { operationId } = token
+    const taking = this.#takeOver({
+      ...{ ...wish, operationId, holder: this.#holder },
+      ...{ seen, resumed, forced },
+    })
     let taken: Taken | undefined
     try {
       taken = await this.#inTime(taking)
@@ -305,7 +320,7 @@ const sameResult = <I, O>(_first: I, result: O) => result
 /** Of two requests with one key in one statement, the second sees what the first has inserted. */
 function joinInsert(first: Ask, inserted: Inserted): Inserted {
   if (inserted.kind === 'seen') return inserted
-  const { operationId, fingerprint, leaseMs } = first
+  const { operationId, fingerprint, holder, leaseMs } = first
   return {
     kind: 'seen',
     record: {
@@ -313,6 +328,7 @@ function joinInsert(first: Ask, inserted: Inserted): Inserted {
       attempt: 1,
       fingerprint,
       status: 'in_progress',
+      holder,
       leaseLeftMs: leaseMs,
       isExpired: false,
       response: null,

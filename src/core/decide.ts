@@ -1,4 +1,4 @@
-import type { AttemptToken, SeenRecord, StoredResponse } from './record.js'
+import type { AttemptToken, HeldBy, SeenRecord, StoredResponse } from './record.js'
 
 /** What to do when the holder's lease ran out: run the handler again, or leave it to a person. */
 export type OnLeaseExpired = 'rerun' | 'uncertain'
@@ -10,7 +10,7 @@ export type Decision =
    */
   | { kind: 'take'; seen: AttemptToken; resumed: boolean }
   | { kind: 'replay'; response: StoredResponse }
-  | { kind: 'busy' }
+  | ({ kind: 'busy' } & HeldBy)
   | { kind: 'mismatch' }
   /** The attempt that was interrupted. */
   | ({ kind: 'uncertain' } & AttemptToken)
@@ -40,7 +40,7 @@ export function decide(
     if (record.response === null) throw new TypeError('a completed record has no response')
     return { kind: 'replay', response: record.response }
   }
-  if (isHeld) return { kind: 'busy' }
+  if (isHeld) return { kind: 'busy', holder: record.holder, since: record.since }
   if (record.status === 'in_progress' && onLeaseExpired === 'uncertain') {
     return { kind: 'uncertain', ...seen }
   }

@@ -15,6 +15,13 @@ export interface AttemptToken {
   readonly attempt: number
 }
 
+/** Which process holds an operation, and since when, as far as its record says. */
+export interface HeldBy {
+  readonly holder?: string | undefined
+  /** When its attempt began, by the database's clock. */
+  readonly since?: Date | undefined
+}
+
 export type RecordStatus = 'in_progress' | 'completed' | 'released'
 
 /** What `step` and `transaction` have done for an operation or an event, by name. */
@@ -33,7 +40,7 @@ export interface StoredResponse {
  * A record as a store saw it. Times are relative to the database's clock at that moment, so that
  * nothing outside a store ever compares two clocks.
  */
-export interface SeenRecord extends AttemptToken {
+export interface SeenRecord extends AttemptToken, HeldBy {
   readonly fingerprint: string
   readonly status: RecordStatus
   /** How long nobody may take the operation over; zero or less when the lease has run out. */

@@ -203,7 +203,8 @@ export class Exchange {
       case 'replay':
         return this.#replay(outcome.response, outcome.waitedMs)
       case 'busy':
-        report({ kind: 'busy', waitedMs: outcome.waitedMs })
+        // Which process holds it is for the log alone.
+        report(outcome)
         return this.#answer(new InProgress(), BUSY_RETRY_S)
       case 'mismatch':
         report({ kind: 'mismatch' })

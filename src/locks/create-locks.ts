@@ -19,6 +19,8 @@ export interface LocksSettings {
   readonly clock: DatabaseClock
   readonly provider: Provider
   readonly patienceMs: number
+  /** How this process is named in locks that name no holder. */
+  readonly holder?: string | undefined
   /** For what happens to all locks, and not to one of them. */
   readonly report: Report
 }
@@ -30,7 +32,8 @@ export interface LocksSettings {
  * @throws ModelsMissing when the database is to keep them and has no table for it.
  */
 export function createLocks(settings: LocksSettings): Locks {
-  return new Locks({ backend: backendOf(settings), patienceMs: settings.patienceMs })
+  const { patienceMs, holder } = settings
+  return new Locks({ backend: backendOf(settings), patienceMs, holder })
 }
 
 function backendOf(settings: LocksSettings): LockBackend {

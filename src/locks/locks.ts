@@ -36,6 +36,8 @@ export interface LocksContext {
   readonly backend: LockBackend
   /** How long the backend may take for an answer. */
   readonly patienceMs: number
+  /** Who holds locks that name no holder. */
+  readonly holder?: string | undefined
 }
 
 /** Takes locks, keeps them while a routine runs, and gives them back. */
@@ -62,7 +64,7 @@ export class Locks {
     options: LockOptions,
     routine: LockRoutine<T>,
   ): Promise<LockResult<T>> {
-    const { waitMs, ...ask } = readLock(tenantId, names, options, routine)
+    const { waitMs, ...ask } = readLock(tenantId, names, options, routine, this.#context.holder)
     const place = this.#lines.join(JSON.stringify([tenantId, ask.names]))
     try {
       const startedAt = performance.now()

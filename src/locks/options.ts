@@ -1,8 +1,8 @@
-import { hostname } from 'node:os'
 import { type Check, check, defined, isColumnText, isDuration, toMs } from '../checks.js'
 import type { Duration } from '../core/duration.js'
 import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
+import { defaultHolder } from '../holder.js'
 import type { LockAsk } from './lock.js'
 
 export interface LockOptions {
@@ -13,7 +13,7 @@ export interface LockOptions {
   ttl?: Duration
   /** How long to wait while somebody else has it. Default 0: `busy` at once. */
   wait?: Duration
-  /** Who this is, for people. Default: the name of the host, and the process's id. */
+  /** Who this is, for people. Default: the plugin's `holder`. */
   holder?: string
 }
 
@@ -35,6 +35,7 @@ export function readLock(
   given: string | readonly string[],
   options: LockOptions,
   routine: unknown,
+  processHolder = defaultHolder(),
 ): LockAsk & { readonly waitMs: number } {
   const names: readonly unknown[] = Array.isArray(given) ? given : [given]
   const areNames = (some: readonly unknown[]): some is readonly string[] =>
@@ -55,7 +56,7 @@ export function readLock(
     tenantId,
     // In the same order everywhere: two who want the same names do not wait for each other.
     names: [...new Set(names)].sort(),
-    holder: holder ?? `${hostname()}:${process.pid}`,
+    holder: holder ?? processHolder,
     ttlMs: Math.ceil(toMs(ttl)),
     waitMs: toMs(wait),
   }

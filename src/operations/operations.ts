@@ -54,8 +54,8 @@ export type RunResult<T> =
   | { kind: 'ran'; value: T; isStored: boolean }
   /** It had run before: this is what it returned then. */
   | { kind: 'replayed'; value: T }
-  /** Another process, or another call, is running it. */
-  | { kind: 'busy' }
+  /** Another process, or another call, is running it: which one, and since when, as its record says. */
+  | { kind: 'busy'; holder: string | undefined; since: Date | undefined }
   /** The key was used before, with another input or another handler. */
   | { kind: 'mismatch' }
   /** This attempt was interrupted, and does not say that it may be run again: `resolve()` decides. */
@@ -93,7 +93,9 @@ export interface RunsOperations {
   /**
    * Ends an operation whose process died, as somebody found out: with the response, or the result, that
    * later calls get from now on, or by releasing its key. An operation that runs, or has its result,
-   * stays as it is; so does another one under the same key, when `attempt` says which one was looked at.
+   * stays as it is; so does another one under the same key, when `operationId` and `attempt` say which
+   * one the decision is about. `{ force: true }` also ends one that runs: its process can store nothing
+   * more, and its `signal` is aborted at the next renewal of its lease.
    *
    * @throws IDEMPOTENCY_STORE_UNAVAILABLE when nobody can say whether it was decided: look again.
    */
@@ -259,7 +261,7 @@ export class Operations {
         return { kind: 'replayed', value: resultOf(outcome.response) as T }
       case 'busy':
         report(outcome)
-        return { kind: 'busy' }
+        return { kind: 'busy', holder: outcome.holder, since: outcome.since }
       case 'mismatch':
       case 'uncertain':
         report(outcome)
@@ -308,12 +310,13 @@ export class Operations {
   ): Promise<Resolved> {
     const key = readOperationName(name)
     const decided = readDecision(name, decision)
-    const attempt = readResolve(options)
+    const { attempt, isForced } = readResolve(options)
     const { claims, settings, log, find } = this.#context
     const { leaseMs, maxRunMs, retentionMs } = settings.route
     const report = reporter(log, undefined, { tenantId, key })
     const resolving = resolve(decided, {
       attempt,
+      isForced,
       find: () => find({ tenantId, key }),
       claims,
       storeTimeoutMs: settings.storeTimeoutMs,

@@ -3,6 +3,7 @@ import {
   type Check,
   check,
   defined,
+  isBoolean,
   isDuration,
   isInteger,
   isOneOf,
@@ -62,6 +63,13 @@ export interface ResolveOptions {
    */
   operationId?: string
   attempt?: number
+  /**
+   * Ends an operation whose lease still runs, too: for one that is stuck while its process lives. What
+   * its handler stores from then on is refused (`IDEMPOTENCY_LEASE_LOST`), and its `signal` is aborted at
+   * the next renewal of the lease, after at most a third of it. What it does elsewhere is not undone:
+   * before a release, make sure that it does nothing more there. Default `false`.
+   */
+  force?: boolean
 }
 
 const TIMES: Record<keyof OperationTimes, Check> = {
@@ -87,6 +95,7 @@ const RESOLVE: Record<keyof ResolveOptions, Check> = {
   operationId: (value) =>
     isStorableText(value) ? undefined : 'must be the operationId of the log event, or be left out',
   attempt: isInteger(1),
+  force: isBoolean,
 }
 
 /** @throws OptionInvalid */
@@ -110,11 +119,16 @@ export function readTimes(
 }
 
 /** @throws OptionInvalid */
-export function readResolve(options: ResolveOptions): AttemptToken | undefined {
+export function readResolve(options: ResolveOptions): {
+  readonly attempt: AttemptToken | undefined
+  readonly isForced: boolean
+} {
   check(' of resolve()', RESOLVE, options)
-  const { operationId, attempt } = options
-  if (operationId === undefined && attempt === undefined) return undefined
-  if (operationId !== undefined && attempt !== undefined) return { operationId, attempt }
+  const { operationId, attempt, force: isForced = false } = options
+  if (operationId === undefined && attempt === undefined) return { attempt: undefined, isForced }
+  if (operationId !== undefined && attempt !== undefined) {
+    return { attempt: { operationId, attempt }, isForced }
+  }
   throw new OptionInvalid(
     'resolve() needs both "operationId" and "attempt", or neither: attempts are counted anew for each operation under a key',
   )

@@ -52,7 +52,7 @@ WITH written AS (
     fingerprint = excluded.fingerprint, status = excluded.status,
     lease_until = excluded.lease_until, expires_at = excluded.expires_at,
     status_code = excluded.status_code, headers = excluded.headers, body = excluded.body,
-    steps = NULL, handler = NULL, input = NULL
+    steps = NULL, handler = NULL, input = NULL, holder = NULL, claimed_at = NULL
   WHERE r.operation_id = $10 AND r.attempt = $11::int4 AND ${IS_FREE}
   RETURNING attempt
 )

@@ -27,7 +27,8 @@ const IS_SEEN = 'r.operation_id = a.seen_operation_id AND r.attempt = a.seen_att
 /** What `recordOf` reads; `seen_operation_id` is null where there is no record. */
 export const SEEN = `
   r.operation_id AS seen_operation_id, r.attempt AS seen_attempt,
-  r.fingerprint AS seen_fingerprint, r.status,
+  r.fingerprint AS seen_fingerprint, r.status, r.holder AS seen_holder,
+  (extract(epoch FROM r.claimed_at) * 1000)::float8 AS claimed_at_ms,
   (extract(epoch FROM r.lease_until - ${NOW}) * 1000)::float8 AS lease_left_ms,
   (r.expires_at <= ${NOW})::int4 AS is_expired, r.status_code, r.headers::text AS headers,
   CASE WHEN octet_length(r.body) <= ${READ_ALONG_BYTES} THEN r.body END AS body,
@@ -39,13 +40,13 @@ export const SEEN = `
 const INSERT = `
 WITH a AS MATERIALIZED (
   SELECT a.*, ${SEEN}
-  FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text')}
+  FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'fingerprint::text', 'holder::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text')}
   LEFT JOIN idempotency_record r ON ${IS_ROW_OF}
 ), made AS (
   INSERT INTO idempotency_record
-    (tenant_id, key, operation_id, attempt, fingerprint, status, lease_until, expires_at,
-     created_at, handler, input)
-  SELECT tenant_id, key, operation_id, 1, fingerprint, 'in_progress',
+    (tenant_id, key, operation_id, attempt, fingerprint, status, holder, claimed_at, lease_until,
+     expires_at, created_at, handler, input)
+  SELECT tenant_id, key, operation_id, 1, fingerprint, 'in_progress', holder, ${NOW},
     ${NOW} + lease_ms * interval '1 millisecond',
     ${NOW} + retention_ms * interval '1 millisecond', ${NOW}, handler, to_jsonb(input)
   FROM a WHERE seen_operation_id IS NULL ORDER BY tenant_id, key
@@ -53,25 +54,25 @@ WITH a AS MATERIALIZED (
   RETURNING operation_id
 )
 SELECT a.i::int4 AS i, (made.operation_id IS NOT NULL)::int4 AS made, seen_operation_id,
-  seen_attempt, seen_fingerprint, status, lease_left_ms, is_expired, status_code, headers, body,
-  body_bytes
+  seen_attempt, seen_fingerprint, status, seen_holder, claimed_at_ms, lease_left_ms, is_expired,
+  status_code, headers, body, body_bytes
 FROM a LEFT JOIN made ON made.operation_id = a.operation_id`
 
 // A row that another transaction has locked is skipped: it is about to change, or its holder stands
 // still, and nothing may wait for that.
 const TAKE_OVER = `
 WITH a AS MATERIALIZED (
-  SELECT * FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'fingerprint::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text', 'seen_operation_id::text', 'seen_attempt::int4', 'resumed::bool')}
+  SELECT * FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'fingerprint::text', 'holder::text', 'lease_ms::float8', 'retention_ms::float8', 'handler::text', 'input::text', 'seen_operation_id::text', 'seen_attempt::int4', 'resumed::bool', 'forced::bool')}
 ), locked AS MATERIALIZED (
   SELECT a.* FROM a JOIN idempotency_record r ON ${IS_ROW_OF} AND ${IS_SEEN}
-  WHERE ${IS_FREE}
+  WHERE (${IS_FREE} OR a.forced AND r.status = 'in_progress')
     AND CASE WHEN a.resumed THEN r.fingerprint = a.fingerprint ELSE r.expires_at <= ${NOW} END
   FOR UPDATE OF r SKIP LOCKED
 )
 UPDATE idempotency_record r SET
   operation_id = CASE WHEN a.resumed THEN r.operation_id ELSE a.operation_id END,
   attempt = CASE WHEN a.resumed THEN r.attempt + 1 ELSE 1 END,
-  status = 'in_progress', fingerprint = a.fingerprint,
+  status = 'in_progress', fingerprint = a.fingerprint, holder = a.holder, claimed_at = ${NOW},
   lease_until = ${NOW} + a.lease_ms * interval '1 millisecond',
   expires_at = ${NOW} + a.retention_ms * interval '1 millisecond',
   status_code = NULL, headers = NULL, body = NULL,
@@ -132,6 +133,8 @@ export interface RecordRow {
   seen_attempt: number
   seen_fingerprint: string
   status: RecordStatus
+  seen_holder: string | null
+  claimed_at_ms: number | null
   lease_left_ms: number
   is_expired: number
   status_code: number | null
@@ -167,6 +170,7 @@ export function postgresStore(runOnce: RunStatement): Store {
         list.map(({ seen }) => seen.operationId),
         list.map(({ seen }) => seen.attempt),
         list.map(({ resumed }) => resumed),
+        list.map(({ forced }) => forced ?? false),
       ],
     })
     return (rows as readonly ({ steps: string | null } | undefined)[]).map(
@@ -251,6 +255,7 @@ function wanted(list: readonly Ask[]): unknown[] {
     ...keys(list),
     list.map(({ operationId }) => operationId),
     list.map(({ fingerprint }) => fingerprint),
+    list.map(({ holder }) => holder ?? null),
     list.map(({ leaseMs }) => leaseMs),
     list.map(({ retentionMs }) => retentionMs),
     list.map(({ recovery }) => recovery?.handler ?? null),
@@ -270,6 +275,8 @@ export function recordOf(row: RecordRow): SeenRecord {
     attempt: Number(row.seen_attempt),
     fingerprint: row.seen_fingerprint,
     status: row.status,
+    holder: row.seen_holder ?? undefined,
+    since: row.claimed_at_ms === null ? undefined : new Date(Number(row.claimed_at_ms)),
     leaseLeftMs: Number(row.lease_left_ms),
     isExpired: Number(row.is_expired) === 1,
     response:

@@ -15,6 +15,8 @@ interface Row {
   attempt: number
   fingerprint: string
   status: RecordStatus
+  holder: string | null
+  claimedAt: Date | null
   leaseUntil: Date
   expiresAt: Date
   tenantId: string
@@ -63,6 +65,8 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
             attempt: 1,
             fingerprint,
             status: 'in_progress',
+            holder: ask.holder ?? null,
+            claimedAt: now,
             leaseUntil: later(now, ask.leaseMs),
             expiresAt: later(now, ask.retentionMs),
             createdAt: now,
@@ -96,7 +100,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
         ...(ask.resumed ? { fingerprint: ask.fingerprint } : { expiresAt: { lte: now } }),
         OR: [
           { status: 'released' },
-          { status: 'in_progress', leaseUntil: { lte: now } },
+          { status: 'in_progress', ...(!ask.forced && { leaseUntil: { lte: now } }) },
           { status: 'completed', expiresAt: { lte: now } },
         ],
       },
@@ -106,6 +110,8 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
           : { operationId: ask.operationId, attempt: 1 }),
         fingerprint: ask.fingerprint,
         status: 'in_progress',
+        holder: ask.holder ?? null,
+        claimedAt: now,
         leaseUntil: later(now, ask.leaseMs),
         expiresAt: later(now, ask.retentionMs),
         statusCode: null,
@@ -243,6 +249,8 @@ function recordOf(row: Row, now: Date): SeenRecord {
     attempt,
     fingerprint,
     status,
+    holder: row.holder ?? undefined,
+    since: row.claimedAt ?? undefined,
     leaseLeftMs: row.leaseUntil.getTime() - now.getTime(),
     isExpired: row.expiresAt <= now,
     response:

@@ -11,6 +11,8 @@ export interface Ask extends RecordKey {
   /** Names the operation that begins with it. */
   readonly operationId: string
   readonly fingerprint: string
+  /** The process that asks, for operators. */
+  readonly holder?: string
   readonly leaseMs: number
   readonly retentionMs: number
   readonly recovery?: Recovery | undefined
@@ -34,6 +36,8 @@ export interface TakeOver extends Ask {
    * and its recovery; otherwise operation `operationId` begins with attempt 1, and nothing is kept.
    */
   readonly resumed: boolean
+  /** Whether it is taken over although its lease runs. Only to be resumed. */
+  readonly forced?: boolean
 }
 
 /** A body that was too large to be read along with its record. */
@@ -75,7 +79,8 @@ export interface Store {
   insert(asks: readonly Ask[]): Promise<Inserted[]>
   /**
    * Takes over a record that is expired, released, or whose lease ran out, if it still is the attempt
-   * that was seen. To be resumed it must have the same fingerprint; not to be, it must be expired.
+   * that was seen. To be resumed it must have the same fingerprint; not to be, it must be expired. One
+   * that is forced takes a lease that runs as well, and no response that is stored.
    */
   takeOver(asks: readonly TakeOver[]): Promise<(Taken | undefined)[]>
   /** The bodies of completed records; `undefined` where the record is another one by now, or gone. */

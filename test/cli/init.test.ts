@@ -227,7 +227,7 @@ test("names what a team's model lacks, and changes nothing", async (t) => {
   const models = await readFile(new URL('../../prisma/idempotency.prisma', import.meta.url), 'utf8')
   const own = models.replace(/^ {2}(attempt|headers) .*\n/gm, '')
   const message =
-    /Missing: field IdempotencyRecord\.attempt, field IdempotencyRecord\.headers\. Add to the model:\n\n {2}attempt {5}Int {6}@default\(1\)\n {2}headers {5}Json\?\n/
+    /Missing: field IdempotencyRecord\.attempt, field IdempotencyRecord\.headers\. Add to the model:\n\n {2}attempt {5}Int {7}@default\(1\)\n {2}headers {5}Json\?\n/
   await refuses(t, { 'schema.prisma': schema + own }, message)
 })
 

@@ -73,7 +73,7 @@ test('adapts the models to the provider', async (t) => {
   for (const [provider, key] of [
     ['postgresql', /key {9}String\n/],
     ['postgres', /key {9}String\n/],
-    ['mysql', /key {9}String {3}@db.VarChar\(255\)\n/],
+    ['mysql', /key {9}String {4}@db.VarChar\(255\)\n/],
     ['sqlite', /key {9}String\n/],
   ] as const) {
     const schema = oneFile(datasource.replace('postgresql', provider))

@@ -241,6 +241,48 @@ export async function storeContract(
     })
   }
 
+  await t.test('a record says which process began its attempt, and when', async (t) => {
+    const a = ask({ holder: 'first' })
+    const before = await insert(a).then(() => seen(a))
+    t.match(before, { holder: 'first' })
+    const { createdAt } = await records.findUnique(where(a))
+    t.ok(Math.abs(Number(before.since) - createdAt.getTime()) <= 5, 'by the database’s clock')
+    await only(store.extend([{ ...held(a), leaseMs: 60_000 }]))
+    t.strictSame((await seen(a)).since, before.since, 'a renewal changes nothing of it')
+    await move(a, { leaseUntil: PAST, claimedAt: PAST })
+    await take(a, 1, true, { ...a, holder: 'second' })
+    const after = await seen(a)
+    t.match(after, { holder: 'second', attempt: 2 })
+    t.ok(Number(after.since) >= Number(before.since))
+    await move(a, { leaseUntil: PAST, expiresAt: PAST })
+    await take(a, 2, false, ask({ key: a.key, holder: 'third' }))
+    t.match(await seen(a), { holder: 'third', attempt: 1 })
+    const nameless = ask()
+    await insert(nameless)
+    t.equal((await seen(nameless)).holder, undefined)
+  })
+
+  await t.test('a lease that runs is taken over by force, by one of many', async (t) => {
+    const a = ask({ holder: 'stuck' })
+    await insert(a)
+    await move(a, { steps: { charge: '1' } })
+    const forced = { ...takeOver({ ...a, holder: 'operator' }, held(a)), forced: true }
+    const otherAttempt = { ...forced, seen: held(a, 2) }
+    t.equal(await only(store.takeOver([otherAttempt])), undefined, 'not at another attempt')
+    const otherOperation = { ...forced, seen: { operationId: randomUUID(), attempt: 1 } }
+    t.equal(await only(store.takeOver([otherOperation])), undefined, 'not as another operation')
+    const otherBody = { ...forced, fingerprint: 'other' }
+    t.equal(await only(store.takeOver([otherBody])), undefined, 'not with another body')
+    const results = await Promise.all(Array.from({ length: 20 }, () => store.takeOver([forced])))
+    t.strictSame(results.flat().filter(Boolean), [{ steps: { charge: '1' } }])
+    t.match(await seen(a), { holder: 'operator', attempt: 2, status: 'in_progress' })
+    t.equal(await only(store.extend([held(a)])), false, 'its holder keeps nothing')
+    t.equal(await only(store.finish([{ ...held(a), response: response() }])), false)
+    t.equal(await only(store.finish([{ ...held(a, 2), response: response() }])), true)
+    const completed = { ...forced, seen: held(a, 2) }
+    t.equal(await only(store.takeOver([completed])), undefined, 'a response stays')
+  })
+
   await t.test('what was done step by step goes to the attempt that resumes it', async (t) => {
     const done = { charge: '["ch_1"]', 'quote " and \\': '[{"ü":1},2]' }
     const waiting = { steps: done, handler: 'settle', input: '["2026-11-22"]' }

@@ -225,6 +225,11 @@ const PLUGIN: Record<string, Checked> = {
   worker: boolean,
   drain: { ...duration('0'), right: [0, '10s'] },
   storeTimeout: { ...duration('1', 0), right: [1, '5s'] },
+  holder: {
+    wrong: ['', 'a\0b', '\ud800', 'x'.repeat(256), 7, null, false],
+    right: ['worker-1', 'x'.repeat(255)],
+    says: /must be text of 1 to 255 characters, such as 'payments-api-7f9c'/,
+  },
   maxConnections: {
     wrong: [1, 0, -2, 2.5, '7', null, {}],
     right: [2, 70],

@@ -530,6 +530,40 @@ test('a released key runs again, and the interrupted attempt can change nothing'
   t.equal(await effects(), 1)
 })
 
+test('a stuck request is ended by force; which process holds it is told to no client', async (t) => {
+  const holder = 'canary-host:4242'
+  const began = latch()
+  const go = latch()
+  const { app, effects } = await serve(
+    t,
+    async (idempotency, { account }) => {
+      began.open()
+      await go.opened
+      await idempotency.transaction((tx) => tx.payment.create(payment(account)))
+      return 'late'
+    },
+    { plugin: { holder } },
+  )
+  const events = collectEvents(t)
+  const key = newKey()
+  const stuck = begin(app, '/pay', { key })
+  await began.opened
+  const busy = await send(app, '/pay', { key })
+  t.match([busy.statusCode, busy.json().code], [409, 'IDEMPOTENCY_IN_PROGRESS'])
+  t.notMatch(`${busy.body}${JSON.stringify(busy.headers)}`, /canary/)
+  t.match(await events.first('busy'), { holder, since: Date })
+  const response = { statusCode: 201, body: { id: 7 } }
+  t.match(await app.idempotency.resolve(key, { response }), { kind: 'running', holder })
+  const force = { force: true }
+  t.strictSame(await app.idempotency.resolve(key, { response }, force), { kind: 'resolved' })
+  t.match(await events.first('resolved'), { to: 'completed', forced: true, attempt: 2 })
+  t.strictSame((await send(app, '/pay', { key })).json(), { id: 7 })
+  go.open()
+  t.match((await stuck).json(), { code: 'IDEMPOTENCY_LEASE_LOST' })
+  t.equal(await effects(), 0)
+  t.strictSame((await send(app, '/pay', { key })).json(), { id: 7 })
+})
+
 test('what cannot be a decision is refused, and changes nothing', async (t) => {
   const { app } = await serve(t, () => 'x')
   const { idempotency } = app

@@ -1,5 +1,6 @@
 // What run(), resolve() and recover() promise, on every way to a database.
 import { randomUUID } from 'node:crypto'
+import { hostname } from 'node:os'
 import t from 'tap'
 import { storedKey } from '../../src/operations/stored.js'
 import { latch } from '../fixtures/app.js'
@@ -86,7 +87,14 @@ for (const { name, skip, open } of WAYS) {
         })
       await began.opened
       const other = start().operations.of('')
-      t.strictSame(await other.run(key, () => 1), { kind: 'busy' })
+      const { holder, since, ...busy } = (await other.run(key, () => 1)) as {
+        kind: 'busy'
+        holder?: string
+        since?: Date
+      }
+      t.strictSame([busy, holder], [{ kind: 'busy' }, `${hostname()}:${process.pid}`])
+      const agoMs = (await way.clock.ask()).getTime() - Number(since)
+      t.ok(agoMs >= -5 && agoMs < 60_000, `it began ${agoMs} ms ago`)
       t.strictSame(await other.run(key, () => 1, { input: 2 }), { kind: 'mismatch' })
       end.open()
       t.match(await running, { kind: 'ran' })
@@ -276,6 +284,72 @@ for (const { name, skip, open } of WAYS) {
         operations.of('acme').resolve({ run: knownKey }, { release: true }),
       ])
       t.strictSame([a.kind, b.kind], ['resolved', 'missing'], 'another tenant has no such key')
+    })
+
+    await t.test('a stuck operation is ended by force while its process lives', async (t) => {
+      const { operations } = start({ holder: 'operator' })
+      const stuckRun = async (key: string) => {
+        const began = latch()
+        const go = latch()
+        const stuck = start({ holder: 'worker-1', lease: '1s' })
+        const refused: unknown[] = []
+        const running = stuck.operations.of('acme').run(key, async (operation) => {
+          await operation.transaction((tx) => tx.payment.create(entry(key)))
+          began.open()
+          await go.opened
+          const aborted = new Promise<void>((resolve) => {
+            operation.signal.addEventListener('abort', () => resolve())
+            if (operation.signal.aborted) resolve()
+          })
+          const late = { name: 'late' }
+          for (const write of [
+            () => operation.step('charge', () => 1),
+            () => operation.transaction((tx) => tx.payment.create(entry(key)), late),
+          ]) {
+            await write().catch((error) => refused.push(error.code))
+          }
+          await aborted
+          return 'of the stuck one'
+        })
+        running.catch(() => {})
+        await began.opened
+        return { running, refused, go }
+      }
+      const runs = operations.of('acme')
+      const lost = { code: 'IDEMPOTENCY_LEASE_LOST' }
+
+      const released = newName()
+      const first = await stuckRun(released)
+      const seen = await runs.resolve({ run: released }, { release: true })
+      t.match(seen, { kind: 'running', holder: 'worker-1', attempt: 1, since: Date })
+      if (seen.kind !== 'running') throw new Error(seen.kind)
+      t.ok(seen.leaseRemainingMs > 0 && seen.leaseRemainingMs <= 1_000)
+      const { operationId, attempt } = seen
+      const other = { operationId, attempt: attempt + 1, force: true }
+      t.match(await runs.resolve({ run: released }, { release: true }, other), { kind: 'changed' })
+      const meant = { operationId, attempt, force: true }
+      t.strictSame(await runs.resolve({ run: released }, { release: true }, meant), {
+        kind: 'resolved',
+      })
+      t.match(await runs.run(released, ({ attempt }) => attempt), { kind: 'ran', value: 3 })
+      first.go.open()
+      await t.rejects(first.running, lost)
+      t.strictSame(first.refused, [lost.code, lost.code])
+      t.equal(await entries(released), 1)
+      t.match(await runs.run(released, () => 1), { kind: 'replayed', value: 3 })
+
+      const decided = newName()
+      const second = await stuckRun(decided)
+      const result = { paid: true }
+      t.strictSame(await runs.resolve({ run: decided }, { result }, { force: true }), {
+        kind: 'resolved',
+      })
+      second.go.open()
+      await t.rejects(second.running, lost)
+      t.match(await runs.run(decided, () => 1), { kind: 'replayed', value: result })
+      t.match(await runs.resolve({ run: decided }, { release: true }, { force: true }), {
+        kind: 'completed',
+      })
     })
 
     await t.test('what failed and was left is finished, too, once its lease is over', async (t) => {
