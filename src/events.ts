@@ -357,6 +357,9 @@ function firstFrameOf({ stack = '', message }: Error): string | undefined {
 const MIGRATE =
   'the tables are missing or old: run `npx prisma migrate deploy` (after `npx fastify-idempotency init`)'
 const UNREACHABLE = 'the database cannot be reached'
+const ONE_PROCESS =
+  'the SQLite file is locked by another process: SQLite is for an application of one process'
+
 const HINTS: Record<string, string> = {
   '42P01': MIGRATE,
   '42703': MIGRATE,
@@ -364,6 +367,9 @@ const HINTS: Record<string, string> = {
   P2022: MIGRATE,
   P1001: UNREACHABLE,
   ECONNREFUSED: UNREACHABLE,
+  P1008: ONE_PROCESS,
+  5: ONE_PROCESS,
+  SQLITE_BUSY: ONE_PROCESS,
   P2024: 'no connection became free in the pool: it is too small, or something holds connections',
   P2028: 'no connection became free for a transaction in time, or it took longer than its timeout',
 }

@@ -18,7 +18,7 @@ import {
   type Provider,
 } from './store/client.js'
 import type { DatabaseClock } from './store/clock.js'
-import { sayAgain } from './store/say-again.js'
+import { sayAgain, sayingAgainEach } from './store/say-again.js'
 
 /** What a reservation asks of the client of an open transaction. */
 export type ReservationTransaction = Pick<PrismaClientLike, 'slotReservation' | '$queryRawUnsafe'>
@@ -174,7 +174,7 @@ const KEPT_MS = 86_400_000
 
 /** @throws TypeError when the client lacks the model. */
 export function createReservations({ prisma, clock, provider }: ReservationsContext): Reservations {
-  const holds = holdsOf(prisma)
+  const holds = sayingAgainEach(holdsOf(prisma))
 
   /** Where the options say that it happens, and what time it is there. */
   function placeOf(tx: ReservationTransaction | undefined) {
@@ -189,7 +189,7 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
     fn: (holds: ModelDelegate) => PromiseLike<T>,
   ): PromiseLike<T> {
     if (tx !== undefined) return fn(holdsOf(tx))
-    if (isOneStatement) return sayAgain(() => fn(holds))
+    if (isOneStatement) return fn(holds)
     return sayAgain(() =>
       prisma.$transaction(async (open: ReservationTransaction) => fn(holdsOf(open)), {
         ...PATIENCE,
@@ -379,7 +379,7 @@ export function createReservations({ prisma, clock, provider }: ReservationsCont
       for (const some of portions(found.map(({ id }) => id))) {
         // Asked again in the delete: one that was confirmed or taken in between stays.
         const where = { id: { in: some }, ...isDoomed }
-        const { count } = await sayAgain<{ count: number }>(() => holds.deleteMany({ where }))
+        const { count } = await holds.deleteMany({ where })
         deleted += count
       }
       return deleted

@@ -166,7 +166,8 @@ export class Steps {
         const results = { ...this.#results, [path]: text }
         const isKept = await this.#knowing(() => {
           this.#isSent = true
-          return keep(this.#prisma, results)
+          // Guarded, and all of the results each time.
+          return sayAgain(() => keep(this.#prisma, results))
         })
         if (!isKept) throw new LeaseLost()
         this.#results = results

@@ -9,7 +9,7 @@ import {
   type TransactionClient,
 } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
-import { sayAgain } from '../store/say-again.js'
+import { sayAgain, sayingAgainEach } from '../store/say-again.js'
 import { BUSY, type HeldLock, type LockAsk, type LockBackend } from './lock.js'
 
 interface Row {
@@ -51,7 +51,7 @@ export function databaseLock(
 ): LockBackend {
   const missing = missingFromClient(client, ['namedLock'])
   if (missing.length > 0) throw new ModelsMissing(missing.join(', '))
-  const locks = client.namedLock as ModelDelegate
+  const locks = sayingAgainEach(client.namedLock as ModelDelegate)
 
   /** Takes one name as it was seen; `false` when somebody was faster. */
   async function take(rows: ModelDelegate, seen: Row | undefined, taken: Row): Promise<boolean> {
@@ -80,7 +80,7 @@ export function databaseLock(
       for (const [n, row] of taken.entries()) if (!(await take(rows, seen[n], row))) return false
       return true
     }
-    if (taken.length === 1) return sayAgain(() => each(locks))
+    if (taken.length === 1) return each(locks)
     try {
       return await sayAgain(() =>
         client.$transaction(
@@ -101,7 +101,7 @@ export function databaseLock(
     const { tenantId, names, ttlMs } = ask
     const mine = { tenantId, name: { in: [...names] }, owner }
     const write = async (where: object, data: object) =>
-      (await sayAgain(() => locks.updateMany({ where, data }))).count === names.length
+      (await locks.updateMany({ where, data })).count === names.length
     return {
       fence,
       askedAt,
@@ -169,7 +169,7 @@ export function databaseLock(
         // Asked again in the delete: a row that was taken in between stays.
         const names = { OR: rows.map(({ tenantId, name }) => ({ tenantId, name })) }
         const where = { AND: [names, isForgotten] }
-        const { count } = await sayAgain<{ count: number }>(() => locks.deleteMany({ where }))
+        const { count } = await locks.deleteMany({ where })
         deleted += count
       }
       return deleted

@@ -4,7 +4,7 @@ import {
   primaryOf,
   type TransactionClient,
 } from './client.js'
-import { sayAgain } from './say-again.js'
+import { sayAgain, sayingAgainEach } from './say-again.js'
 
 /** Runs a function in the transaction of a delegate, with the delegate and client of that. */
 export type Transact<Delegate> = <T>(
@@ -51,7 +51,7 @@ export function entitiesOf<Delegate extends Partial<ModelDelegate>>(
   return (
     root && {
       name,
-      reader: Reflect.get(primaryOf(root), property),
+      reader: sayingAgainEach(Reflect.get(primaryOf(root), property)) as Delegate,
       transact: (fn) => sayAgain(() => root.$transaction((tx) => fn(tx[property], tx))),
     }
   )

@@ -1,7 +1,7 @@
 import { backoff } from '../core/backoff.js'
 import { type EventStatus, KEPT_DELIVERIES, type RunError } from '../core/event.js'
 import type { StepResults } from '../core/record.js'
-import { isUniqueViolation, type ModelDelegate, type PrismaClientLike } from './client.js'
+import { isUniqueViolation, type PrismaClientLike } from './client.js'
 import type { DatabaseClock } from './clock.js'
 import type {
   Arrival,
@@ -12,7 +12,7 @@ import type {
   RunHold,
   StoredEvent,
 } from './event-store.js'
-import { sayAgain } from './say-again.js'
+import { sayingAgainEach } from './say-again.js'
 
 interface RecordedRow {
   id: string
@@ -79,11 +79,10 @@ const NEXT_TURN = { firstMs: 2, mostMs: 50 }
 export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock): EventStore {
   const { webhookEvent } = client
   if (webhookEvent === undefined) throw new TypeError('the client lacks model WebhookEvent')
-  const events: ModelDelegate = webhookEvent
-
   // On MySQL, statements that touch several rows may meet in a deadlock.
-  const updateMany = async (args: object): Promise<number> =>
-    (await sayAgain<{ count: number }>(() => events.updateMany(args))).count
+  const events = sayingAgainEach(webhookEvent)
+
+  const updateMany = async (args: object): Promise<number> => (await events.updateMany(args)).count
 
   async function record(arrival: Arrival): Promise<Recorded> {
     const { tenantId, provider, eventId, bodyHash, lane } = arrival
@@ -117,7 +116,7 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
         ...{ steps: {}, errors: [] },
       }
       try {
-        await sayAgain(() => events.create({ data: { ...row, payload }, select: { id: true } }))
+        await events.create({ data: { ...row, payload }, select: { id: true } })
         return { ...recorded(row, now), isNew: true, sameBodyAs: row.sameBodyAs }
       } catch (error) {
         if (!isUniqueViolation(error)) throw error
@@ -368,7 +367,7 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
         const ids = found.slice(at, at + AT_A_TIME).map(({ id }) => id)
         // Asked again in the delete: one that was reopened in between stays.
         const where = { id: { in: ids }, ...isDoomed }
-        const { count } = await sayAgain<{ count: number }>(() => events.deleteMany({ where }))
+        const { count } = await events.deleteMany({ where })
         deleted += count
       }
       return deleted

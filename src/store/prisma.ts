@@ -8,6 +8,7 @@ import type {
 } from '../core/record.js'
 import { isUniqueViolation, type PrismaClientLike } from './client.js'
 import type { DatabaseClock } from './clock.js'
+import { sayingAgainEach } from './say-again.js'
 import type { Ask, Extend, Finish, Hold, Inserted, Store, Taken, TakeOver } from './store.js'
 
 interface Row {
@@ -42,7 +43,7 @@ const MAX_LOOKS = 10
  * The unique constraint decides who was first; every later write is guarded in its `where`.
  */
 export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Store {
-  const records = client.idempotencyRecord
+  const records = sayingAgainEach(client.idempotencyRecord)
 
   async function insert(ask: Ask): Promise<Inserted> {
     const { tenantId, key, operationId, fingerprint } = ask
@@ -213,7 +214,7 @@ export async function findRecord(
   clock: DatabaseClock,
   { tenantId, key }: RecordKey,
 ): Promise<FoundRecord | undefined> {
-  const row: Row | null = await client.idempotencyRecord.findUnique({
+  const row: Row | null = await sayingAgainEach(client.idempotencyRecord).findUnique({
     where: { tenantId_key: { tenantId, key } },
   })
   if (row === null) return undefined

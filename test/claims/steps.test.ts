@@ -478,7 +478,8 @@ t.test(
   'after a step whose storing nobody answered, nothing is written: it may still be stored',
   async (t) => {
     const row = fresh()
-    const failures = ['40001', 'ECONNRESET']
+    // Repeated ten times, and then the handler's to try again.
+    const failures = [...new Array<string>(10).fill('40001'), 'ECONNRESET']
     const client = new FakeClient() as unknown as PrismaClientLike
     const steps = new Steps(client, 'operation', {}, async () => async (_, results) => {
       const code = failures.shift()
