@@ -166,11 +166,9 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     regularly(app, prune, { everyMs: pruneEveryMs, patienceMs })
   }
   if (recoverEveryMs !== undefined) {
-    const recover = async () => {
-      if (operations.hasHandlers) await operations.recover()
+    const turn = async () => {
+      if (operations.hasHandlers) await operations.recoverInBackground(report)
     }
-    const turn = () =>
-      recover().catch((error) => report({ kind: 'recover_failed', failure: failureOf(error) }))
     regularly(app, turn, { everyMs: recoverEveryMs, patienceMs })
   }
   app.addHook('onListen', async () => {

@@ -33,6 +33,7 @@ import {
 } from './handlers.js'
 import {
   type OperationTimes,
+  RECOVER_DEFAULTS,
   type RecoverOptions,
   type ResolveOptions,
   type RunOptions,
@@ -41,7 +42,7 @@ import {
   readResolve,
   readRun,
 } from './options.js'
-import { type Recovered, recover } from './recover.js'
+import { beginRecovery, type RecoverContext, type Recovered, recover } from './recover.js'
 import { type Resolved, resolve } from './resolve.js'
 import { comparable, resultOf, storedKey } from './stored.js'
 
@@ -125,6 +126,7 @@ export class Operations {
   readonly #context: OperationsContext
   readonly #handlers: Handlers
   readonly #running = new Set<Promise<unknown>>()
+  readonly #recovering = new Set<Promise<void>>()
   readonly #stop = new AbortController()
   #isClosed = false
 
@@ -159,20 +161,31 @@ export class Operations {
 
   recover(options: RecoverOptions = {}): Promise<Recovered> {
     const read = readRecover(options)
+    return this.#tracked(sealed('recover()', () => recover(this.#recovery(), read)))
+  }
+
+  /**
+   * What `recoverEvery` does: as `recover()`, but fulfilled once all that was found has begun. What has
+   * not ended when it is called again counts towards the same concurrency.
+   */
+  async recoverInBackground(report: Report): Promise<void> {
+    const failed = (error: unknown) => report({ kind: 'recover_failed', failure: failureOf(error) })
+    const onBegun = (finishing: Promise<unknown>) => void this.#tracked(finishing).catch(failed)
+    const recovering = beginRecovery(this.#recovery(), RECOVER_DEFAULTS, this.#recovering, onBegun)
+    await recovering.catch(failed)
+  }
+
+  #recovery(): RecoverContext {
     const { prisma, clock, claims, settings, log } = this.#context
-    const recovering = recover(
-      {
-        prisma,
-        clock,
-        claims,
-        handlers: this.#handlers,
-        storeTimeoutMs: settings.storeTimeoutMs,
-        reportOf: (record) => reporter(log, undefined, record),
-        stopped: this.#stop.signal,
-      },
-      read,
-    )
-    return this.#tracked(sealed('recover()', () => recovering))
+    return {
+      prisma,
+      clock,
+      claims,
+      handlers: this.#handlers,
+      storeTimeoutMs: settings.storeTimeoutMs,
+      reportOf: (record) => reporter(log, undefined, record),
+      stopped: this.#stop.signal,
+    }
   }
 
   /**

@@ -45,21 +45,44 @@ interface Interrupted {
 /** One batch, several at a time. Rejects when the database does; what is running then goes on. */
 export async function recover(
   context: RecoverContext,
-  { limit, concurrency, attempts }: Required<RecoverOptions>,
+  options: Required<RecoverOptions>,
 ): Promise<Recovered> {
-  const now = await context.clock.ask()
-  const found = await findInterrupted(context, now, limit, attempts)
+  const begun: Promise<keyof Recovered>[] = []
+  await beginRecovery(context, options, new Set(), (finishing) => begun.push(finishing))
   const counts = { finished: 0, failed: 0, skipped: 0 }
-  let next = 0
-  async function work(): Promise<void> {
-    while (next < found.length && !context.stopped.aborted) {
-      const interrupted = found[next] as Interrupted
-      next += 1
-      counts[await finish(context, interrupted, now)] += 1
-    }
-  }
-  await Promise.all(Array.from({ length: concurrency }, work))
+  for (const kind of await Promise.all(begun)) counts[kind] += 1
   return counts
+}
+
+/**
+ * Looks for interrupted operations and begins each of them as soon as fewer than `concurrency` are
+ * `running`. Fulfilled once the last has begun, not when it has ended: a handler that never ends keeps
+ * its place and nothing else. Nothing more is begun once the database has failed one of them.
+ *
+ * @throws what the database throws when it is looked for them.
+ */
+export async function beginRecovery(
+  context: RecoverContext,
+  { limit, concurrency, attempts }: Required<RecoverOptions>,
+  running: Set<Promise<void>>,
+  onBegun: (finishing: Promise<keyof Recovered>) => void,
+): Promise<void> {
+  const now = await context.clock.ask()
+  let hasFailed = false
+  for (const interrupted of await findInterrupted(context, now, limit, attempts)) {
+    while (running.size >= concurrency) await Promise.race(running)
+    if (hasFailed || context.stopped.aborted) return
+    const finishing = finish(context, interrupted, now)
+    onBegun(finishing)
+    const ended = finishing.then(
+      () => void running.delete(ended),
+      () => {
+        running.delete(ended)
+        hasFailed = true
+      },
+    )
+    running.add(ended)
+  }
 }
 
 async function findInterrupted(

@@ -227,6 +227,63 @@ test('a database that does not answer to recoverEvery is told, and asked again',
   t.match(await events.first('recover_failed'), { failure: { code: 'ECONNREFUSED' } })
 })
 
+test('a handler that never ends keeps recoverEvery from nothing else', async (t) => {
+  const events = collectEvents(t)
+  const stuck = latch()
+  const app = await buildApp(t, database, {
+    plugin: { recoverEvery: '1s', drain: 0 },
+    routes(app) {
+      app.idempotency.handler('stuck', () => {
+        stuck.open()
+        return new Promise(() => {})
+      })
+      app.idempotency.handler('settle', async () => 'settled')
+    },
+  })
+  const interrupt = (handler: string) => {
+    const key = newName()
+    const data = {
+      ...{ tenantId: '', key: storedKey(key), operationId: key, fingerprint: 'f', handler },
+      ...{ status: 'in_progress', leaseUntil: new Date(0), input: '[1]' },
+      expiresAt: new Date(Date.now() + 60_000),
+    }
+    return prisma.idempotencyRecord.create({ data })
+  }
+  await interrupt('stuck')
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  await stuck.opened
+  await interrupt('settle')
+  t.match(await events.first('recovered'), { attempt: 2 })
+})
+
+test('a record that an open transaction has locked is decided once that is over', {
+  skip: database.kind === 'pglite' && 'PGlite is one session, without a second transaction',
+}, async (t) => {
+  const { operations } = operationsProcess(t, way, { storeTimeout: 300 })
+  const key = newName()
+  const began = latch()
+  const running = operations.of('').run(key, async () => {
+    began.open()
+    await new Promise(() => {})
+  })
+  running.catch(() => {})
+  await began.opened
+  const isLocked = latch()
+  const go = latch()
+  const standing = prisma.$transaction(async (tx) => {
+    const where = { key: storedKey(key) }
+    await tx.idempotencyRecord.updateMany({ where, data: { steps: {} } })
+    isLocked.open()
+    await go.opened
+  })
+  await isLocked.opened
+  const decide = () => operations.of('').resolve({ run: key }, { release: true }, { force: true })
+  await t.rejects(decide(), { code: 'IDEMPOTENCY_STORE_UNAVAILABLE' })
+  go.open()
+  await standing
+  t.strictSame(await decide(), { kind: 'resolved' })
+})
+
 test('what cannot be run is refused, and says what to write', async (t) => {
   const app = await buildApp(t, database, { routes: () => {} })
   const other = await buildApp(t, database, { routes: () => {} })
@@ -335,6 +392,28 @@ test('a handler that never ends keeps nobody else from being recovered', async (
     await letLeaseRunOut(way, storedKey(key))
   }
   t.match(await operations.recover({ concurrency: 1 }), { finished: 1, failed: 1 })
+})
+
+test('recover() runs as many at once as it may, and all of them', async (t) => {
+  const { operations } = operationsProcess(t, way)
+  let [isBroken, running, most] = [true, 0, 0]
+  const both = latch()
+  const settle = operations.handler('counted', async () => {
+    if (isBroken) throw new Error('not yet')
+    running += 1
+    most = Math.max(most, running)
+    if (running === 2) both.open()
+    await both.opened
+    running -= 1
+  })
+  const keys = Array.from({ length: 5 }, newName)
+  for (const key of keys) {
+    await t.rejects(operations.of('').run(key, settle), { message: 'not yet' })
+    await letLeaseRunOut(way, storedKey(key))
+  }
+  isBroken = false
+  t.match(await operations.recover({ concurrency: 2 }), { finished: 5, failed: 0 })
+  t.equal(most, 2)
 })
 
 test('what closes begins nothing', async (t) => {
