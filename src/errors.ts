@@ -18,10 +18,10 @@ export const KeyMalformed: FastifyErrorConstructor<
   'The Idempotency-Key header cannot be used: %s. Send 1 to 255 printable ASCII characters, as "abc" or abc',
   400,
 )
-/** The body cannot be compared with an earlier one (nested too deeply). */
+/** The body repeats the same values by reference, too often to be compared with an earlier one. */
 export const BodyUnusable = createError(
   'IDEMPOTENCY_BODY_UNUSABLE',
-  'The body is nested too deeply to be compared with that of a retry',
+  'The body repeats the same values by reference too often to be compared with that of a retry; send it without references',
   400,
 )
 /** `tenant` returned nothing for this request. */

@@ -183,7 +183,8 @@ export type Happening =
   | { readonly kind: 'store_unavailable'; readonly bypassed: boolean; readonly failure: Failure }
   | { readonly kind: 'too_many_keys' }
   | { readonly kind: 'limiter_failed'; readonly failure: Failure }
-  | { readonly kind: 'body_not_compared' }
+  /** `what` is not compared, such as `an instance of FileStream`. */
+  | { readonly kind: 'body_not_compared'; readonly what: string }
   | { readonly kind: 'key_rejected'; readonly reason: string }
   | { readonly kind: 'key_ignored'; readonly reason: IgnoredReason }
   | {
@@ -245,7 +246,7 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   limiter_failed: ['warn', 'A limit could not be counted; nobody was held up'],
   body_not_compared: [
     'warn',
-    'Bodies of this route are not parsed and so not compared: set config.idempotency.fingerprint',
+    'Bodies of this route are not compared, or not as a whole: set config.idempotency.fingerprint',
   ],
   key_rejected: ['info', 'Idempotency key rejected'],
   key_ignored: [

@@ -1,15 +1,20 @@
 import type { FastifyError, FastifyRequest } from 'fastify'
-import { parseKey } from '../core/key.js'
+import { type ParsedKey, parseKey } from '../core/key.js'
 import { bindToPrincipal } from '../core/principal.js'
 import { BodyUnusable, KeyMalformed, KeyMissing } from '../errors.js'
 import type { IgnoredReason, Report } from '../events.js'
+import type { RouteSettings } from '../options.js'
 import { type CallerSettings, identifyCaller } from './caller.js'
 
-/** What is known of a body before validation: its fingerprint, or that it has none. */
-export type Fingerprinted =
-  | { kind: 'fingerprint'; value: string }
+/** The key of a request, as its header has it. */
+export type ReceivedKey = ParsedKey | { kind: 'unkeyed' }
+
+/** What a request came with, before validation and other hooks could change it. */
+export type Received =
+  | { kind: 'keyed'; key: string; fingerprint: string }
+  /** It has a key, and a body that cannot be compared in reasonable time. */
   | { kind: 'unusable' }
-  | { kind: 'not compared' }
+  | Exclude<ReceivedKey, { kind: 'key' }>
 
 /** What a request to a protected route asks for, before the database is asked. */
 export type Asked =
@@ -24,27 +29,34 @@ export type Asked =
 /** @throws what `tenant` or `principal` throws, where that says itself what to answer. */
 export async function whatIsAsked(
   request: FastifyRequest,
-  fingerprinted: Fingerprinted,
-  settings: CallerSettings,
+  received: Received,
+  settings: CallerSettings & Pick<RouteSettings, 'required'>,
   report: Report,
 ): Promise<Asked> {
-  const header = headerOf(request)
-  if (header === undefined) {
-    if (fingerprinted.kind === 'not compared') return { kind: 'nothing' }
-    return { kind: 'refused', error: new KeyMissing(), reason: 'it is missing' }
+  switch (received.kind) {
+    case 'unkeyed':
+      return settings.required
+        ? { kind: 'refused', error: new KeyMissing(), reason: 'it is missing' }
+        : { kind: 'nothing' }
+    case 'malformed': {
+      const { reason } = received
+      return { kind: 'refused', error: new KeyMalformed(reason), reason }
+    }
+    case 'unusable':
+      return { kind: 'refused', error: new BodyUnusable() }
   }
-  const parsed = parseKey(header)
-  if (parsed.kind === 'malformed') {
-    const { reason } = parsed
-    return { kind: 'refused', error: new KeyMalformed(reason), reason }
-  }
-  if (fingerprinted.kind !== 'fingerprint') return { kind: 'refused', error: new BodyUnusable() }
   const caller = await identifyCaller(request, settings, report)
   if (caller.kind !== 'known') return caller
   const { tenantId, principal } = caller
-  const { value } = fingerprinted
+  const { key, fingerprint: value } = received
   const fingerprint = principal === undefined ? value : bindToPrincipal(value, principal)
-  return { kind: 'key', key: parsed.key, tenantId, fingerprint }
+  return { kind: 'key', key, tenantId, fingerprint }
+}
+
+/** Reads the header. */
+export function receivedKey(request: FastifyRequest): ReceivedKey {
+  const header = headerOf(request)
+  return header === undefined ? { kind: 'unkeyed' } : parseKey(header)
 }
 
 /**

@@ -16,7 +16,7 @@ import { failureOf, type Report, reporter } from '../events.js'
 import type { AtomicSettings, PluginSettings, RouteSettings } from '../options.js'
 import { isOfItsData } from '../store/failures.js'
 import { sayAgain } from '../store/say-again.js'
-import { type Fingerprinted, whatIsAsked } from './asked.js'
+import { type Received, whatIsAsked } from './asked.js'
 import { AtomicRecording } from './atomic-recording.js'
 import { discard } from './capture.js'
 import type { Limiter } from './limiter.js'
@@ -54,7 +54,7 @@ export class Exchange {
   readonly #route: ProtectedRoute
   readonly #request: FastifyRequest
   readonly #reply: FastifyReply
-  readonly #fingerprinted: Fingerprinted
+  readonly #received: Received
   #report: Report
   #recording: Recording | undefined
   #atomic: AtomicRecording | undefined
@@ -67,12 +67,12 @@ export class Exchange {
     route: ProtectedRoute,
     request: FastifyRequest,
     reply: FastifyReply,
-    fingerprinted: Fingerprinted,
+    received: Received,
   ) {
     this.#route = route
     this.#request = request
     this.#reply = reply
-    this.#fingerprinted = fingerprinted
+    this.#received = received
     this.#report = reporter(request.log, route.name, undefined)
   }
 
@@ -91,7 +91,7 @@ export class Exchange {
     const { protection, settings, name } = this.#route
     const asked = await whatIsAsked(
       this.#request,
-      this.#fingerprinted,
+      this.#received,
       { ...protection.settings, ...settings },
       this.#report,
     )

@@ -1,10 +1,10 @@
 import type { FastifyInstance, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
 import { readRouteOptions } from '../check-options.js'
-import { comparable, fingerprintOf, fingerprintOfValue } from '../core/fingerprint.js'
+import { fingerprintOf, fingerprintOfValue, obstacleIn } from '../core/fingerprint.js'
 import { OptionInvalid, RouteMissed } from '../errors.js'
 import { reporter } from '../events.js'
 import type { PluginOptions, PluginSettings } from '../options.js'
-import type { Fingerprinted } from './asked.js'
+import { type Received, receivedKey } from './asked.js'
 import { Exchange, type ProtectedRoute, type Protection } from './exchange.js'
 import { asProblem, noteThrown, THROWN_ERROR } from './thrown-problem.js'
 
@@ -67,7 +67,7 @@ export function bindHooks(
         protection,
         settings,
         name,
-        identity: identityOf(route),
+        identity: identityOf(route, name),
         methods: protectedMethods,
         handler,
       },
@@ -86,20 +86,29 @@ export function bindHooks(
   app.addHook('preValidation', (request, reply, done) => {
     // No route protects these, and reads are most of what an application answers.
     if (SAFE.includes(request.method)) return done()
-    const hasKey = request.headers['idempotency-key'] !== undefined
     const route = request.routeOptions.config[ROUTE]
     if (route === undefined) {
       return done(isMissed(request, protection.settings) ? new RouteMissed() : undefined)
     }
     if (!route.methods.includes(request.method)) return done()
+    const key = receivedKey(request)
     const { required, atomic } = route.settings
-    const isCompared = hasKey || required
-    if (!isCompared && atomic === undefined) return done()
-    const asked: Promise<Fingerprinted> = isCompared ? fingerprint(route, request) : NOT_COMPARED
-    asked.then((fingerprinted) => {
-      request[EXCHANGE] = new Exchange(route, request, reply, fingerprinted)
+    if (key.kind === 'unkeyed' && !required && atomic === undefined) return done()
+    const protect = (received: Received) => {
+      request[EXCHANGE] = new Exchange(route, request, reply, received)
       done()
-    }, done)
+    }
+    // Nothing is compared of a request that is refused because of its key, or needs none.
+    if (key.kind !== 'key') return protect(key)
+    fingerprint(route, request).then(
+      (value) =>
+        protect(
+          value === undefined
+            ? { kind: 'unusable' }
+            : { ...key, kind: 'keyed', fingerprint: value },
+        ),
+      done,
+    )
   })
 
   // First among the hooks of its kind when registered first, so that the bytes are kept before
@@ -118,9 +127,6 @@ export function bindHooks(
   })
 }
 
-/** An atomic route runs in a transaction without a key, too; nothing is compared with another then. */
-const NOT_COMPARED = Promise.resolve({ kind: 'not compared' } as const)
-
 /** Whether a route should be protected, but was there before the plugin: nothing may run on it. */
 function isMissed(
   { is404, method, headers, routeOptions }: FastifyRequest,
@@ -133,43 +139,62 @@ function isMissed(
   return isGlobal && isWanted && UNSAFE_TO_REPEAT.includes(method)
 }
 
-async function fingerprint(route: ProtectedRoute, request: FastifyRequest): Promise<Fingerprinted> {
+/** What must stay the same in a retry; `undefined` when that cannot be found out in reasonable time. */
+async function fingerprint(
+  route: ProtectedRoute,
+  request: FastifyRequest,
+): Promise<string | undefined> {
   const { settings, name, identity } = route
-  try {
-    const { method, params, query } = request
-    if (settings.fingerprint !== undefined) {
-      const own = await settings.fingerprint(request)
-      if (own === undefined) throw new TypeError('the fingerprint function returned nothing')
-      return { kind: 'fingerprint', value: fingerprintOfValue([method, identity, own]) }
-    }
-    const body = comparable(request.body)
-    if (!isUnread(request) && body.kind === 'comparable') {
-      const value = fingerprintOf({ method, route: identity, params, query, body: body.value })
-      return { kind: 'fingerprint', value }
-    }
-    if (!warned.has(route)) {
-      warned.add(route)
-      reporter(request.log, name, undefined)({ kind: 'body_not_compared' })
-    }
-    const value = fingerprintOf({ method, route: identity, params, query, body: undefined })
-    return { kind: 'fingerprint', value }
-  } catch (error) {
-    if (error instanceof RangeError) return { kind: 'unusable' }
-    throw error
+  const { method, params, query, body } = request
+  if (settings.fingerprint !== undefined) {
+    const own = await settings.fingerprint(request)
+    if (own === undefined) throw new TypeError('the fingerprint function returned nothing')
+    const taken = fingerprintOfValue([method, identity, own])
+    if (taken.kind === 'exact') return taken.value
+    throw new TypeError(
+      `the fingerprint function of ${name} returned ${obstacleIn(taken)}, alone or within other values, which cannot be compared: return text, numbers, or plain objects and lists of them`,
+    )
   }
+  const isUnparsed = hasUnparsedBody(request)
+  const parts = { method, route: identity, params, query, ...(!isUnparsed && { body }) }
+  let taken = fingerprintOf(parts)
+  if (taken.kind === 'partial' && fingerprintOfValue(query).kind === 'partial') {
+    // The application's parser made something of the query that cannot be compared; its text can.
+    taken = fingerprintOf({ ...parts, query: request.url })
+  }
+  if (taken.kind === 'repetitive') return undefined
+  if (isUnparsed) warn(route, request, 'a body that was not parsed')
+  else if (taken.kind === 'partial') warn(route, request, taken.opaque)
+  return taken.value
 }
 
-/** Routes whose bodies cannot be compared, and for which that was said. */
+/** Routes whose requests are not compared, or not as a whole, and of which the log says so. */
 const warned = new WeakSet<ProtectedRoute>()
 
-/** Routes of one pattern can differ by host or version. */
-function identityOf({ url, constraints = {} }: FastifyRoute): string {
-  const parts = Object.entries(constraints).map(([name, value]) => `${name}=${value}`)
-  return [url, ...parts.sort()].join(' ')
+function warn(route: ProtectedRoute, request: FastifyRequest, what: string): void {
+  if (warned.has(route)) return
+  warned.add(route)
+  reporter(request.log, route.name, undefined)({ kind: 'body_not_compared', what })
+}
+
+/**
+ * Routes of one pattern can differ by host, by version, or by a constraint of the application's own.
+ *
+ * @throws OptionInvalid for a constraint that cannot be compared with that of another route.
+ */
+function identityOf({ url, constraints = {} }: FastifyRoute, name: string): string {
+  const values = Object.entries(constraints).map(([constraint, value]) => {
+    const taken = fingerprintOfValue(value)
+    if (taken.kind === 'exact') return `${constraint} ${taken.value}`
+    throw new OptionInvalid(
+      `constraint "${constraint}" of route ${name} is or holds ${obstacleIn(taken)}, which cannot be told from that of another route: use text, numbers or plain objects of them, or leave the route out with config: { idempotency: false }`,
+    )
+  })
+  return JSON.stringify([url, ...values.sort()])
 }
 
 /** Whether there is a body that Fastify has not parsed: an upload that the handler will stream. */
-function isUnread({ body, headers }: FastifyRequest): boolean {
+function hasUnparsedBody({ body, headers }: FastifyRequest): boolean {
   if (typeof Reflect.get(Object(body), 'pipe') === 'function') return true
   const isSent = headers['transfer-encoding'] !== undefined || Number(headers['content-length']) > 0
   return isSent && (body === undefined || body === null) && headers['content-type'] !== undefined

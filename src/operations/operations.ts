@@ -2,7 +2,6 @@ import type { FastifyBaseLogger } from 'fastify'
 import type { Claim } from '../claims/claim.js'
 import type { Claims, Outcome, Wish } from '../claims/claims.js'
 import type { Steps } from '../claims/steps.js'
-import { fingerprintOfValue } from '../core/fingerprint.js'
 import type { AttemptToken, RecordKey } from '../core/record.js'
 import {
   Closing,
@@ -44,7 +43,7 @@ import {
 } from './options.js'
 import { beginRecovery, type RecoverContext, type Recovered, recover } from './recover.js'
 import { type Resolved, resolve } from './resolve.js'
-import { comparable, resultOf, storedKey } from './stored.js'
+import { fingerprintOfRun, resultOf, storedKey } from './stored.js'
 
 /** What `run()` did. */
 export type RunResult<T> =
@@ -250,12 +249,13 @@ export class Operations {
       )
     }
     const { leaseMs, maxRunMs, retentionMs, onLeaseExpired, waitMs } = terms
+    const fingerprint = fingerprintOfRun(handler?.name, options.input)
     const recovery = handler && recoveryBy(handler, options.input)
     const report = reporter(log, undefined, { tenantId, key: storedKey(key) })
     const outcome = await this.#begin(report, {
       tenantId,
       key: storedKey(key),
-      fingerprint: fingerprintOfValue([handler?.name ?? null, comparable(options.input ?? null)]),
+      fingerprint,
       leaseMs,
       maxRunMs,
       retentionMs,

@@ -29,8 +29,8 @@ export interface OperationTimes {
 /** Options of `run()`. */
 export interface RunOptions<Input = unknown> extends OperationTimes {
   /**
-   * What the work is given, and what must stay the same when the key is used again: plain data. For a
-   * handler it is stored until the operation is done.
+   * What the work is given, and what must stay the same when the key is used again: plain data, without
+   * references to itself. For a handler it is stored until the operation is done.
    */
   input?: Input
   /** How long to wait for another process that runs it. Default `0`: not at all. */

@@ -1,6 +1,8 @@
 import { parse } from 'devalue'
 import { encode } from '../claims/steps.js'
+import { fingerprintOfValue, obstacleIn } from '../core/fingerprint.js'
 import type { RecordKey, StoredResponse } from '../core/record.js'
+import { OptionInvalid } from '../errors.js'
 
 // How an operation outside a request stands in the table of those inside one.
 
@@ -24,12 +26,16 @@ export function resultOf({ body }: StoredResponse): unknown {
   return parse(Buffer.from(body ?? new Uint8Array()).toString())
 }
 
-/** Plain data as something that JSON can tell from another: to JSON, each map and each set is `{}`. */
-export function comparable(value: unknown): unknown {
-  if (value instanceof Map) return { map: [...value].map((pair) => pair.map(comparable)) }
-  if (value instanceof Set) return { set: [...value].map(comparable) }
-  if (typeof value === 'bigint') return { bigint: String(value) }
-  if (Array.isArray(value)) return value.map(comparable)
-  if (typeof value !== 'object' || value === null || value instanceof Date) return value
-  return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, comparable(one)]))
+/**
+ * What must stay the same when the key of a run is used again.
+ *
+ * @throws OptionInvalid for an input that cannot be compared with that of another call.
+ */
+export function fingerprintOfRun(handlerName: string | undefined, input: unknown): string {
+  const taken = fingerprintOfValue([handlerName ?? null, input])
+  if (taken.kind === 'exact' && !taken.isCyclic) return taken.value
+  const obstacle = taken.kind === 'exact' ? 'a reference to itself' : obstacleIn(taken)
+  throw new OptionInvalid(
+    `the "input" of run() is or holds ${obstacle}, and cannot be compared with that of another call: pass plain data, such as a Decimal as text, or the identifier of an object`,
+  )
 }

@@ -291,6 +291,11 @@ test('what cannot be run is refused, and says what to write', async (t) => {
   const pay = idempotency.handler('pay', async () => 1)
   const foreign = other.idempotency.handler('pay', async () => 1)
   const run = idempotency.run as (...args: unknown[]) => Promise<unknown>
+  class Money {}
+  const cyclic = new Map<string, unknown>()
+  cyclic.set('self', { cyclic })
+  let repetitive: unknown = 1
+  for (let level = 0; level < 100; level += 1) repetitive = [repetitive, repetitive]
   for (const [args, message] of [
     [['', () => 1], /the key of run\(\) must be text of 1 to 200 characters/],
     [['k'.repeat(201), () => 1], /the key of run\(\)/],
@@ -304,9 +309,13 @@ test('what cannot be run is refused, and says what to write', async (t) => {
     [['k', () => 1, { lease: '1h', maxRun: '1m' }], /"maxRun" of run\(\) must not be shorter/],
     [['k', () => 1, { onLeaseExpired: 'ask' }], /must be 'rerun' or 'uncertain'/],
     [['k', pay, { onLeaseExpired: 'uncertain' }], /recover\(\) runs it again/],
-    [['k', pay, { input: () => 1 }], /result of step "the input of pay" cannot be stored/],
+    [['k', pay, { input: () => 1 }], /"input" of run\(\) is or holds a function.*plain data/],
+    [['k', pay, { input: [new Money()] }], /"input" of run\(\) is or holds an instance of Money/],
+    [['k', pay, { input: cyclic }], /"input" of run\(\) is or holds a reference to itself/],
+    [['k', () => 1, { input: { cyclic } }], /a reference to itself/],
+    [['k', () => 1, { input: repetitive }], /endless repetitions/],
   ] as const) {
-    await t.rejects(run(...args), { message }, String(message))
+    await t.rejects(run(...args), { code: 'IDEMPOTENCY_OPTION_INVALID', message }, String(message))
   }
   const handler = idempotency.handler as (...args: unknown[]) => unknown
   for (const [args, message] of [
@@ -429,19 +438,44 @@ test('what closes begins nothing', async (t) => {
   )
 })
 
-test('maps, sets and large numbers are told apart in an input', async (t) => {
+test('inputs of different contents or types are told apart', async (t) => {
   const { operations } = operationsProcess(t, way)
+  const time = new Date(0)
   for (const [one, other] of [
     [new Map([['a', 1]]), new Map([['a', 2]])],
     [new Set([1]), new Set([2])],
     [{ n: 1n }, { n: 2n }],
     [{ n: 1n }, { n: 1 }],
+    [new URL('https://a.example'), new URL('https://b.example')],
+    [/a/, /b/],
+    [Uint8Array.of(1).buffer, Uint8Array.of(2).buffer],
+    [{ n: Number.NaN }, { n: Number.POSITIVE_INFINITY }],
+    [{ n: Number.POSITIVE_INFINITY }, { n: Number.NEGATIVE_INFINITY }],
+    [{ n: Number.NaN }, { n: null }],
+    [{ at: time }, { at: time.toISOString() }],
+    [{ bytes: Buffer.from('a') }, { bytes: { type: 'Buffer', data: [97] } }],
   ]) {
     const key = newName()
     t.match(await operations.of('').run(key, () => 1, { input: one }), { kind: 'ran' })
     t.match(await operations.of('').run(key, () => 1, { input: other }), { kind: 'mismatch' })
     t.match(await operations.of('').run(key, () => 1, { input: one }), { kind: 'replayed' })
   }
+})
+
+test('an input may be nested as deep as it is', async (t) => {
+  const { operations } = operationsProcess(t, way)
+  const nested = (core: unknown) => {
+    let value = core
+    for (let depth = 0; depth < 100_000; depth += 1) value = [value]
+    return value
+  }
+  const key = newName()
+  t.match(await operations.of('').run(key, () => 1, { input: nested(1) }), { kind: 'ran' })
+  t.match(await operations.of('').run(key, () => 1, { input: nested(2) }), { kind: 'mismatch' })
+  const work = operations.handler('deep', async () => t.fail('it ran'))
+  await t.rejects(operations.of('').run(newName(), work, { input: nested(1) } as never), {
+    code: 'IDEMPOTENCY_STEP_NOT_STORABLE',
+  })
 })
 
 test('what the plugin says of clients and their retries is not said of run()', async (t) => {

@@ -1,0 +1,99 @@
+// What a client can send to make the fingerprint slow.
+import t from 'tap'
+import { fingerprintOf } from '../../src/core/fingerprint.js'
+
+const MIB = 1024 * 1024
+
+/** As much of it as there is place for in 1 MiB of JSON. */
+const filled = (part: string, start = '[', end = '1]') =>
+  start + part.repeat(Math.floor((MIB - 4) / Buffer.byteLength(part))) + end
+
+const nested = (open: string, close: string, core = '1') => {
+  const depth = Math.floor((MIB - core.length) / (open.length + close.length))
+  return open.repeat(depth) + core + close.repeat(depth)
+}
+
+/** An object of as many keys as fit, in no order. */
+const keyed = (length: number) => {
+  const count = Math.floor(MIB / (length + 5))
+  const keys = new Set<string>()
+  for (let n = 1; keys.size < count; n += 1) {
+    keys.add(((n * 2_654_435_761) % 2 ** 32).toString(36).padStart(length, 'x').slice(-length))
+  }
+  return `{${[...keys].map((key) => `"${key}":1`).join()}}`
+}
+
+const payment = (n: number) => ({
+  id: `pay_${String(n).padStart(12, 'x')}`,
+  amount: n * 7,
+  currency: 'EUR',
+  note: 'an invoice of last month',
+  to: { iban: `DE${n}` },
+})
+
+const plain = JSON.stringify(Array.from({ length: 9_100 }, (_, n) => payment(n)))
+
+const hostile: Record<string, string> = {
+  'arrays in arrays': nested('[', ']'),
+  'arrays in arrays that go on': nested('[', ',1]'),
+  'objects in objects': nested('{"a":', '}'),
+  'objects in objects that go on': nested('{"a":', ',"b":1}'),
+  numbers: filled('1,'),
+  fractions: filled('0.1,'),
+  'empty arrays': filled('[],'),
+  'empty objects': filled('{},'),
+  'empty texts': filled('"",'),
+  'short texts': filled('"é",'),
+  'long texts': filled(`"${'x'.repeat(49)}",`),
+  'lone surrogates': filled('\\ud800', '"', '"'),
+  'one text': filled('€'.repeat(1_000), '"', '"'),
+  'small objects': filled('{"b":1,"a":1},'),
+  'objects with keys in reverse order': filled(
+    `{${[...'zyxwvutsrqponmlkjihgfedcba'].map((key) => `"${key}":1`).join()}},`,
+  ),
+  'an object of short keys': keyed(5),
+  'an object of long keys': keyed(1_000),
+  'an object of numbers for keys': `{${Array.from({ length: 95_000 }, (_, n) => `"${(n * 7_919_003) % 999_983}":1`).join()}}`,
+}
+
+const parts = { method: 'POST', route: '/payments', params: {}, query: {} }
+
+/** Processor time, not time of the clock: other processes cost nothing of it. */
+function costOf(task: () => unknown): number {
+  const before = process.cpuUsage()
+  task()
+  const { user, system } = process.cpuUsage(before)
+  return user + system
+}
+
+t.test('no body of a size costs much more than any other, or than to parse it', async (t) => {
+  t.equal(Math.round(plain.length / MIB), 1)
+  for (const [name, text] of Object.entries(hostile)) {
+    t.equal(Math.round(Buffer.byteLength(text) / MIB), 1, name)
+    // As for a request, and side by side. The least of several counts: garbage is collected in others.
+    const best = {
+      plain: Number.POSITIVE_INFINITY,
+      parse: Number.POSITIVE_INFINITY,
+      hostile: Number.POSITIVE_INFINITY,
+    }
+    let body: unknown
+    for (let round = 0; round < 5; round += 1) {
+      body = JSON.parse(plain)
+      best.plain = Math.min(
+        best.plain,
+        costOf(() => fingerprintOf({ ...parts, body })),
+      )
+      best.parse = Math.min(
+        best.parse,
+        costOf(() => {
+          body = JSON.parse(text)
+        }),
+      )
+      best.hostile = Math.min(
+        best.hostile,
+        costOf(() => fingerprintOf({ ...parts, body })),
+      )
+    }
+    t.ok(best.hostile <= 3 * Math.max(best.plain, best.parse), `${name}: ${JSON.stringify(best)}`)
+  }
+})
