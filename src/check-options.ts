@@ -14,6 +14,7 @@ import {
   toMs,
 } from './checks.js'
 import { type Duration, parseDuration } from './core/duration.js'
+import { ISOLATION_LEVELS } from './core/isolation.js'
 import { isStorableText } from './core/text.js'
 import { OptionInvalid } from './errors.js'
 import { defaultHolder } from './holder.js'
@@ -55,7 +56,6 @@ const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
 
 // Rows stay locked and a connection stays taken for as long as such a transaction takes.
 const LONGEST_ATOMIC_MS = 60_000
-const ISOLATION_LEVELS = ['ReadUncommitted', 'ReadCommitted', 'RepeatableRead', 'Serializable']
 
 function isAtomic(value: unknown): string | undefined {
   if (typeof value === 'boolean') return undefined
@@ -63,7 +63,8 @@ function isAtomic(value: unknown): string | undefined {
     const { timeout, maxWait, isolationLevel, ...others } = value as AtomicOptions
     const isRight =
       [timeout, maxWait].every((one) => one === undefined || isAtomicDuration(one)) &&
-      (isolationLevel === undefined || ISOLATION_LEVELS.includes(isolationLevel)) &&
+      (isolationLevel === undefined ||
+        ISOLATION_LEVELS.some((level) => level === isolationLevel)) &&
       Object.keys(others).length === 0
     if (isRight) return undefined
   }

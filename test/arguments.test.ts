@@ -184,6 +184,13 @@ async function refusalOf(call: () => unknown): Promise<unknown> {
   }
 }
 
+/** Errors of their own for what is not there, and for the name and the result of a step. */
+const OTHER_REFUSALS = new Set<unknown>([
+  'IDEMPOTENCY_EVENT_MISSING',
+  'IDEMPOTENCY_STEP_NAME_INVALID',
+  'IDEMPOTENCY_STEP_NAME_USED',
+  'IDEMPOTENCY_STEP_NOT_STORABLE',
+])
 const REFUSED = 'IDEMPOTENCY_OPTION_INVALID'
 const short = (error: unknown) => (error === undefined ? 'was taken' : `${error}`.slice(0, 200))
 const codeOf = (error: unknown): unknown => Reflect.get(Object(error), 'code')
@@ -237,6 +244,81 @@ const EVENTS: Record<string, Call<WebhookEvent>> = {
   'reject, reason': { call: (event, reason) => event.reject(reason) },
 }
 
+const OPERATIONS: Record<string, Call<FastifyInstance>> = {
+  'run, key': { call: (app, key) => app.idempotency.run(key, () => 1) },
+  'run, work': { call: (app, work) => app.idempotency.run(randomUUID(), work) },
+  'run, options': {
+    call: (app, options) => app.idempotency.run(randomUUID(), () => 1, options),
+  },
+  'run, wait': { call: (app, wait) => app.idempotency.run(randomUUID(), () => 1, { wait }) },
+  'run, lease': { call: (app, lease) => app.idempotency.run(randomUUID(), () => 1, { lease }) },
+  'run, retention': {
+    call: (app, retention) => app.idempotency.run(randomUUID(), () => 1, { retention }),
+  },
+  'run, onLeaseExpired': {
+    call: (app, onLeaseExpired) => app.idempotency.run(randomUUID(), () => 1, { onLeaseExpired }),
+  },
+  'handler, name': { call: (app, name) => app.idempotency.handler(name, async () => 1) },
+  'handler, work': { call: (app, work) => app.idempotency.handler(randomUUID(), work) },
+  'handler, times': {
+    call: (app, times) => app.idempotency.handler(randomUUID(), async () => 1, times),
+  },
+  'handler, lease': {
+    call: (app, lease) => app.idempotency.handler(randomUUID(), async () => 1, { lease }),
+  },
+  'recover, options': { call: (app, options) => app.idempotency.recover(options) },
+  'recover, limit': { call: (app, limit) => app.idempotency.recover({ limit }) },
+  'recover, attempts': { call: (app, attempts) => app.idempotency.recover({ attempts }) },
+  'resolve, name': { call: (app, name) => app.idempotency.resolve(name, { release: true }) },
+  'resolve, run': { call: (app, run) => app.idempotency.resolve({ run }, { release: true }) },
+  'resolve, decision': { call: (app, decision) => app.idempotency.resolve('a', decision) },
+  'resolve, release': { call: (app, release) => app.idempotency.resolve('a', { release }) },
+  'resolve, response': { call: (app, response) => app.idempotency.resolve('a', { response }) },
+  'resolve, status': { call: (app, statusCode) => respond(app, { statusCode }) },
+  'resolve, headers': { call: (app, headers) => respond(app, { headers }) },
+  'resolve, a header': { call: (app, value) => respond(app, { headers: { 'x-note': value } }) },
+  'resolve, body': { call: (app, body) => respond(app, { body }) },
+  'resolve, result': { call: (app, result) => app.idempotency.resolve({ run: 'a' }, { result }) },
+  'resolve, options': {
+    call: (app, options) => app.idempotency.resolve('a', { release: true }, options),
+  },
+  'resolve, attempt': {
+    call: (app, attempt) =>
+      app.idempotency.resolve('a', { release: true }, { operationId: 'a', attempt }),
+  },
+  'resolve, operationId': {
+    call: (app, operationId) =>
+      app.idempotency.resolve('a', { release: true }, { operationId, attempt: 1 }),
+  },
+}
+
+const respond = (app: FastifyInstance, over: Anything) =>
+  app.idempotency.resolve('a', { response: { statusCode: 200, ...over } })
+
+/** A request and an event have these, and so has an operation of `run`. */
+const STEPS: Record<string, Call<Anything>> = {
+  'step, name': { call: (on, name) => on.step(name, () => 1) },
+  'step, function': { call: (on, fn) => on.step(randomUUID(), fn) },
+  'step, result': { call: (on, result) => on.step(randomUUID(), () => result) },
+  'transaction, function': { call: (on, fn) => on.transaction(fn, { name: randomUUID() }) },
+  'transaction, options': { call: (on, options) => on.transaction(async () => 1, options) },
+  'transaction, name': { call: (on, name) => on.transaction(async () => 1, { name }) },
+  'transaction, timeout': {
+    call: (on, timeout) => on.transaction(async () => 1, { name: randomUUID(), timeout }),
+  },
+  'transaction, maxWait': {
+    call: (on, maxWait) => on.transaction(async () => 1, { name: randomUUID(), maxWait }),
+  },
+  'transaction, isolationLevel': {
+    call: (on, isolationLevel) =>
+      on.transaction(async () => 1, { name: randomUUID(), isolationLevel }),
+  },
+  'transaction, result': {
+    call: (on, result) => on.transaction(async () => result, { name: randomUUID() }),
+  },
+  'keyFor, name': { call: (on, name) => on.keyFor(name) },
+}
+
 const ingest = (app: FastifyInstance, over: Anything) =>
   app.idempotency.ingest({ endpoint: '/bank', payload: { id: randomUUID() }, ...over })
 const recordEvent = ({ idempotency }: FastifyRequest, over: Anything) =>
@@ -246,7 +328,7 @@ async function refuses<On>(t: Test, on: On, calls: Record<string, Call<On>>): Pr
   for (const [name, { call, text, isEmptyTaken }] of Object.entries(calls)) {
     const unexpected: string[] = []
     const isRefusal = (error: unknown) =>
-      codeOf(error) === REFUSED || codeOf(error) === 'IDEMPOTENCY_EVENT_MISSING'
+      codeOf(error) === REFUSED || OTHER_REFUSALS.has(codeOf(error))
     for (const [kind, value] of Object.entries(ODD)) {
       const error = await refusalOf(() => call(on, value))
       if (error === undefined) continue
@@ -274,6 +356,7 @@ test('what cannot be used is refused with a message that says what to write', as
       app.webhook('/bank', { provider: bank(), headers: ['x-note'] }, () => {})
       app.post('/calls', async (request) => {
         await refuses(t, request, REQUESTS)
+        await refuses(t, request.idempotency, STEPS)
         return {}
       })
     },
@@ -281,7 +364,8 @@ test('what cannot be used is refused with a message that says what to write', as
   await refuses(t, app.idempotency, GUARDS)
   await refuses(t, app.idempotency, FLOWS)
   await refuses(t, app, WEBHOOKS)
-  t.equal((await send(app, '/calls')).statusCode, 200)
+  await refuses(t, app, OPERATIONS)
+  t.equal((await send(app, '/calls', { key: randomUUID() })).statusCode, 200)
 })
 
 test('so it is of an event', async (t) => {
@@ -289,6 +373,7 @@ test('so it is of an event', async (t) => {
     t,
     database,
     async (event) => {
+      await refuses(t, event, STEPS)
       await refuses(t, event, EVENTS)
       event.ignore()
     },

@@ -1,6 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { DevalueError, parse, stringify } from 'devalue'
 import { downstreamKey } from '../core/downstream-key.js'
+import { ISOLATION_LEVELS } from '../core/isolation.js'
 import type { StepResults } from '../core/record.js'
 import { stepPath } from '../core/step-path.js'
 import { isStorableText } from '../core/text.js'
@@ -331,6 +332,9 @@ function checkFunction(what: 'step' | 'transaction', fn: unknown): void {
   )
 }
 
+/** Timers and PostgreSQL's settings hold 24 days; rows stay locked for as long. */
+const LONGEST_TRANSACTION_MS = 86_400_000
+
 /** What is handed to Prisma. A typing error would otherwise be no limit, or no isolation. */
 function checkOptions({ isolationLevel, maxWait, timeout, ...unknown }: TransactionOptions): void {
   const [name] = Object.keys(unknown)
@@ -339,15 +343,15 @@ function checkOptions({ isolationLevel, maxWait, timeout, ...unknown }: Transact
       `transaction() has no option "${name}"; it has name, isolationLevel, maxWait and timeout`,
     )
   }
-  if (isolationLevel !== undefined && typeof isolationLevel !== 'string') {
+  if (isolationLevel !== undefined && !ISOLATION_LEVELS.some((one) => one === isolationLevel)) {
     throw new OptionInvalid(
-      "option \"isolationLevel\" of transaction() must be one of Prisma's, such as 'Serializable'",
+      `option "isolationLevel" of transaction() must be one of ${ISOLATION_LEVELS.map((level) => `'${level}'`).join(', ')}`,
     )
   }
   for (const [name, ms] of Object.entries({ maxWait, timeout })) {
-    if (ms !== undefined && !(typeof ms === 'number' && ms > 0)) {
+    if (ms !== undefined && !(typeof ms === 'number' && ms > 0 && ms <= LONGEST_TRANSACTION_MS)) {
       throw new OptionInvalid(
-        `option "${name}" of transaction() must be milliseconds, such as 5_000`,
+        `option "${name}" of transaction() must be milliseconds, such as 5_000, and at most a day`,
       )
     }
   }

@@ -242,7 +242,7 @@ export class Operations {
     readName('the key of run()', key)
     const { options: plugin, settings, log } = this.#context
     const handler = typeof work === 'function' ? undefined : this.#handlers.check(work)
-    const terms = readRun(plugin, { ...handler?.times, ...options })
+    const terms = readRun(plugin, options, handler?.times)
     if (handler !== undefined && terms.onLeaseExpired === 'uncertain') {
       throw new OptionInvalid(
         "run() of a handler cannot be 'uncertain': recover() runs it again. Give it a function instead",

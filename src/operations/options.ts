@@ -99,9 +99,13 @@ const RESOLVE: Record<keyof ResolveOptions, Check> = {
 }
 
 /** @throws OptionInvalid */
-export function readRun(plugin: PluginOptions, options: RunOptions): RouteSettings {
+export function readRun(
+  plugin: PluginOptions,
+  options: RunOptions,
+  times?: OperationTimes,
+): RouteSettings {
   check(' of run()', RUN, options)
-  const { input: _, ...given } = options
+  const { input: _, ...given } = { ...times, ...options }
   // What the plugin says of these two is about clients and their retries.
   const own = { wait: 0, onLeaseExpired: 'rerun', ...defined(given) } as const
   return readRouteOptions(plugin, ' of run()', own)

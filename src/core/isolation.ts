@@ -1,0 +1,7 @@
+/** As Prisma names them. */
+export const ISOLATION_LEVELS = [
+  'ReadUncommitted',
+  'ReadCommitted',
+  'RepeatableRead',
+  'Serializable',
+] as const
