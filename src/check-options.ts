@@ -210,7 +210,6 @@ function settingsOf(
   if (settings.maxRunMs < settings.leaseMs) {
     throw new OptionInvalid(`option "maxRun"${where} must not be shorter than "lease"`)
   }
-  // The fence starts again when a key is forgotten. No attempt may outlive that.
   if (settings.retentionMs < settings.maxRunMs + settings.leaseMs) {
     throw new OptionInvalid(
       `option "retention"${where} must not be shorter than "maxRun" and "lease" together: a key must be remembered while its first request may still run`,
