@@ -4,6 +4,7 @@ import type { SeenRecord } from '../../src/core/record.js'
 
 const response = { statusCode: 201, headers: {}, body: new Uint8Array() }
 const seen = { operationId: 'o', attempt: 3 }
+const process = { holder: 'host:1', since: new Date(0) }
 const takeFresh = { kind: 'take', seen, resumed: false }
 const takeResumed = { kind: 'take', seen, resumed: true }
 
@@ -59,7 +60,7 @@ const TABLE = `
   completed   ran-out expired other uncertain fresh`
 
 const EXPECTED: Record<string, object> = {
-  busy: { kind: 'busy' },
+  busy: { kind: 'busy', ...process },
   mismatch: { kind: 'mismatch' },
   uncertain: { kind: 'uncertain', ...seen },
   replay: { kind: 'replay', response },
@@ -86,6 +87,7 @@ for (const [status, lease, expiry, fingerprint, policy, expected] of rows) {
         isExpired: expiry === 'expired',
         response: status === 'completed' ? response : null,
         unreadBodyBytes: 0,
+        ...process,
       }
       const decision = decide(record, fingerprint === 'same' ? 'f' : 'g', policy as 'rerun')
       t.strictSame(decision, EXPECTED[expected as string])
