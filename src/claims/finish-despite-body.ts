@@ -4,6 +4,8 @@ import type { Finish } from '../store/store.js'
 
 /** A response that failed to be stored so often, in one attempt after another, is tried without its body. */
 const MAX_FAILURES = 3
+/** A smaller body never is the reason: no database has such a limit by default, and connections do fail. */
+const MIN_SUSPECT_BYTES = 256 * 1024
 
 /**
  * Stores how an operation ends, once more without the body where that is why it cannot be stored. A
@@ -11,7 +13,7 @@ const MAX_FAILURES = 3
  * when the lease is over.
  *
  * Some databases say that it is the size. Others close the connection, so whatever the failure is: when
- * the body has failed several times, and what is left of the response is stored right after it has
+ * a large body has failed several times, and what is left of the response is stored right after it has
  * failed once more, it was the body.
  */
 export function finishDespiteBody(
@@ -26,7 +28,8 @@ export function finishDespiteBody(
       failures += 1
       const { response } = ending
       if (!response?.body?.byteLength) throw error
-      if (!isDataRefused(error) && failures < MAX_FAILURES) throw error
+      const isSuspect = failures >= MAX_FAILURES && response.body.byteLength >= MIN_SUSPECT_BYTES
+      if (!isDataRefused(error) && !isSuspect) throw error
       const bare = { ...response, headers: {}, body: null }
       const isStored = await finish({ ...ending, response: bare })
       if (isStored) onOmitted('database_limit')
