@@ -66,7 +66,8 @@ WITH a AS MATERIALIZED (
 ), locked AS MATERIALIZED (
   SELECT a.* FROM a JOIN idempotency_record r ON ${IS_ROW_OF} AND ${IS_SEEN}
   WHERE (${IS_FREE} OR a.forced AND r.status = 'in_progress')
-    AND CASE WHEN a.resumed THEN r.fingerprint = a.fingerprint ELSE r.expires_at <= ${NOW} END
+    AND CASE WHEN a.resumed THEN r.status <> 'completed' AND r.fingerprint = a.fingerprint
+      ELSE r.expires_at <= ${NOW} END
   FOR UPDATE OF r SKIP LOCKED
 )
 UPDATE idempotency_record r SET
@@ -89,11 +90,14 @@ FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'attempt::int
 JOIN idempotency_record r ON ${IS_ROW_OF} AND ${IS_ATTEMPT} AND r.status = 'completed'`
 
 // What was done step by step is of no use once there is a response: a retry gets that.
-// A finish that is sent twice matches its own first writing: the token names one attempt, and an
-// attempt ends in one way.
+// A finish that is sent twice matches its own first writing and leaves it as it is, whatever it carries
+// this time: what was stored may have been replayed.
 const FINISH = `
 UPDATE idempotency_record r SET
-  status = a.status, status_code = a.status_code, headers = a.headers::jsonb, body = decode(a.body, 'hex'),
+  status = a.status,
+  status_code = CASE WHEN r.status = a.status THEN r.status_code ELSE a.status_code END,
+  headers = CASE WHEN r.status = a.status THEN r.headers ELSE a.headers::jsonb END,
+  body = CASE WHEN r.status = a.status THEN r.body ELSE decode(a.body, 'hex') END,
   steps = CASE WHEN a.status = 'released' THEN r.steps END,
   handler = CASE WHEN a.status = 'released' THEN r.handler END,
   input = CASE WHEN a.status = 'released' THEN r.input END

@@ -102,7 +102,7 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
         OR: [
           { status: 'released' },
           { status: 'in_progress', ...(!ask.forced && { leaseUntil: { lte: now } }) },
-          { status: 'completed', expiresAt: { lte: now } },
+          ...(ask.resumed ? [] : [{ status: 'completed', expiresAt: { lte: now } }]),
         ],
       },
       data: {
@@ -143,13 +143,16 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
   async function finish({ response, ...hold }: Finish): Promise<boolean> {
     const status = response === null ? 'released' : 'completed'
     const { count } = await records.updateMany({
-      where: { ...attemptOf(hold), status: { in: ['in_progress', status] } },
+      where: heldBy(hold),
       data: {
         status,
         ...(response && { ...response, steps: NOTHING, ...NOBODY }),
       },
     })
-    return count === 1
+    if (count === 1) return true
+    // Sent twice, it has ended already: what was stored first may have been replayed.
+    const where = { ...attemptOf(hold), status }
+    return (await records.findFirst({ where, select: { attempt: true } })) !== null
   }
 
   async function extend({ leaseMs, ...hold }: Extend): Promise<boolean> {

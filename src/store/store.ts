@@ -79,13 +79,16 @@ export interface Store {
   insert(asks: readonly Ask[]): Promise<Inserted[]>
   /**
    * Takes over a record that is expired, released, or whose lease ran out, if it still is the attempt
-   * that was seen. To be resumed it must have the same fingerprint; not to be, it must be expired. One
-   * that is forced takes a lease that runs as well, and no response that is stored.
+   * that was seen. To be resumed it must have the same fingerprint and no response; not to be, it must be
+   * expired. One that is forced takes a lease that runs as well, and no response that is stored.
    */
   takeOver(asks: readonly TakeOver[]): Promise<(Taken | undefined)[]>
   /** The bodies of completed records; `undefined` where the record is another one by now, or gone. */
   readBodies(bodies: readonly UnreadBody[]): Promise<(Uint8Array | undefined)[]>
-  /** Completes or releases a claim. Saying the same again (the first reply got lost) is `true` again. */
+  /**
+   * Completes or releases a claim. Repeated (the first reply got lost), it is `true` again, and what was
+   * stored first stays.
+   */
   finish(finishes: readonly Finish[]): Promise<boolean[]>
   /** Renews a lease, counted from now. */
   extend(extends_: readonly Extend[]): Promise<boolean[]>

@@ -60,6 +60,13 @@ export async function storeContract(
   const move = ({ tenantId, key }: Ask, data: object) =>
     records.updateMany({ where: { tenantId, key }, data })
 
+  /** The stored response, its body read apart where it is large. */
+  const responseOf = async (a: Ask): Promise<StoredResponse | null> => {
+    const { response: read, unreadBodyBytes: bytes } = await seen(a)
+    if (read === null || bytes === 0) return read
+    return { ...read, body: (await only(store.readBodies([{ ...held(a), bytes }]))) ?? null }
+  }
+
   await t.test('the first to ask gets a key, later ones see its record', async (t) => {
     const a = ask()
     t.match(await insert(a), { kind: 'made' })
@@ -141,11 +148,8 @@ export async function storeContract(
       const a = ask()
       await insert(a)
       t.equal(await only(store.finish([{ ...held(a), response: stored }])), true)
-      const { response: read, unreadBodyBytes, ...record } = await seen(a)
-      t.match(record, { status: 'completed', attempt: 1, operationId: a.operationId })
-      const apart = { ...held(a), bytes: unreadBodyBytes }
-      const body = unreadBodyBytes === 0 ? read?.body : await only(store.readBodies([apart]))
-      const found = read && { ...read, body: body ?? null }
+      t.match(await seen(a), { status: 'completed', attempt: 1, operationId: a.operationId })
+      const found = await responseOf(a)
       t.equal(found?.statusCode, stored.statusCode)
       t.strictSame(found?.headers, stored.headers)
       t.equal(found?.body === null, stored.body === null)
@@ -165,6 +169,11 @@ export async function storeContract(
       t.equal(await only(store.finish([another])), false, 'another operation under the key')
       t.equal(await finish(1, response()), true)
       t.equal(await finish(1, response()), true, 'saying it again is fine: the reply may get lost')
+      const bare = { statusCode: 500, headers: {}, body: null }
+      t.equal(await finish(1, bare), true, 'the same, whatever it ends with this time')
+      const kept = await responseOf(a)
+      t.match(kept, { statusCode: 201, headers: response().headers }, 'the first response stays')
+      t.ok(Buffer.from(kept?.body ?? []).equals(response().body ?? new Uint8Array()))
       t.equal(await finish(1, null), false, 'a completed record is not released')
       t.equal(await only(store.finish([{ ...held(ask()), response: null }])), false, 'no record')
 
@@ -219,6 +228,8 @@ export async function storeContract(
       const other = { ...taking, fingerprint: 'other', resumed: true }
       t.equal(await only(store.takeOver([other])), undefined, 'not to be resumed with another body')
       if (!isExpired) t.equal(await take(a, 1, false, next), undefined, 'not as an expired one')
+      // An attempt that was interrupted completed after all, and its key expired since it was seen.
+      else t.equal(await take(a, 1, true), undefined, 'a completed operation is not resumed')
       const results = await Promise.all(Array.from({ length: 20 }, () => store.takeOver([taking])))
       t.equal(results.flat().filter(Boolean).length, 1)
       const token = isExpired
