@@ -272,7 +272,11 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
   async function extend({ id, fence, leaseMs }: RunHold & { leaseMs: number }): Promise<boolean> {
     const dueAt = later(await clock.ask(), leaseMs)
     const where = { id, fence, status: 'processing' }
-    return (await updateMany({ where, data: { dueAt } })) === 1
+    // A renewal that was long in flight must not shorten what a later one has given.
+    if ((await updateMany({ where: { ...where, dueAt: { lt: dueAt } }, data: { dueAt } })) === 1) {
+      return true
+    }
+    return (await events.findFirst({ where, select: { id: true } })) !== null
   }
 
   return {

@@ -125,6 +125,7 @@ function interrupted(prisma: SqliteClient, between: () => Promise<unknown>): Eve
     $queryRawUnsafe: (query: string) => prisma.$queryRawUnsafe(query),
     webhookEvent: {
       findUnique: (args: never) => webhookEvent.findUnique(args),
+      findFirst: (args: never) => webhookEvent.findFirst(args),
       findMany: (args: never) => webhookEvent.findMany(args),
       async updateMany(args: never) {
         await between()
@@ -164,13 +165,26 @@ t.test('with Prisma alone, a lease that was renewed since the look is seen', asy
   const store = portable(prisma, 'sqlite')
   await store.record([{ ...anArrival, dueInMs: -1_000 }])
   const hold = { id: 'e', fence: 1, leaseMs: 30_000 }
+  const past = new Date('2001-01-01T00:00:00Z')
+  const runOut = () => prisma.webhookEvent.updateMany({ where: { id: 'e' }, data: { dueAt: past } })
   const late = interrupted(prisma, () => store.extend([hold]))
   t.strictSame(await late.claimDue(1, served), [])
-  await store.extend([{ ...hold, leaseMs: -1_000 }])
+  await runOut()
   t.equal(await late.reopen('e', true), false)
   t.match(await store.find('e'), { status: 'processing', fence: 1 })
-  await store.extend([{ ...hold, leaseMs: -1_000 }])
+  await runOut()
   t.equal((await store.claimDue(1, served)).length, 1, 'it would have been claimed')
+})
+
+t.test('with Prisma alone, a renewal that is late does not shorten a lease', async (t) => {
+  const { prisma } = await sqliteDatabase(t)
+  const store = portable(prisma, 'sqlite')
+  await store.record([anArrival])
+  const hold = { id: 'e', fence: 1, leaseMs: 60_000 }
+  const late = interrupted(prisma, () => store.extend([{ ...hold, leaseMs: 600_000 }]))
+  t.strictSame(await late.extend([hold]), [true], 'the run holds the event')
+  const event = await prisma.webhookEvent.findUnique({ where: { id: 'e' } })
+  t.ok(Number(event?.dueAt) > Date.now() + 300_000)
 })
 
 t.test('with Prisma alone, an event that was reopened since the look is not pruned', async (t) => {
