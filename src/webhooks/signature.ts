@@ -5,6 +5,7 @@ import {
   verify as publicKeyVerify,
   timingSafeEqual,
 } from 'node:crypto'
+import { OptionInvalid } from '../errors.js'
 
 /** A request as it arrived, before anything of it is believed. */
 export interface Incoming {
@@ -90,6 +91,7 @@ const MOST_SIGNATURES = 16
  * the window. What was signed is hashed once for each key, however many signatures there are.
  *
  * @returns the keys that the request was signed with, or why it is not believed.
+ * @throws OptionInvalid when there is no time to compare the signature's with: no window holds it then.
  */
 export async function checkSignature(
   scheme: Scheme,
@@ -97,6 +99,11 @@ export async function checkSignature(
   incoming: Incoming,
   nowMs: number,
 ): Promise<Refusal | readonly Key[]> {
+  if (!Number.isFinite(nowMs)) {
+    throw new OptionInvalid(
+      'the time that signatures are compared with must be finite: option "clock" of a webhook returns milliseconds, and "at" of verify() is a Date or milliseconds',
+    )
+  }
   const read = await readSafely(scheme, incoming, { keys, nowMs })
   if (typeof read === 'string') return read
   const all = Array.isArray(read) ? (read as readonly Signed[]) : [read as Signed]

@@ -1,3 +1,4 @@
+import { OptionInvalid } from '../errors.js'
 import { nameOf, parseJson } from './payload.js'
 import type { Answer, HeaderReader, Provider } from './provider.js'
 import { keysOf } from './secrets.js'
@@ -36,7 +37,8 @@ export interface VerifyOptions {
  * Checks a request as the route does, without Fastify: in a queue's consumer, in a test, or for an
  * event of the inbox, with its headers, its bytes and `{ at: event.receivedAt }`.
  *
- * @throws what looking up the secret throws. A wrong signature is a result.
+ * @throws IDEMPOTENCY_OPTION_INVALID for arguments that are not what they must be; what looking up the
+ * secret throws. A wrong signature is a result.
  */
 export async function verify(
   provider: Provider,
@@ -44,6 +46,7 @@ export async function verify(
   body: Uint8Array | string,
   { at = Date.now(), tenantId = '', url = '/', method = 'POST' }: VerifyOptions = {},
 ): Promise<Verification> {
+  checkVerified(provider, headers, body, at)
   const bytes =
     typeof body === 'string'
       ? Buffer.from(body)
@@ -53,6 +56,23 @@ export async function verify(
   )
   const incoming: Incoming = { method, url, headers: lower, body: bytes }
   return verifyIncoming(provider, await keysOf(provider, tenantId), incoming, Number(at))
+}
+
+function checkVerified(provider: unknown, headers: unknown, body: unknown, at: unknown): void {
+  if (typeof Object(provider).scheme !== 'object') {
+    throw new OptionInvalid('verify() needs a provider first, such as stripe({ secret })')
+  }
+  if (typeof headers !== 'object' || headers === null) {
+    throw new OptionInvalid('verify() needs the headers of the request second: an object by name')
+  }
+  if (typeof body !== 'string' && !(body instanceof Uint8Array)) {
+    throw new OptionInvalid(
+      'verify() needs the body as it came: bytes or text, because a parsed one cannot be verified',
+    )
+  }
+  if (typeof at !== 'number' && !(at instanceof Date)) {
+    throw new OptionInvalid('option "at" of verify() must be a Date, or milliseconds')
+  }
 }
 
 /** The same, with keys that are known already. */

@@ -4,9 +4,10 @@ import t, { test } from 'tap'
 import idempotency, { type PluginOptions } from '../../src/index.js'
 import { WEBHOOK_DEFAULTS } from '../../src/webhooks/options.js'
 import { github, gitlab, stripe, twilio } from '../../src/webhooks/providers/index.js'
+import { verify } from '../../src/webhooks/verify.js'
 import { buildApp, send } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
-import { bank, SECRET } from '../fixtures/webhooks.js'
+import { bank, postStripe, SECRET, signedByStripe, stripeEvent } from '../fixtures/webhooks.js'
 
 const database = await anyDatabase(t)
 const { prisma } = database
@@ -110,6 +111,38 @@ const OPTIONS: Record<string, { wrong: unknown[]; right: unknown[]; says: RegExp
   },
   clock: { wrong: [0, null, 'now', new Date()], right: [Date.now], says: /must be a function/ },
 }
+
+test('verify() says what it needs, and believes nothing without a time', async (t) => {
+  const body = JSON.stringify({ id: 'evt_1', type: 'a' })
+  const headers = signedByStripe(body, { at: 1_000_000_000 })
+  const at = 1_000_000_000_000
+  t.match(await verify(provider, headers, body, { at }), { kind: 'verified' })
+  t.match(await verify(provider, headers, body), { kind: 'refused', reason: 'too_old' })
+  const refused = { code: 'IDEMPOTENCY_OPTION_INVALID' }
+  for (const at of [Number.NaN, Number.POSITIVE_INFINITY, new Date(Number.NaN), '2001' as never]) {
+    await t.rejects(verify(provider, headers, body, { at }), refused, String(at))
+  }
+  for (const wrong of [undefined, null, 5, JSON.parse(body), []]) {
+    await t.rejects(verify(provider, headers, wrong as never), {
+      ...refused,
+      message: /as it came/,
+    })
+  }
+  for (const wrong of [undefined, null, 5, 'x']) {
+    await t.rejects(verify(provider, wrong as never, body), { ...refused, message: /headers/ })
+    await t.rejects(verify(wrong as never, headers, body), { ...refused, message: /provider/ })
+  }
+})
+
+test('a clock that tells no time makes an endpoint believe nothing', async (t) => {
+  for (const time of [Number.NaN, undefined, 'now']) {
+    const app = await buildApp(t, database, {
+      routes: (app) =>
+        app.webhook('/webhooks/stripe', { provider, clock: () => time as number }, handler),
+    })
+    t.equal((await postStripe(app, stripeEvent())).statusCode, 503)
+  }
+})
 
 for (const [name, { wrong, right, says }] of Object.entries(OPTIONS)) {
   test(`option "${name}" is checked, and the message says what is allowed`, async (t) => {
