@@ -58,10 +58,6 @@ export class AtomicRecording {
     const { claim } = this
     const reply = this.#reply
     const { request } = reply
-    if (reply.raw.destroyed || reply.sent) {
-      await claim.undo('the client left, or was answered, before it ran', new StepTooLate())
-      return reply
-    }
     claim.signal.addEventListener('abort', () => this.#onTimeout())
     if (claim.signal.aborted) {
       this.#onTimeout()

@@ -8,6 +8,7 @@ import {
   InProgress,
   KeyReused,
   NotReplayable,
+  StepTooLate,
   StoreUnavailable,
   TooManyKeys,
   Uncertain,
@@ -25,6 +26,9 @@ import { Recording, type RecordingTerms } from './recording.js'
 import { restoreHead, saveHead } from './reply-head.js'
 import { type SavedInput, saveInput } from './request-input.js'
 import type { SendOn } from './sends.js'
+
+/** Why an operation that was granted does not run. */
+const OVER = 'the client left, or was answered, before it ran'
 
 /** What all protected routes share. */
 export interface Protection {
@@ -61,6 +65,7 @@ export class Exchange {
   /** What an atomic handler was given, if it can be given that again. */
   #input: SavedInput | undefined
   #isCounted = false
+  #hasTimedOut = false
   #replayed: StoredResponse | undefined
 
   constructor(
@@ -229,10 +234,20 @@ export class Exchange {
     return this.#answer(new StoreUnavailable(), STORE_RETRY_S)
   }
 
-  #runAtomic(claim: AtomicClaim): Promise<unknown> {
+  async #runAtomic(claim: AtomicClaim): Promise<unknown> {
+    if (this.#isOver) {
+      await claim.undo(OVER, new StepTooLate())
+      return this.#reply
+    }
     this.#input ??= saveInput(this.#request)
     this.#atomic = new AtomicRecording(claim, this.#reply, this.#terms())
     return this.#atomic.run(this.#route.handler)
+  }
+
+  /** Whether the client has left or has its answer, which later hooks may still work on: nothing runs. */
+  get #isOver(): boolean {
+    const { raw, sent } = this.#reply
+    return raw.destroyed || sent || this.#hasTimedOut
   }
 
   #terms(): RecordingTerms {
@@ -245,9 +260,8 @@ export class Exchange {
     const reply = this.#reply
     const { protection, handler } = this.#route
     const { storeTimeoutMs } = protection.settings
-    if (reply.raw.destroyed || reply.sent) {
-      // Nobody waits for an answer any more, and nothing has begun: so nothing does.
-      await claim.release('the client left, or was answered, before it ran', storeTimeoutMs)
+    if (this.#isOver) {
+      await claim.release(OVER, storeTimeoutMs)
       return reply
     }
     this.#recording = new Recording(claim, reply, this.#terms())
@@ -275,6 +289,7 @@ export class Exchange {
   }
 
   onError(error: FastifyError): void {
+    if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#hasTimedOut = true
     const recording = this.#recording ?? this.#atomic
     recording?.onError(error)
   }

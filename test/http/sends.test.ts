@@ -4,6 +4,7 @@ import { Readable } from 'node:stream'
 import type { FastifyInstance, RouteHandlerMethod } from 'fastify'
 import t, { type Test, test } from 'tap'
 import {
+  begin,
   buildApp,
   collectEvents,
   exchangeBytes,
@@ -287,3 +288,32 @@ test('a fetch Response of another implementation is one', async (t) => {
     t.equal(answer.headers['idempotent-replayed'], isReplay ? 'true' : undefined)
   }
 })
+
+for (const [route, config] of Object.entries(ROUTES)) {
+  test(`${route}: a key that is granted while later hooks work on the answer of a timeout is given back`, async (t) => {
+    const events = collectEvents(t)
+    const inHook = latch()
+    const granted = latch()
+    let runs = 0
+    const app = await buildApp(t, database, {
+      plugin: {
+        // Called before anything is claimed.
+        tenant: () => inHook.opened.then(() => 'acme'),
+      },
+      routes(app) {
+        app.addHook('onSend', async (_request, _reply, payload) => {
+          inHook.open()
+          await granted.opened
+          return payload
+        })
+        const options = { handlerTimeout: 50, config: { idempotency: config } }
+        app.post('/things', options, () => ({ run: ++runs }))
+      },
+    })
+    const answering = begin(app, '/things', { key: newKey() })
+    await events.first('atomic' in config ? 'rolled_back' : 'released')
+    granted.open()
+    t.equal((await answering).statusCode, 503)
+    t.equal(runs, 0)
+  })
+}

@@ -4,13 +4,17 @@ import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { writeFile } from 'node:fs/promises'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
+import { connect as connectHttp2 } from 'node:http2'
 import { type AddressInfo, connect } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import httpProxy from '@fastify/http-proxy'
 import replyFrom from '@fastify/reply-from'
 import fastifyStatic from '@fastify/static'
 import Fastify, { type FastifyInstance, type RouteHandlerMethod } from 'fastify'
 import t, { type Test, test } from 'tap'
+import { recordStream } from '../../src/http/recorded-stream.js'
 import type { RouteOptions } from '../../src/index.js'
 import {
   buildApp,
@@ -424,4 +428,75 @@ test('what a source does with a buffer after it has passed it on changes nothing
   t.equal((await send(app, '/report', { key })).body, '111122223333')
   await events.first('completed')
   t.equal((await send(app, '/report', { key })).body, '111122223333')
+})
+
+for (const hasLength of [false, true]) {
+  test(`HTTP/2, ${hasLength ? 'with' : 'without'} content-length: nobody has all of a stream before it is stored`, async (t) => {
+    const pool = new WatchedPool(database)
+    const storing = latch()
+    const go = latch()
+    const app = await buildApp(t, database, {
+      plugin: { pool },
+      server: { http2: true } as never,
+      routes: (app) =>
+        app.post('/report', (_request, reply) => {
+          if (hasLength) reply.headers(withLength)
+          return reply.send(Readable.from(pieces(FILE)))
+        }),
+    })
+    pool.before = async (name) => {
+      if (name !== 'fi_finish') return
+      storing.open()
+      await go.opened
+    }
+    const session = connectHttp2(`http://127.0.0.1:${await listen(app)}`)
+    t.teardown(() => session.close())
+    const key = newKey()
+    const post = () => {
+      const headers = { 'idempotency-key': key, 'content-type': 'application/json' }
+      const stream = session.request({ ':method': 'POST', ':path': '/report', ...headers })
+      stream.end('{}')
+      return stream
+    }
+    let hasEnded = false
+    const stream = post()
+    const answer = stream.toArray().then((chunks) => {
+      hasEnded = true
+      return Buffer.concat(chunks)
+    })
+    await storing.opened
+    for (let turn = 0; turn < 5; turn += 1) {
+      await new Promise((resolve) => session.ping(resolve))
+    }
+    t.notOk(hasEnded, 'the client waits for the rest')
+    go.open()
+    t.ok((await answer).equals(FILE))
+    t.ok(Buffer.concat(await post().toArray()).equals(FILE))
+  })
+}
+
+test('what is read ahead of a client takes little more memory than its bytes', async (t) => {
+  setFlagsFromString('--expose-gc')
+  const collect: () => void = runInNewContext('gc')
+  const stored = latch()
+  async function* parts() {
+    // Each a small part of what its source has read.
+    for (let n = 0; n < 4_000; n += 1) yield Buffer.alloc(64 * 1024, n).subarray(0, 100)
+  }
+  collect()
+  const before = process.memoryUsage().arrayBuffers
+  const out = recordStream(Readable.from(parts()), {
+    limit: MiB,
+    passableBytes: () => Number.POSITIVE_INFINITY,
+    record: async (body) => {
+      t.equal(body?.byteLength, 400_000)
+      stored.open()
+    },
+    onError: async (error) => void t.fail(String(error)),
+  })
+  await stored.opened
+  collect()
+  const grownBy = process.memoryUsage().arrayBuffers - before
+  t.ok(grownBy < 4 * MiB, `${grownBy} bytes`)
+  t.equal(Buffer.concat(await out.toArray()).byteLength, 400_000)
 })
