@@ -51,6 +51,8 @@ const MODELS = {
     'key',
     'operationId',
     'attempt',
+    'holder',
+    'claimedAt',
     'fingerprint',
     'status',
     'leaseUntil',

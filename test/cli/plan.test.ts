@@ -148,7 +148,7 @@ test('names the fields that a model of the team lacks, and the lines to add', as
         name: 'IdempotencyRecord',
         path: 'schema.prisma',
         shortcomings: [
-          { what: 'field IdempotencyRecord.attempt', needs: 'attempt     Int      @default(1)' },
+          { what: 'field IdempotencyRecord.attempt', needs: 'attempt     Int       @default(1)' },
           { what: 'field IdempotencyRecord.body', needs: 'body        Bytes?' },
         ],
       },
@@ -163,7 +163,7 @@ test('tells a model without the unique constraint, which everything rests on', a
 })
 
 test('tells a field of another type everywhere, and other names in the database on PostgreSQL', async (t) => {
-  const other = models.replace('Int?  ', 'String?')
+  const other = models.replace('Int?   ', 'String?')
   const renamed = models
     .replace('"tenant_id"', '"tenant"')
     .replace('"idempotency_record"', '"record"')

@@ -399,6 +399,8 @@ test('a Prisma client with an old model: the message names the fields that it la
       'tenantId',
       'key',
       'operationId',
+      'holder',
+      'claimedAt',
       'fingerprint',
       'status',
       'leaseUntil',
