@@ -186,9 +186,11 @@ export class Steps {
       name = 'transaction',
       final = false,
       ...options
-    }: EventTransactionOptions = Object(given)
+    }: EventTransactionOptions = isOptions(given) ? given : {}
     return this.#once('transaction', name, async (path) => {
       checkFunction('transaction', fn)
+      if (!isOptions(given))
+        throw new OptionInvalid('the options of transaction() must be an object')
       checkOptions(options)
       this.#isOpen = true
       try {
@@ -330,6 +332,10 @@ function checkFunction(what: 'step' | 'transaction', fn: unknown): void {
       ? 'step() needs a function: step("charge", () => …)'
       : 'transaction() needs a function: transaction(async (tx) => …)',
   )
+}
+
+function isOptions(given: unknown): boolean {
+  return typeof given === 'object' && given !== null && !Array.isArray(given)
 }
 
 /** Timers and PostgreSQL's settings hold 24 days; rows stay locked for as long. */

@@ -40,7 +40,7 @@ export function readOperationName(name: OperationName): string {
  */
 export function readDecision(name: OperationName, decision: Decision): StoredResponse | null {
   const isOfRun = typeof name !== 'string'
-  const [kind, ...others] = Object.keys(Object(decision))
+  const [kind, ...others] = typeof decision === 'object' ? Object.keys(decision ?? {}) : []
   const allowed = isOfRun ? ['result', 'release'] : ['response', 'release']
   if (kind === undefined || others.length > 0 || !allowed.includes(kind)) {
     throw new OptionInvalid(

@@ -65,7 +65,8 @@ const DEFAULT_FIELDS: StatusFields = { id: 'id', status: 'status', occurredAt: '
 const OVERRIDE = `{ reason, actor } with a reason of 1 to ${LONGEST_TEXT} characters; actor may be left out`
 
 const isOverride = (value: unknown) => {
-  const { reason, actor, ...others } = Object(value)
+  if (!isObject(value)) return false
+  const { reason, actor, ...others } = value as Partial<Override>
   const isNamed = actor === undefined || isText(actor)
   return isText(reason) && isNamed && Object.keys(others).length === 0
 }

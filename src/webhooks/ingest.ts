@@ -27,11 +27,11 @@ export interface EventToIngest {
 }
 
 const isHeaders: Check = (value) => {
-  const values = Object.entries(Object(value))
   const areHeaders =
     typeof value === 'object' &&
+    value !== null &&
     !Array.isArray(value) &&
-    values.every(([, header]) => typeof header === 'string')
+    Object.values(value).every((header) => typeof header === 'string')
   return areHeaders ? undefined : "must be text by name, such as { 'x-github-delivery': id }"
 }
 
