@@ -244,6 +244,12 @@ const EVENTS: Record<string, Call<WebhookEvent>> = {
   'reject, reason': { call: (event, reason) => event.reject(reason) },
 }
 
+let handlers = 0
+const handler = (app: FastifyInstance) => {
+  handlers += 1
+  return app.idempotency.handler(`handler ${handlers}`, async () => 1)
+}
+
 const OPERATIONS: Record<string, Call<FastifyInstance>> = {
   'run, key': { call: (app, key) => app.idempotency.run(key, () => 1) },
   'run, work': { call: (app, work) => app.idempotency.run(randomUUID(), work) },
@@ -257,6 +263,10 @@ const OPERATIONS: Record<string, Call<FastifyInstance>> = {
   },
   'run, onLeaseExpired': {
     call: (app, onLeaseExpired) => app.idempotency.run(randomUUID(), () => 1, { onLeaseExpired }),
+  },
+  'run, input': { call: (app, input) => app.idempotency.run(randomUUID(), () => 1, { input }) },
+  'run, input of a handler': {
+    call: (app, input) => app.idempotency.run(randomUUID(), handler(app) as never, { input }),
   },
   'handler, name': { call: (app, name) => app.idempotency.handler(name, async () => 1) },
   'handler, work': { call: (app, work) => app.idempotency.handler(randomUUID(), work) },
