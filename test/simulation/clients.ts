@@ -1,7 +1,10 @@
+import type { AttemptToken } from '../../src/core/record.js'
+import type { Answer } from './answers.js'
+import type { Acknowledgement } from './event-endpoint.js'
 import type { Owner } from './event-queue.js'
 import type { Invariants } from './invariants.js'
-import { type KeyPlan, LEASE_MS } from './plan.js'
-import type { Answer, Server } from './server.js'
+import { type EventPlan, type KeyPlan, LEASE_MS } from './plan.js'
+import type { Server } from './server.js'
 import type { World } from './world.js'
 
 export interface ClientContext {
@@ -9,10 +12,14 @@ export interface ClientContext {
   readonly invariants: Invariants
   /** Those that take requests now. */
   readonly servers: () => readonly Server[]
+  /** The record of a key, for operators, who can look at the table. */
+  readonly recordOf: (key: string) => AttemptToken | undefined
 }
 
 /** In a healed world nobody asks so often. */
 const MOST_TRIES = 60
+
+const FINAL = new Set<Answer['kind']>(['done', 'mismatch', 'unusable', 'not replayable'])
 
 /** Somebody outside: nothing of his stops with a process. */
 class Person implements Owner {
@@ -27,44 +34,68 @@ export function startClient(
   name: string,
   startsInMs: number,
   key: KeyPlan,
-  fingerprint: string,
+  body: string,
   context: ClientContext,
 ): void {
   const { world, invariants } = context
   const { random } = world
   world.in(startsInMs, new Person(name), async () => {
     for (let tries = 0; tries < MOST_TRIES; tries += 1) {
-      const answer = await ask(key, fingerprint, context)
+      const answer = await ask(key, body, context)
       world.tell(() => `${name} asks for ${key.key} and gets ${JSON.stringify(answer)}`)
-      if (answer.kind === 'done' || answer.kind === 'mismatch') return
-      if (answer.kind === 'uncertain') callOperator(key.key, answer.attempt, context)
+      if (FINAL.has(answer.kind)) return
+      if (answer.kind === 'uncertain') callOperator(key.key, answer, context)
+      const isBusy = answer.kind === 'again' && answer.why === 'busy'
+      if (isBusy && random.chance(key.forced)) forceRelease(key.key, context)
       await world.sleep(random.between(LEASE_MS / 50, LEASE_MS))
     }
     invariants.check(false, () => `${name} never got an answer for ${key.key}`)
   })
 }
 
+/** Delivers an event until it is acknowledged, or the provider gives up. */
+export function startProvider(
+  name: string,
+  startsInMs: number,
+  event: EventPlan,
+  context: ClientContext,
+): void {
+  const { world, invariants } = context
+  const { random } = world
+  world.in(startsInMs, new Person(name), async () => {
+    for (let tries = 1; tries <= MOST_TRIES; tries += 1) {
+      const answer = await call(context, (server) => server.deliver(event), NOT_ACKNOWLEDGED)
+      world.tell(() => `${name} delivers ${event.eventId} and gets ${JSON.stringify(answer)}`)
+      if (answer.kind === 'acknowledged' || tries === event.givesUpAfter) return
+      await world.sleep(random.between(LEASE_MS / 50, LEASE_MS))
+    }
+    invariants.check(false, () => `${name} was never acknowledged for ${event.eventId}`)
+  })
+}
+
+const NOT_ACKNOWLEDGED: Acknowledgement = { kind: 'again', why: 'no answer' }
+
 /** One request over a network that is no better than the one behind the servers. */
-async function ask(
-  key: KeyPlan,
-  fingerprint: string,
+function call<T>(
   { world, servers }: ClientContext,
-): Promise<Answer> {
+  serve: (server: Server) => Promise<T>,
+  noAnswer: T,
+  onGone?: () => void,
+): Promise<T> {
   const { random, owner: client } = world
   const found = servers()
-  if (found.length === 0) return { kind: 'again', why: 'nobody listens' }
+  if (found.length === 0) return Promise.resolve(noAnswer)
   const server = random.pick(found)
-  const gone = key.waitMs > 0 ? new AbortController() : undefined
   const latencyMs = () => random.between(0.1, LEASE_MS / 100)
   return new Promise((resolve) => {
     let isAnswered = false
     world.in(random.between(1.5, 4) * LEASE_MS, client, () => {
       if (isAnswered) return
-      if (gone !== undefined) world.in(latencyMs(), server, () => gone.abort())
-      resolve({ kind: 'again', why: 'no answer' })
+      if (onGone !== undefined) world.in(latencyMs(), server, onGone)
+      resolve(noAnswer)
     })
     world.in(latencyMs(), server, async () => {
-      const answer = await server.serve(key, fingerprint, gone?.signal)
+      const answer = await serve(server)
       world.in(latencyMs(), client, () => {
         isAnswered = true
         resolve(answer)
@@ -73,10 +104,16 @@ async function ask(
   })
 }
 
+function ask(key: KeyPlan, body: string, context: ClientContext): Promise<Answer> {
+  const gone = key.waitMs > 0 ? new AbortController() : undefined
+  const serve = (server: Server) => server.serve(key, body, gone?.signal)
+  return call(context, serve, { kind: 'again', why: 'no answer' }, gone && (() => gone.abort()))
+}
+
 /** A person looks whether it took effect, and decides; the client asks again. */
 function callOperator(
   key: string,
-  attempt: number,
+  { operationId, attempt }: AttemptToken,
   { world, servers, invariants }: ClientContext,
 ): void {
   const operator = new Person('operator')
@@ -88,8 +125,26 @@ function callOperator(
     const server = random.pick(found)
     world.in(random.between(0, LEASE_MS / 2), server, () => {
       // What he gets is of no use to anybody else: the record tells.
-      const body = effect && { effect: { id: effect.id } }
-      void server.resolve(key, attempt, body).catch((error) => {
+      const found = effect && { body: effect.body, effect: { id: effect.id } }
+      void server.resolve(key, { operationId, attempt }, found).catch((error) => {
+        world.tell(() => `an operator is told ${error}`)
+        invariants.check(!(error instanceof TypeError), () => `resolve: ${error}`)
+      })
+    })
+  })
+}
+
+/** A person has enough of an attempt that does not end: whatever it does from now on is not kept. */
+function forceRelease(key: string, { world, servers, invariants, recordOf }: ClientContext): void {
+  const { random } = world
+  world.in(random.between(0, LEASE_MS / 2), new Person('operator'), () => {
+    const record = recordOf(key)
+    const found = servers()
+    if (found.length === 0 || record === undefined) return
+    const { operationId, attempt } = record
+    const server = random.pick(found)
+    world.in(random.between(0, LEASE_MS / 2), server, () => {
+      void server.forceRelease(key, { operationId, attempt }).catch((error) => {
         world.tell(() => `an operator is told ${error}`)
         invariants.check(!(error instanceof TypeError), () => `resolve: ${error}`)
       })

@@ -1,19 +1,37 @@
 import { parse, stringify } from 'devalue'
+import type { AttemptToken } from '../../src/core/record.js'
 import type { Counts } from './counts.js'
-import type { Effect, Row, Watch } from './model-database.js'
+import type { Commit, ModelDatabase, Watch } from './model-database.js'
+import { type Effect, nameOf, type Row } from './model-rows.js'
+import { LEASE_MS } from './plan.js'
 
 /** What a handler answers with, and what therefore stands in a response. */
 export interface Work {
+  /** The body of the request that it was run for. */
+  readonly body: string
   readonly effect: { readonly id: string } | null
   readonly charge?: { readonly id: string }
   /** It answered before it began, and so it never did. */
   readonly isToCome?: true
 }
 
-/** An attempt as it was begun in a process. */
-export interface Attempt {
+/**
+ * What a response is given out as: stored, to be stored later or never, stored without its body, or read
+ * from the store.
+ */
+export type Source = 'stored' | 'failed' | 'omitted' | 'replayed'
+
+/** Which attempt at which operation. */
+export interface AttemptName {
   readonly key: string
-  readonly fence: number
+  /** What the operation is known by downstream: the same in each of its attempts, and in no other's. */
+  readonly operation: string
+  readonly attempt: number
+}
+
+/** An attempt as it was begun in a process. */
+export interface Attempt extends AttemptName {
+  readonly body: string
   readonly resumed: boolean
   /** Whether its handler was told that another one may start. */
   readonly isTold: () => boolean
@@ -23,21 +41,26 @@ export interface Attempt {
   readonly isRunning: () => boolean
 }
 
-/** What is known of a key since it was new, or was new again. */
+/** What is known of an operation: what a key names from when it was free until it is free again. */
 interface Operation {
-  /** Attempts with a lower fence were at another one. */
-  readonly firstFence: number
+  readonly name: string
+  /** The body of the request that was told to run. */
+  body: string | undefined
   readonly effects: Effect[]
   readonly attempts: Map<number, Attempt>
-  /** The attempt under which each step was stored. */
-  readonly stored: Map<string, number>
-  /** Fences that only an operator may have taken. */
+  /** Each step that was stored: by which attempt, and its result. */
+  readonly stored: Map<string, { readonly attempt: number; readonly result: unknown }>
+  /** Attempts that only an operator may have begun. */
   readonly forOperators: Set<number>
 }
 
-export interface World {
-  readonly now: number
-  in(ms: number, owner: undefined, happen: () => void): void
+export interface InvariantsContext {
+  readonly world: { in(ms: number, owner: undefined, happen: () => void): void }
+  readonly databaseNow: () => number
+  readonly counts: Counts
+  readonly uncertainKeys: ReadonlySet<string>
+  /** What the operation of a record is known by downstream. */
+  readonly operationOf: (row: Row) => string
 }
 
 /** A clock that two sides read, and a timer that fires late. */
@@ -46,31 +69,24 @@ const TOLERATED_MS = 5
 /** Looks at everything that becomes visible, and at everything that is given out. */
 export class Invariants implements Watch {
   readonly violations: string[] = []
-  readonly #world: World
-  readonly #databaseNow: () => number
+  readonly #context: InvariantsContext
   readonly #counts: Counts
   readonly #operations = new Map<string, Operation>()
-  /** Every response that was ever stored, by key, with the fingerprint of what it answers. */
-  readonly #completed = new Map<string, Map<string, string>>()
-  /** Every result of a step that was ever stored, by key. */
-  readonly #stored = new Map<string, Set<string>>()
+  /** What each key names now. */
+  readonly #current = new Map<string, Operation>()
+  /** Every response that was ever stored, by key. */
+  readonly #completed = new Map<string, Set<string>>()
   /** Attempts of which an operator has said that they may be run again. */
   readonly #mayRerun = new Set<string>()
+  /** Attempts that an operator has said are to be ended although they run. */
+  readonly #forced = new Set<string>()
   /** What was given out for each effect. */
   readonly #answers = new Map<string, string>()
   readonly #effects = new Map<string, Effect>()
-  readonly #uncertainKeys: ReadonlySet<string>
 
-  constructor(
-    world: World,
-    databaseNow: () => number,
-    counts: Counts,
-    uncertainKeys: ReadonlySet<string>,
-  ) {
-    this.#world = world
-    this.#databaseNow = databaseNow
-    this.#counts = counts
-    this.#uncertainKeys = uncertainKeys
+  constructor(context: InvariantsContext) {
+    this.#context = context
+    this.#counts = context.counts
   }
 
   check(isKept: boolean, what: () => string): void {
@@ -79,90 +95,119 @@ export class Invariants implements Watch {
 
   /** The effect of the operation that a key names now; what an operator finds out. */
   effectOf(key: string): Effect | undefined {
-    return this.#operation(key).effects[0]
+    return this.#current.get(key)?.effects[0]
   }
 
   // What the database sees.
 
-  wrote(before: Row | undefined, after: Row | undefined): void {
+  committed({ records, effects }: Commit, database: ModelDatabase): void {
+    for (const { before, after } of records) this.#wrote(before, after)
+    for (const effect of effects) {
+      if (effect.isOfEvent) continue
+      this.#took(effect, database.records.see(nameOf({ tenantId: '', key: effect.key })))
+    }
+    for (const { before, after } of records) {
+      const isNew = !after || before?.status !== 'completed' || !isSameAttempt(before, after)
+      if (after?.status === 'completed' && isNew) this.#completedAs(after)
+    }
+  }
+
+  #wrote(before: Row | undefined, after: Row | undefined): void {
     if (after === undefined) {
       if (before !== undefined) this.#deleted(before)
     } else if (before === undefined) {
-      this.check(after.fence === 1, () => `${after.key} begins with fence ${after.fence}`)
-      this.#renew(after.key)
-    } else if (after.fence !== before.fence) this.#taken(before, after)
+      this.#renew(after)
+    } else if (!isSameAttempt(before, after)) this.#taken(before, after)
     else this.#changed(before, after)
   }
 
-  took(effect: Effect, row: Row | undefined): void {
+  #took(effect: Effect, row: Row | undefined): void {
     this.#counts['effect committed'] += 1
-    const { key, fence } = effect
-    const { effects } = this.#operation(key)
+    const { key, attempt, operation, isAtomic } = effect
     this.check(
-      row?.fence === fence && row.status === 'in_progress',
-      () => `${key}: attempt ${fence} took effect, and attempt ${row?.fence} is ${row?.status}`,
+      // Where all of it is one transaction, its response is committed with it.
+      this.#isHeldBy(effect, row) && row?.status === (isAtomic ? 'completed' : 'in_progress'),
+      () => `${key}: attempt ${attempt} at ${operation} took effect; the record is ${brief(row)}`,
     )
-    effects.push(effect)
     this.#effects.set(effect.id, effect)
+    const effects = this.#operations.get(operation)?.effects ?? []
+    effects.push(effect)
     this.check(effects.length === 1, () => `${key}: ${effects.length} effects of one operation`)
   }
 
+  unlocked(afterMs: number): void {
+    if (afterMs > LEASE_MS) this.#counts['row locked for longer than a lease'] += 1
+  }
+
   #deleted(before: Row): void {
-    const { key, fence, status } = before
+    const { key, attempt, status } = before
     if (this.#isExpired(before)) {
       this.#counts['record pruned'] += 1
-      this.check(this.#isFree(before), () => `${key}#${fence} was deleted while it was held`)
+      this.check(this.#isFree(before), () => `${key}#${attempt} was deleted while it was held`)
     } else {
-      const { attempts } = this.#operation(key)
       this.#counts['late grant given back'] += 1
+      const begun = this.#current.get(key)?.attempts.size
       this.check(
-        status === 'in_progress' && fence === 1 && attempts.size === 0,
-        () => `${key}#${fence}, ${status}, was deleted, and it is needed`,
+        status === 'in_progress' && attempt === 1 && begun === 0,
+        () => `${key}#${attempt}, ${status}, was deleted, and it is needed`,
       )
     }
-    this.#renew(key)
+    this.#current.delete(key)
   }
 
   #taken(before: Row, after: Row): void {
-    const { key, fence } = before
-    this.check(after.fence === fence + 1, () => `${key}: fence ${fence} became ${after.fence}`)
+    const { key, attempt: number } = before
+    const isForced = this.#forced.has(tokenOf(before))
     this.check(
-      this.#isFree(before),
-      () => `${key}#${fence} was taken over while it was ${before.status} and held`,
+      isForced || this.#isFree(before),
+      () => `${key}#${number} was taken over while it was ${before.status} and held`,
     )
-    this.check(after.status === 'in_progress', () => `${key}#${after.fence} began ${after.status}`)
-    this.check(after.body === null, () => `${key}#${after.fence} began with a response`)
-    const isExpired = this.#isExpired(before)
+    // What is one transaction is seen when it is over.
+    const isAtomic = after.status === 'completed'
+    this.check(
+      isAtomic || (after.status === 'in_progress' && after.body === null),
+      () => `${key}#${after.attempt} began ${after.status}, with ${textOf(after)}`,
+    )
     const had = Object.keys(before.steps ?? {}).length > 0
     const has = Object.keys(after.steps ?? {}).length > 0
-    if (isExpired && !has) {
+    if (before.operationId !== after.operationId) {
       this.#counts['takeover of an expired key'] += 1
-      this.#renew(key, after.fence)
+      this.check(
+        this.#isExpired(before),
+        () => `${key}#${number} became another operation, and has not expired`,
+      )
+      this.check(!has, () => `${key} begins with what was done for another operation`)
+      this.#renew(after)
       return
     }
+    this.check(
+      after.attempt === number + 1,
+      () => `${key}: attempt ${number} became ${after.attempt}`,
+    )
     this.check(before.fingerprint === after.fingerprint, () => `${key}: another fingerprint`)
-    this.check(had === has, () => `${key}#${after.fence} began without what was done before`)
+    this.check(had === has, () => `${key}#${after.attempt} began without what was done before`)
     this.#checkSteps(before, after)
     if (before.status === 'released') {
       this.#counts['takeover after a release'] += 1
       return
     }
     this.#counts['takeover of a lost lease'] += 1
-    const { attempts, forOperators } = this.#operation(key)
-    if (this.#uncertainKeys.has(key)) forOperators.add(after.fence)
-    const attempt = attempts.get(fence)
-    if (attempt === undefined) return
-    this.#world.in(TOLERATED_MS, undefined, () =>
+    const { attempts, forOperators } = this.#of(before)
+    if (this.#context.uncertainKeys.has(key)) forOperators.add(after.attempt)
+    const attempt = attempts.get(number)
+    // One that was forced is told when it renews its lease.
+    if (attempt === undefined || isForced) return
+    this.#context.world.in(TOLERATED_MS, undefined, () =>
       this.check(
         attempt.isTold() || !attempt.isRunning(),
-        () => `${key}#${fence} was taken over, and its handler was not told`,
+        () => `${key}#${number} was taken over, and its handler was not told`,
       ),
     )
   }
 
   #changed(before: Row, after: Row): void {
-    const { key, fence } = before
-    const name = `${key}#${fence}`
+    const { key, attempt } = before
+    const name = `${key}#${attempt}`
     this.check(before.fingerprint === after.fingerprint, () => `${name}: another fingerprint`)
     if (before.status === 'completed') {
       this.check(
@@ -176,42 +221,51 @@ export class Invariants implements Watch {
       () => `${name} was ${before.status} and was changed; it is ${after.status}`,
     )
     if (after.status === 'released') {
-      const { forOperators } = this.#operation(key)
+      const { forOperators } = this.#of(before)
       this.check(
         // It is released by who took it over from the attempt that he decided about.
-        this.#mayRerun.has(`${key}#${fence - 1}`) || !forOperators.has(fence),
+        this.#mayRerun.has(tokenOf(before, -1)) || !forOperators.has(attempt),
         () => `${name} was released, and nobody had decided that`,
       )
     }
-    if (after.status === 'completed') this.#completedAs(after)
-    else this.#checkSteps(before, after)
+    if (after.status !== 'completed') this.#checkSteps(before, after)
   }
 
   #completedAs(row: Row): void {
     this.#counts['response stored'] += 1
-    const { key, fence } = row
+    const { key, attempt } = row
     const text = textOf(row)
-    const { effect, isToCome } = workOf(key, text)
-    const { effects } = this.#operation(key)
+    const operation = this.#of(row)
+    if (row.body === null) {
+      this.#counts['response stored without its body'] += 1
+      this.check(operation.effects.length <= 1, () => `${key} took effect more than once`)
+      return
+    }
+    const { effect, isToCome, body } = workOf(key, text)
+    const { effects } = operation
     // A handler that waits for nothing may say nothing; but what it has begun is done.
     this.check(
       isToCome === true ||
         (effects.length === 1 && (effect === null || effects[0]?.id === effect.id)),
       () =>
-        `${key}#${fence} is completed with effect ${effect?.id}; committed: ${effects.map(({ id }) => id)}`,
+        `${key}#${attempt} is completed with effect ${effect?.id}; committed: ${effects.map(({ id }) => id)}`,
     )
-    const texts = this.#completed.get(key) ?? new Map()
-    this.#completed.set(key, texts.set(text, row.fingerprint))
+    this.check(
+      operation.body === undefined || operation.body === body,
+      () => `${key}#${attempt} is completed with the answer to ${body}, and ran ${operation.body}`,
+    )
+    const texts = this.#completed.get(key) ?? new Set()
+    this.#completed.set(key, texts.add(text))
   }
 
   /** What was stored once stays as it is. */
   #checkSteps(before: Row, after: Row): void {
-    const { key, fence } = after
-    const { stored } = this.#operation(key)
+    const { key, attempt } = after
+    const { stored } = this.#of(after)
     for (const [name, result] of Object.entries(before.steps ?? {})) {
       this.check(
         after.steps?.[name] === result,
-        () => `${key}#${fence}: step ${name} was ${result} and is ${after.steps?.[name]}`,
+        () => `${key}#${attempt}: step ${name} was ${result} and is ${after.steps?.[name]}`,
       )
     }
     for (const [path, result] of Object.entries(after.steps ?? {})) {
@@ -219,9 +273,7 @@ export class Invariants implements Watch {
       const name = JSON.parse(path).at(-1) as string
       if (stored.has(name)) continue
       this.#counts['step stored'] += 1
-      stored.set(name, fence)
-      const results = this.#stored.get(key) ?? new Set()
-      this.#stored.set(key, results.add(`${name} ${result}`))
+      stored.set(name, { attempt, result })
     }
   }
 
@@ -230,67 +282,67 @@ export class Invariants implements Watch {
   /** A handler begins; `row` is what stands in the database now. */
   began(attempt: Attempt, row: Row | undefined): void {
     this.#counts['handler run'] += 1
-    const { key, fence, resumed } = attempt
+    const { key, attempt: number, resumed, body } = attempt
+    const name = `${key}#${number}`
+    const isHeld = this.#isHeldBy(attempt, row)
     this.check(
-      row?.fence === fence || attempt.isTold() || attempt.isLate,
-      () => `${key}#${fence} begins, and attempt ${row?.fence} has begun`,
+      isHeld || attempt.isTold() || attempt.isLate,
+      () => `${name} at ${attempt.operation} begins, and the record is ${brief(row)}`,
     )
-    const { attempts, firstFence, forOperators } = this.#operation(key)
-    // Its process stood still, and the key has been used for something new.
-    if (fence < firstFence) return
-    this.check(!attempts.has(fence), () => `${key}: two hold fence ${fence}`)
-    this.check(
-      !forOperators.has(fence),
-      () => `${key}#${fence} was rerun, and nobody had decided that`,
-    )
-    const hasEarlier = [...attempts.keys()].some((earlier) => earlier < fence)
-    this.check(resumed || !hasEarlier, () => `${key}#${fence} does not know of earlier attempts`)
-    attempts.set(fence, attempt)
+    const operation = this.#operations.get(attempt.operation)
+    this.check(operation !== undefined, () => `${name} begins an operation that nobody knows`)
+    if (operation === undefined) return
+    const { attempts, forOperators } = operation
+    operation.body ??= body
+    this.check(operation.body === body, () => `${name} runs ${body}, which was ${operation.body}`)
+    this.check(!attempts.has(number), () => `${key}: two are attempt ${number}`)
+    this.check(!forOperators.has(number), () => `${name} was rerun, and nobody had decided that`)
+    const hasEarlier = [...attempts.keys()].some((earlier) => earlier < number)
+    this.check(resumed || !hasEarlier, () => `${name} does not know of earlier attempts`)
+    attempts.set(number, attempt)
   }
 
   /** An operator says that it may be run again. */
-  decidedToRerun(key: string, attempt: number): void {
-    this.#mayRerun.add(`${key}#${attempt}`)
+  decidedToRerun(token: AttemptToken): void {
+    this.#mayRerun.add(tokenOf(token))
+  }
+
+  /** An operator says that it may be run again although it runs. */
+  decidedToForce(token: AttemptToken): void {
+    this.#forced.add(tokenOf(token))
+    this.decidedToRerun(token)
   }
 
   /** What a step does is done. */
-  ran(key: string, fence: number, step: string): void {
-    const since = this.#operation(key).stored.get(step)
+  ran({ key, operation, attempt }: AttemptName, step: string): void {
+    const stored = this.#operations.get(operation)?.stored.get(step)
     this.check(
-      since === undefined || since >= fence,
-      () => `${key}#${fence} runs step ${step} again, which attempt ${since} has stored`,
+      stored === undefined || stored.attempt >= attempt,
+      () =>
+        `${key}#${attempt} runs step ${step} again, which attempt ${stored?.attempt} has stored`,
     )
   }
 
   /** A handler got the result of a step, from now or from an earlier attempt. */
-  got(key: string, fence: number, step: string, result: unknown): void {
+  got({ key, operation, attempt }: AttemptName, step: string, result: unknown): void {
     this.check(
-      this.#stored.get(key)?.has(`${step} ${stringify(result)}`) === true,
-      () => `${key}#${fence} got ${JSON.stringify(result)} of step ${step}, and it is not stored`,
+      this.#operations.get(operation)?.stored.get(step)?.result === stringify(result),
+      () => `${key}#${attempt} got ${JSON.stringify(result)} of step ${step}, and it is not stored`,
     )
   }
 
-  /** A response is given out that says what was done. */
-  answered(
-    key: string,
-    text: string,
-    source: 'stored' | 'failed' | 'replayed',
-    fingerprint: string | undefined,
-  ): void {
+  /** A response is given out that says what was done, to a request with this body. */
+  answered(key: string, text: string, source: Source, asked: string): void {
     if (source === 'failed') this.#counts['response given out, stored later or never'] += 1
     if (source === 'replayed') this.#counts.replay += 1
-    if (source !== 'failed') {
+    if (source === 'stored' || source === 'replayed') {
       this.check(
         this.#completed.get(key)?.has(text) === true,
         () => `${key}: ${text} was given out as ${source}, and is not what is stored`,
       )
     }
-    const stored = this.#completed.get(key)?.get(text)
-    this.check(
-      source !== 'replayed' || fingerprint === undefined || fingerprint === stored,
-      () => `${key}: the answer to ${stored} was given to ${fingerprint}`,
-    )
-    const { effect } = workOf(key, text)
+    const { effect, body } = workOf(key, text)
+    this.check(body === asked, () => `${key}: the answer to ${body} was given to ${asked}`)
     if (effect === null) return
     const { id } = effect
     this.check(this.#effects.get(id)?.key === key, () => `${key}: ${text} was not committed`)
@@ -300,10 +352,10 @@ export class Invariants implements Watch {
   }
 
   /** Another attempt is said to have taken over. */
-  lost(key: string, fence: number, row: Row | undefined): void {
+  lost(name: AttemptName, row: Row | undefined): void {
     this.check(
-      row?.fence !== fence || row.status !== 'completed',
-      () => `${key}#${fence} was told that it lost its lease, and it is completed`,
+      !this.#isHeldBy(name, row) || row?.status === 'released',
+      () => `${name.key}#${name.attempt} was told that it lost its lease, and it is ${row?.status}`,
     )
   }
 
@@ -311,20 +363,29 @@ export class Invariants implements Watch {
   ended(row: Row): void {
     this.check(
       row.status === 'completed' || this.#isFree(row),
-      () => `${row.key}#${row.fence} is ${row.status} in the end, and nobody can have it`,
+      () => `${row.key}#${row.attempt} is ${row.status} in the end, and nobody can have it`,
     )
   }
 
-  #operation(key: string): Operation {
-    return this.#operations.get(key) ?? this.#renew(key)
+  /** Whether a record is held by this attempt, or has ended as it said. */
+  #isHeldBy({ operation, attempt }: AttemptName, row: Row | undefined): boolean {
+    return row?.attempt === attempt && this.#context.operationOf(row) === operation
   }
 
-  #renew(key: string, firstFence = 1): Operation {
-    const operation = {
-      ...{ firstFence, effects: [], attempts: new Map() },
-      ...{ stored: new Map(), forOperators: new Set<number>() },
+  #of(row: Row): Operation {
+    return this.#current.get(row.key) ?? this.#renew(row)
+  }
+
+  #renew(row: Row): Operation {
+    const name = this.#context.operationOf(row)
+    this.check(row.attempt === 1, () => `${row.key} begins with attempt ${row.attempt}`)
+    this.check(!this.#operations.has(name), () => `${row.key}: ${name} names two operations`)
+    const operation: Operation = {
+      ...{ name, body: undefined, effects: [], attempts: new Map() },
+      ...{ stored: new Map(), forOperators: new Set() },
     }
-    this.#operations.set(key, operation)
+    this.#operations.set(name, operation)
+    this.#current.set(row.key, operation)
     return operation
   }
 
@@ -338,8 +399,16 @@ export class Invariants implements Watch {
   }
 
   get #now(): number {
-    return this.#databaseNow()
+    return this.#context.databaseNow()
   }
+}
+
+function tokenOf({ operationId, attempt }: AttemptToken, later = 0): string {
+  return `${operationId}#${attempt + later}`
+}
+
+function isSameAttempt(a: Row, b: Row): boolean {
+  return a.operationId === b.operationId && a.attempt === b.attempt
 }
 
 /** Nothing of what an attempt may write. */
@@ -355,6 +424,10 @@ export const isOfRun = (key: string) => key.startsWith('run\t')
 
 function textOf({ body }: Row): string {
   return Buffer.from(body ?? []).toString()
+}
+
+function brief(row: Row | undefined): string {
+  return row === undefined ? 'gone' : `#${row.attempt}, ${row.status}, of ${row.fingerprint}`
 }
 
 function workOf(key: string, text: string): Work {

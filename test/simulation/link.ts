@@ -1,211 +1,89 @@
-import type { Counts } from './counts.js'
+import type { PoolClientLike, PoolLike } from '../../src/store/pool.js'
+import { Connections } from './connections.js'
+import { DatabaseError } from './database-error.js'
 import type { Owner } from './event-queue.js'
-import { DatabaseError, type ModelDatabase, type Transaction } from './model-database.js'
 import type { Connect } from './model-prisma.js'
-import type { Send } from './model-store.js'
-import { LEASE_MS, type Weather } from './plan.js'
-import type { World } from './world.js'
-
-/** What is between processes and their database. */
-export interface Network {
-  readonly world: World
-  readonly database: ModelDatabase
-  readonly weather: Weather
-  readonly counts: Counts
-  /** When faults end. */
-  readonly stormUntil: number
-  /** Nothing can be asked until then. */
-  downUntil: number
-}
-
-/** How the database does what it was asked. */
-type Doing<T> = (done: (result: T) => void, failed: (error: unknown) => void) => void
-
-/** A connection that has a transaction open. */
-interface Session {
-  readonly transaction: Transaction
-  isBroken: boolean
-}
-
-const CALM: Weather = {
-  ...{ latencyMs: 2, requestLost: 0, replyLost: 0 },
-  ...{ late: 0, conflict: 0, silent: 0 },
-}
-/** How long a request may be on its way, and a dead connection may go unnoticed. */
-const LONGEST_MS = 3 * LEASE_MS
-
-/** What is said, for people: a verb, and what it is about. */
-export type What = readonly [verb: string, ...about: readonly unknown[]]
-
-/** One thing that is asked, on its way there and back. */
-class Question<T> {
-  readonly #weather: Weather
-  readonly #isReplyLost: boolean
-  readonly #hasConflict: boolean
-  #isReplyLate = false
-
-  constructor(
-    private readonly network: Network,
-    private readonly owner: Owner,
-    private readonly what: What,
-    private readonly doing: Doing<T>,
-    private readonly session: Session | undefined,
-    private readonly onBroken: (() => void) | undefined,
-    private readonly resolve: (result: T) => void,
-    private readonly reject: (error: unknown) => void,
-  ) {
-    const { world, stormUntil, counts } = network
-    const [, items] = what
-    if (Array.isArray(items) && items.length > 1) counts['statement for several'] += 1
-    this.#weather = world.now < stormUntil ? network.weather : CALM
-    this.#isReplyLost = world.random.chance(this.#weather.replyLost)
-    this.#hasConflict = world.random.chance(this.#weather.conflict)
-  }
-
-  send(): void {
-    const { world, counts } = this.network
-    const { random } = world
-    if (random.chance(this.#weather.requestLost)) {
-      counts['request lost'] += 1
-      this.#tell('lost on its way')
-      this.#fail('ECONNRESET')
-      return
-    }
-    const isLate = random.chance(this.#weather.late)
-    if (isLate) {
-      counts['late arrival'] += 1
-      // Whoever sent it may hear that its connection is gone, while the server still reads it.
-      if (random.chance(0.5)) this.#fail('ECONNRESET')
-    }
-    this.#isReplyLate = isLate && random.chance(0.5)
-    const ms = isLate && !this.#isReplyLate ? this.#lateMs() : this.#latencyMs()
-    world.in(ms, undefined, () => this.#arrive())
-  }
-
-  #arrive(): void {
-    const { world, counts, database, downUntil } = this.network
-    const { session } = this
-    if (downUntil > world.now) {
-      if (session !== undefined) database.rollback(session.transaction)
-      this.#fail('ECONNREFUSED')
-      return
-    }
-    if (this.#hasConflict) {
-      counts['conflict, rolled back'] += 1
-      if (session !== undefined) database.rollback(session.transaction)
-      this.#failed(new DatabaseError('40001'))
-      return
-    }
-    let isDone = false
-    this.doing(
-      (result) => {
-        isDone = true
-        this.#answer(result, () => this.resolve(result))
-      },
-      (error) => {
-        isDone = true
-        this.#failed(error)
-      },
-    )
-    if (isDone) return
-    counts['statement that waited for a row'] += 1
-    this.#tell('waits for the row')
-  }
-
-  #failed(error: unknown): void {
-    this.#answer(error, () => this.reject(error))
-  }
-
-  #answer(told: unknown, settle: () => void): void {
-    const { world, counts } = this.network
-    if (this.#isReplyLost) {
-      counts['reply lost'] += 1
-      if (this.what[0] === 'COMMIT') counts['commit whose reply is lost'] += 1
-      this.#tell('done, and the reply is lost:', told)
-      this.#fail('ECONNRESET')
-      return
-    }
-    this.#tell('done:', told)
-    world.in(this.#isReplyLate ? this.#lateMs() : this.#latencyMs(), this.owner, settle)
-  }
-
-  /** Nothing comes back but, perhaps, that the connection is gone. */
-  #fail(code: string): void {
-    const { world } = this.network
-    this.onBroken?.()
-    if (world.random.chance(this.#weather.silent)) return
-    world.in(this.#latencyMs(), this.owner, () => {
-      this.#tell(code)
-      this.reject(new DatabaseError(code))
-    })
-  }
-
-  #lateMs(): number {
-    return this.network.world.random.between(LEASE_MS / 10, LONGEST_MS)
-  }
-
-  #latencyMs(): number {
-    return this.network.world.random.between(0.1, this.#weather.latencyMs)
-  }
-
-  #tell(...said: unknown[]): void {
-    const { world } = this.network
-    if (world.trace === undefined) return
-    world.tell(() => [this.owner.name, ...this.what, ...said].map(written).join(' '))
-  }
-}
+import { lockLimit, modelStatement, type Send } from './model-statements.js'
+import { LEASE_MS } from './plan.js'
+import {
+  type Asked,
+  type Doing,
+  LONGEST_MS,
+  type Network,
+  Question,
+  type Session,
+} from './question.js'
 
 /** One process's way to the database, on which everything can get lost. */
 export class Link implements Connect {
   readonly #network: Network
   readonly #owner: Owner
   readonly #sessions = new Set<Session>()
+  readonly #connections: Connections
 
   constructor(network: Network, owner: Owner) {
     this.#network = network
     this.#owner = owner
+    this.#connections = new Connections(network.connections)
   }
 
-  /** A statement that is a transaction of its own. */
-  send: Send = (what, statement) =>
-    this.#ask(what, (done, failed) => this.#network.database.runAlone(statement, done, failed))
+  /** A statement that is a transaction of its own, on any connection, as Prisma sends it. */
+  send: Send = (what, statement) => {
+    const { database } = this.#network
+    return new Promise((resolve, reject) => {
+      this.#connections.take((giveBack) => {
+        const transaction = database.begin()
+        const doing: Doing<Awaited<ReturnType<typeof this.send>>> = (done, failed) =>
+          database.runAlone(transaction, statement, done as never, failed)
+        this.#ask({ what, doing, transaction, onOver: giveBack, resolve: resolve as never, reject })
+      })
+    })
+  }
+
+  /** The part of a `pg` pool that is used: each statement on a connection that is held for it. */
+  readonly pool: PoolLike = {
+    connect: () =>
+      new Promise((resolve) =>
+        this.#connections.take((giveBack) => resolve(this.#client(giveBack))),
+      ),
+  }
 
   /** As Prisma's interactive transactions: BEGIN, what `fn` says, COMMIT; each can get lost. */
   async transact<T>(
     fn: (send: Send) => Promise<T>,
-    { timeout = 5 * LEASE_MS }: { timeout?: number },
+    {
+      maxWait = 2 * LEASE_MS,
+      timeout = 5 * LEASE_MS,
+    }: { maxWait?: number | undefined; timeout?: number | undefined },
   ): Promise<T> {
-    const { database } = this.#network
-    const session = await this.#ask<Session>(['BEGIN'], (done) => {
-      const session = { transaction: database.begin(), isBroken: false }
-      this.#sessions.add(session)
-      done(session)
-    })
+    const { database, world } = this.#network
+    const { session, giveBack } = await this.#open(maxWait)
     const { transaction } = session
     let isClosed = false
     const rollback = () =>
-      this.#ask<void>(['ROLLBACK'], (done) => done(database.rollback(transaction)), session)
+      this.#inSession<void>(['ROLLBACK'], session, (done) => done(database.rollback(transaction)))
     const timer = setTimeout(() => {
       isClosed = true
-      void rollback().catch(() => {})
+      void rollback().then(giveBack, giveBack)
     }, timeout)
     try {
       const value = await fn(async (what, statement) => {
         if (isClosed) throw new DatabaseError('P2028')
-        return this.#ask(
-          what,
-          (done, failed) => database.run(transaction, statement, done, failed),
-          session,
-        )
+        return this.#inSession(what, session, (done, failed) => {
+          const answered: typeof done = (result) => {
+            this.#boundSilence(session)
+            done(result)
+          }
+          database.run(transaction, statement, answered, failed)
+        })
       })
+      // A process that has stood still since the last statement has not sent this one yet.
+      if (this.#owner.pausedUntil > world.now) await world.sleep(0)
       if (isClosed) throw new DatabaseError('P2028')
       clearTimeout(timer)
       isClosed = true
-      await this.#ask<void>(
-        ['COMMIT'],
-        (done, failed) =>
-          database.commit(transaction) ? done() : failed(new DatabaseError('25P01')),
-        session,
+      await this.#inSession<void>(['COMMIT'], session, (done, failed) =>
+        database.commit(transaction) ? done() : failed(new DatabaseError('25P01')),
       )
       return value
     } catch (error) {
@@ -217,6 +95,7 @@ export class Link implements Connect {
       throw error
     } finally {
       this.#sessions.delete(session)
+      giveBack()
     }
   }
 
@@ -225,23 +104,100 @@ export class Link implements Connect {
     for (const session of this.#sessions) this.#break(session)
   }
 
-  #ask<T>(what: What, doing: Doing<T>, session?: Session): Promise<T> {
-    // Nothing leaves a dead process, and nothing comes back to it.
-    if (this.#owner.isDead) return new Promise(() => {})
-    if (session?.isBroken) return Promise.reject(new DatabaseError('P1017'))
+  #client(giveBack: () => void): PoolClientLike {
+    const { database, world } = this.#network
+    let question: Question<readonly object[]> | undefined
+    return {
+      query: ({ name, text, values }) =>
+        new Promise((resolve, reject) => {
+          const { what, statement } = modelStatement(name.replace(/_\d+$/, ''), text, values)
+          const transaction = database.begin()
+          question = this.#ask<readonly object[]>({
+            ...{ what, transaction, limit: lockLimit(text, values) },
+            doing: (done, failed) => database.runAlone(transaction, statement, done, failed),
+            resolve: (rows) => resolve({ rows }),
+            reject,
+          })
+        }),
+      // What is destroyed is replaced.
+      release: () => giveBack(),
+      on: () => {},
+      off: () => {},
+      // src/store/cancel-statement.ts asks where the server is when a statement takes too long. It gets
+      // no answer, and the request to cancel goes its way.
+      get host() {
+        const canceled = question
+        world.in(world.random.between(0.1, LEASE_MS / 10), undefined, () => canceled?.cancel())
+        return undefined
+      },
+    } as PoolClientLike
+  }
+
+  /** A connection, and BEGIN on it, for which Prisma waits only so long. */
+  #open(maxWaitMs: number): Promise<{ session: Session; giveBack: () => void }> {
+    const { database } = this.#network
     return new Promise((resolve, reject) => {
-      const onBroken = session && (() => this.#break(session))
-      new Question(
-        this.#network,
-        this.#owner,
-        what,
-        doing,
-        session,
-        onBroken,
-        resolve,
-        reject,
-      ).send()
+      let isWanted = true
+      const timer = setTimeout(() => {
+        isWanted = false
+        reject(new DatabaseError('P2028'))
+      }, maxWaitMs)
+      this.#connections.take((giveBack) => {
+        if (!isWanted) return giveBack()
+        this.#ask<Session>({
+          what: ['BEGIN'],
+          doing: (done) => {
+            const session = { transaction: database.begin(), isBroken: false, statements: 0 }
+            this.#sessions.add(session)
+            done(session)
+          },
+          resolve: (session) => {
+            clearTimeout(timer)
+            if (isWanted) return resolve({ session, giveBack })
+            const rollback: Doing<void> = (done) => done(database.rollback(session.transaction))
+            void this.#inSession(['ROLLBACK'], session, rollback).then(giveBack, giveBack)
+          },
+          reject: (error) => {
+            clearTimeout(timer)
+            giveBack()
+            reject(error)
+          },
+        })
+      })
     })
+  }
+
+  /** The server ends a transaction in which nothing is said for so long. */
+  #boundSilence(session: Session): void {
+    const { transaction } = session
+    if (transaction.silenceMs === Number.POSITIVE_INFINITY) return
+    const { world, database, counts } = this.#network
+    session.statements += 1
+    const { statements } = session
+    world.in(transaction.silenceMs, undefined, () => {
+      if (transaction.isOver || transaction.isWaiting || session.statements > statements) return
+      counts['transaction ended by the server'] += 1
+      session.isBroken = true
+      database.rollback(transaction)
+    })
+  }
+
+  #inSession<T>(what: Asked<T>['what'], session: Session, doing: Doing<T>): Promise<T> {
+    if (session.isBroken && !this.#owner.isDead) return Promise.reject(new DatabaseError('P1017'))
+    return new Promise((resolve, reject) => {
+      const { transaction } = session
+      const onBroken = () => this.#break(session)
+      const limit = { ms: transaction.statementMs, code: '57014' } as const
+      this.#ask({ what, doing, transaction, session, limit, onBroken, resolve, reject })
+    })
+  }
+
+  #ask<T>(asked: Asked<T>): Question<T> | undefined {
+    // Nothing leaves a dead process, and nothing comes back to it.
+    if (this.#owner.isDead) return undefined
+    const question = new Question(this.#network, this.#owner, asked)
+    question.send()
+    return question
   }
 
   #break(session: Session): void {
@@ -252,15 +208,4 @@ export class Link implements Connect {
       database.hangUp(session.transaction),
     )
   }
-}
-
-/** For people, who want to read a line. */
-function written(part: unknown): string {
-  if (typeof part === 'string') return part
-  if (part instanceof Error) return String(part)
-  const text = JSON.stringify(part, (name, value) => {
-    if (name === 'transaction' || value === null) return undefined
-    return value?.type === 'Buffer' ? Buffer.from(value.data).toString() : value
-  })
-  return text?.slice(0, 200) ?? ''
 }

@@ -1,91 +1,92 @@
-import type { RecordKey, RecordStatus, StepResults, StoredResponse } from '../../src/core/record.js'
+import { DatabaseError } from './database-error.js'
+import { type Locker, Locks } from './model-locks.js'
+import {
+  type Effect,
+  type EventRow,
+  eventKeyOf,
+  eventNameOf,
+  nameOf,
+  type Row,
+} from './model-rows.js'
+import { Table } from './model-table.js'
 
-/** A row of `idempotency_record`. Never changed, always replaced. */
-export interface Row extends RecordKey {
-  readonly fingerprint: string
-  readonly status: RecordStatus
-  readonly fence: number
-  readonly leaseUntil: Date
-  readonly expiresAt: Date
-  readonly createdAt: Date
-  readonly statusCode: number | null
-  readonly headers: StoredResponse['headers'] | null
-  readonly body: Uint8Array | null
-  readonly steps: StepResults | null
-  readonly handler: string | null
-  readonly input: unknown
-}
-
-export const EMPTY = {
-  ...{ statusCode: null, headers: null, body: null },
-  ...{ steps: null, handler: null, input: null },
-}
-
-/** A row of the application's own table: what an operation does. */
-export interface Effect {
-  readonly id: string
-  readonly key: string
-  /** The attempt that did it. */
-  readonly fence: number
-}
+/** What a statement needs: something locked, by its name; or that nobody else has it locked. */
+export type Need = string | { readonly after: string }
 
 /**
- * What one statement does. It yields the name of each row that it needs locked, and goes on when it
- * is; everything between two yields happens at one instant.
+ * What one statement does. It yields what it needs, and goes on when it has that; everything between
+ * two yields happens at one instant.
  */
 export type Statement<T> = (
   transaction: Transaction,
   database: ModelDatabase,
-) => Generator<string, T, undefined>
+) => Generator<Need, T, undefined>
 
 /** Writes that become visible together, or never. */
-export class Transaction {
-  readonly rows = new Map<string, Row | undefined>()
+export class Transaction implements Locker {
+  readonly writes = new Map<string, { readonly table: unknown; readonly row: unknown }>()
   readonly effects: Effect[] = []
   readonly locked: string[] = []
+  waitsFor: Locker['waitsFor']
+  /** How often it has had to wait. */
+  waits = 0
+  /** What its statement fails with once it does not wait any more. */
+  interruption: string | undefined
+  readonly advisoryLocks: string[] = []
+  /** The server ends it when nothing is said in it for so long, or when a statement takes so long. */
+  silenceMs = Number.POSITIVE_INFINITY
+  statementMs = Number.POSITIVE_INFINITY
   isOver = false
   /** Nobody listens on its connection any more; it ends as soon as its statement does. */
   isDoomed = false
-  isWaiting = false
+
+  get isWaiting(): boolean {
+    return this.waitsFor !== undefined
+  }
+}
+
+/** A row as it was, and as it is from now on. */
+export interface Change<R = Row> {
+  readonly before: R | undefined
+  readonly after: R | undefined
+}
+
+/** What becomes visible by one commit. */
+export interface Commit {
+  readonly records: readonly Change[]
+  readonly events: readonly Change<EventRow>[]
+  readonly effects: readonly Effect[]
 }
 
 /** Is told of everything that becomes visible. */
 export interface Watch {
-  wrote(before: Row | undefined, after: Row | undefined): void
-  took(effect: Effect, row: Row | undefined): void
-}
-
-interface Lock {
-  holder: Transaction
-  readonly waiting: { readonly transaction: Transaction; readonly goOn: () => void }[]
-}
-
-/** A conflict that a database answers with; what was asked has not happened. */
-export class DatabaseError extends Error {
-  readonly code: string
-
-  constructor(code: string) {
-    super(`the database says ${code}`)
-    this.code = code
-  }
+  committed(commit: Commit, database: ModelDatabase): void
+  /** A transaction that had written a row has ended after so long. */
+  unlocked(afterMs: number): void
 }
 
 /**
- * One table, as PostgreSQL keeps it at READ COMMITTED: a statement sees what is committed, a write
+ * Two tables, as PostgreSQL keeps them at READ COMMITTED: a statement sees what is committed, a write
  * locks its row until its transaction is over, and who waited for a row looks at it again.
  */
 export class ModelDatabase {
-  readonly #rows = new Map<string, Row>()
-  readonly #locks = new Map<string, Lock>()
+  readonly records: Table<Row>
+  readonly events: Table<EventRow>
+  readonly watch: Watch | undefined
+  readonly #locks: Locks
+  readonly #advisoryLocks = new Map<string, Transaction>()
   readonly #open = new Set<Transaction>()
   readonly #now: () => number
-  readonly #watch: Watch | undefined
-  /** As an index that somebody else has made would be. */
-  uniqueField: keyof Row | undefined
 
   constructor(now: () => number, watch?: Watch) {
     this.#now = now
-    this.#watch = watch
+    this.watch = watch
+    this.#locks = new Locks(now)
+    this.records = new Table<Row>(this, { nameOf, uniques: {} })
+    this.events = new Table<EventRow>(this, {
+      nameOf: eventNameOf,
+      uniques: { name: eventKeyOf, lane: ({ runningLane }) => runningLane ?? undefined },
+    })
   }
 
   now(): Date {
@@ -115,9 +116,10 @@ export class ModelDatabase {
     }
     const generator = statement(transaction, this)
     const goOn = () => {
-      transaction.isWaiting = false
       // It was rolled back while it waited.
-      if (transaction.isOver) return failed(new DatabaseError('57P01'))
+      if (transaction.isOver) {
+        return failed(new DatabaseError(transaction.interruption ?? '57P01'))
+      }
       try {
         for (;;) {
           const { done: isDone, value } = generator.next()
@@ -125,7 +127,7 @@ export class ModelDatabase {
             if (transaction.isDoomed) this.rollback(transaction)
             return done(value as T)
           }
-          if (!this.#lock(transaction, value as string, goOn)) return
+          if (!this.#has(transaction, value as Need, goOn)) return
         }
       } catch (error) {
         // As in PostgreSQL: after an error, nothing of a transaction is kept.
@@ -138,11 +140,11 @@ export class ModelDatabase {
 
   /** A statement that is a transaction of its own. */
   runAlone<T>(
+    transaction: Transaction,
     statement: Statement<T>,
     done: (result: T) => void,
     failed: (error: unknown) => void,
   ): void {
-    const transaction = this.begin()
     const commit = (result: T) => {
       this.commit(transaction)
       done(result)
@@ -153,22 +155,26 @@ export class ModelDatabase {
   /** `false` when it had been rolled back. */
   commit(transaction: Transaction): boolean {
     if (transaction.isOver) return false
-    const changes = [...transaction.rows].map(([name, after]) => {
-      const before = this.#rows.get(name)
-      if (after === undefined) this.#rows.delete(name)
-      else this.#rows.set(name, after)
-      return { before, after }
-    })
-    for (const { before, after } of changes) this.#watch?.wrote(before, after)
-    for (const effect of transaction.effects) {
-      this.#watch?.took(effect, this.#rows.get(nameOf({ tenantId: '', key: effect.key })))
+    const records: Change[] = []
+    const events: Change<EventRow>[] = []
+    for (const [name, { table, row }] of transaction.writes) {
+      if (table === this.records) {
+        records.push(this.records.commit(name, row as Row | undefined))
+      } else events.push(this.events.commit(name, row as EventRow | undefined))
     }
+    this.watch?.committed({ records, events, effects: transaction.effects }, this)
     this.#end(transaction)
     return true
   }
 
   rollback(transaction: Transaction): void {
     if (!transaction.isOver) this.#end(transaction)
+  }
+
+  /** Ends the statement that waits for a lock, and with it all of its transaction. */
+  interrupt(transaction: Transaction, code: string): void {
+    transaction.interruption = code
+    this.rollback(transaction)
   }
 
   /** Its connection is gone. What waits for a lock notices that later. */
@@ -185,94 +191,48 @@ export class ModelDatabase {
     for (const transaction of open) this.#end(transaction)
   }
 
-  /** The row as a transaction sees it: its own write, or what is committed. */
-  see(name: string, transaction?: Transaction): Row | undefined {
-    return transaction?.rows.has(name) ? transaction.rows.get(name) : this.#rows.get(name)
+  isLocked(name: string): boolean {
+    return this.#locks.isLocked(name)
   }
 
-  put(transaction: Transaction, row: Row): void {
-    transaction.rows.set(nameOf(row), row)
+  /** Whether another transaction has written it, and it is not known yet what becomes of that. */
+  isUndecided(name: string, transaction: Transaction): boolean {
+    const holder = this.#locks.holderOf(name)
+    if (!(holder instanceof Transaction)) return false
+    return holder !== transaction && holder.writes.has(name)
   }
 
-  delete(transaction: Transaction, name: string): void {
-    transaction.rows.set(name, undefined)
+  /** pg_try_advisory_xact_lock */
+  tryAdvisoryLock(transaction: Transaction, name: string): boolean {
+    const holder = this.#advisoryLocks.get(name)
+    if (holder !== undefined) return holder === transaction
+    this.#advisoryLocks.set(name, transaction)
+    transaction.advisoryLocks.push(name)
+    return true
   }
 
-  /** What is committed. */
-  get rows(): IterableIterator<Row> {
-    return this.#rows.values()
-  }
-
-  /** `false` when somebody else has it; `goOn` is called when it is this transaction's. */
-  #lock(transaction: Transaction, name: string, goOn: () => void): boolean {
-    const lock = this.#locks.get(name)
-    if (lock === undefined) {
-      this.#locks.set(name, { holder: transaction, waiting: [] })
-      transaction.locked.push(name)
-      return true
-    }
-    if (lock.holder === transaction) return true
-    lock.waiting.push({ transaction, goOn })
-    transaction.isWaiting = true
-    return false
+  /** `false` when it has to wait; `goOn` is called when it has what it needs. */
+  #has(transaction: Transaction, need: Need, goOn: () => void): boolean {
+    if (typeof need === 'string') return this.#locks.lock(transaction, need, goOn)
+    const { after: name } = need
+    if (!this.#locks.isLocked(name)) return true
+    return this.#locks.lock(transaction, name, () => {
+      if (!transaction.isOver) {
+        transaction.locked.splice(transaction.locked.indexOf(name), 1)
+        this.#locks.handOn(name)
+      }
+      goOn()
+    })
   }
 
   #end(transaction: Transaction): void {
     transaction.isOver = true
     this.#open.delete(transaction)
     for (const name of transaction.locked) {
-      const lock = this.#locks.get(name) as Lock
-      const next = lock.waiting.shift()
-      if (next === undefined) {
-        this.#locks.delete(name)
-        continue
-      }
-      lock.holder = next.transaction
-      next.transaction.locked.push(name)
-      next.goOn()
+      if (transaction.writes.has(name)) this.watch?.unlocked(this.#locks.heldForMs(name))
+      this.#locks.handOn(name)
     }
-    if (transaction.isWaiting) this.#leave(transaction)
+    for (const name of transaction.advisoryLocks) this.#advisoryLocks.delete(name)
+    if (transaction.isWaiting) this.#locks.leave(transaction)
   }
-
-  /** It waits for a lock that it does not want any more. */
-  #leave(transaction: Transaction): void {
-    for (const { waiting } of this.#locks.values()) {
-      const place = waiting.findIndex((waiter) => waiter.transaction === transaction)
-      if (place !== -1) waiting.splice(place, 1)[0]?.goOn()
-    }
-  }
-}
-
-export function nameOf({ tenantId, key }: RecordKey): string {
-  return `${tenantId}\0${key}`
-}
-
-/**
- * The row, locked, if it passes the guard: as it is committed, and again when nobody else has it any
- * more.
- */
-export function* lockedIf(
-  database: ModelDatabase,
-  transaction: Transaction,
-  name: string,
-  guard: (row: Row) => boolean,
-): Generator<string, Row | undefined, undefined> {
-  const seen = database.see(name, transaction)
-  if (seen === undefined || !guard(seen)) return undefined
-  yield name
-  const row = database.see(name, transaction)
-  return row !== undefined && guard(row) ? row : undefined
-}
-
-/** Makes a row that is not there yet; tells whether it did. */
-export function insertNew(database: ModelDatabase, transaction: Transaction, row: Row): boolean {
-  if (database.see(nameOf(row), transaction) !== undefined) return false
-  const { uniqueField } = database
-  if (uniqueField !== undefined) {
-    for (const other of database.rows) {
-      if (other[uniqueField] === row[uniqueField]) throw new DatabaseError('P2002')
-    }
-  }
-  database.put(transaction, row)
-  return true
 }

@@ -1,38 +1,42 @@
-// The part of a Prisma client that the library calls, over the model database: enough for
-// src/store/prisma.ts, steps, transactions, run() and recover() to run on it as they are.
-import type { ModelDelegate, PrismaClientLike } from '../../src/store/client.js'
+// The part of a Prisma client that the library calls, over the model database: enough for the portable
+// stores, steps, transactions, run() and recover() to run on it as they are.
+import type { ModelDelegate, PrismaClientLike, TransactionClient } from '../../src/store/client.js'
+import { DatabaseError } from './database-error.js'
+import { runInTransaction } from './model-atomic.js'
+import type { ModelDatabase, Need, Statement } from './model-database.js'
+import { type Effect, EMPTY, EMPTY_EVENT, eventNameOf, nameOf, type Version } from './model-rows.js'
+import type { Send } from './model-statements.js'
+import type { Table } from './model-table.js'
 import {
-  DatabaseError,
-  EMPTY,
-  insertNew,
-  lockedIf,
-  type ModelDatabase,
-  nameOf,
-  type Row,
-  type Statement,
-  type Transaction,
-} from './model-database.js'
-import type { Send } from './model-store.js'
-
-type Where = Readonly<Record<string, unknown>>
-type Data = Readonly<Record<string, unknown>>
+  type Data,
+  inOrder,
+  matches,
+  type OrderBy,
+  type Where,
+  written,
+} from './prisma-conditions.js'
 
 /** What the application does in a transaction. */
 export interface LedgerTransaction {
-  readonly ledger: { create(effect: { id: string; key: string; fence: number }): Promise<void> }
+  readonly ledger: { create(effect: Effect): Promise<void> }
 }
 
 /** How a transaction travels. */
 export interface Connect {
   readonly send: Send
   /** Runs `fn` with a client whose statements are of one transaction. */
-  transact<T>(fn: (send: Send) => Promise<T>, options: { timeout?: number }): Promise<T>
+  transact<T>(
+    fn: (send: Send) => Promise<T>,
+    options: { maxWait?: number; timeout?: number },
+  ): Promise<T>
 }
 
-export function modelPrisma(connect: Connect): PrismaClientLike {
+/** `provider`: what the client says of its database, if it does. */
+export function modelPrisma(connect: Connect, provider?: 'postgresql'): PrismaClientLike {
   const { send } = connect
-  return {
-    idempotencyRecord: recordsOver(send),
+  const client: PrismaClientLike & { _activeProvider?: 'postgresql' } = {
+    ...(provider && { _activeProvider: provider }),
+    ...delegatesOver(send),
     async $queryRawUnsafe<T>(): Promise<T> {
       // The only statement of the library's own that this client is asked for: the time.
       const now = await send(['clock'], (_, database) => reading(() => database.now().getTime()))
@@ -41,11 +45,15 @@ export function modelPrisma(connect: Connect): PrismaClientLike {
     $transaction: (fn, options = {}) =>
       connect.transact((sendInside) => fn(transactionClient(sendInside)), options),
   }
+  return client
 }
 
-function transactionClient(send: Send): LedgerTransaction & { idempotencyRecord: ModelDelegate } {
+function transactionClient(send: Send): LedgerTransaction & TransactionClient {
   return {
-    idempotencyRecord: recordsOver(send),
+    ...delegatesOver(send),
+    async $queryRawUnsafe<T>(text: string, ...values: unknown[]): Promise<T> {
+      return (await runInTransaction(send, text, values)) as T
+    },
     ledger: {
       create: (effect) =>
         send(['effect', effect], (transaction) =>
@@ -55,117 +63,155 @@ function transactionClient(send: Send): LedgerTransaction & { idempotencyRecord:
   }
 }
 
+function delegatesOver(send: Send) {
+  return { idempotencyRecord: recordsOver(send), webhookEvent: eventsOver(send) }
+}
+
 export function recordsOver(send: Send): ModelDelegate {
+  return delegateOver(send, {
+    table: (database) => database.records,
+    isNamed: ({ tenantId, key }) =>
+      typeof tenantId === 'string' && typeof key === 'string'
+        ? nameOf({ tenantId, key })
+        : undefined,
+    unique: ({ tenantId_key }) => tenantId_key as Where,
+    defaults: EMPTY,
+  })
+}
+
+export function eventsOver(send: Send): ModelDelegate {
+  return delegateOver(send, {
+    table: (database) => database.events,
+    isNamed: ({ id }) => (typeof id === 'string' ? eventNameOf({ id }) : undefined),
+    unique: ({ id, tenantId_provider_eventId }) => (tenantId_provider_eventId ?? { id }) as Where,
+    defaults: EMPTY_EVENT,
+  })
+}
+
+interface Model<R extends Version> {
+  table(database: ModelDatabase): Table<R>
+  /** The row that a condition can only be about. */
+  isNamed(where: Where): string | undefined
+  /** The condition that a unique one stands for. */
+  unique(where: Where): Where
+  readonly defaults: object
+}
+
+function delegateOver<R extends Version>(send: Send, model: Model<R>): ModelDelegate {
+  const { table, unique, defaults } = model
   return {
     create: ({ data }: { data: Data }) =>
-      send(['create', data.key], (transaction, database) =>
+      send(['create', data.key ?? data.id], function* (transaction, database) {
+        refuseNul(data)
+        const rows = table(database)
+        const row = { ...defaults, ...data, chain: rows.newChain() } as unknown as R
+        try {
+          if (yield* rows.insert(transaction, row)) return row
+        } catch (error) {
+          throw asPrismaSays(error)
+        }
+        throw new DatabaseError('P2002')
+      }),
+    // For tests alone.
+    createMany: ({ data }: { data: readonly Data[] }) =>
+      send(['create many'], function* (transaction, database) {
+        const rows = table(database)
+        for (const one of data) {
+          const row = { ...defaults, ...one, chain: rows.newChain() } as unknown as R
+          yield* rows.insert(transaction, row)
+        }
+      }),
+    findUnique: ({ where }: { where: Where }) =>
+      send(['read', where], (transaction, database) =>
         reading(() => {
-          const row = { ...EMPTY, ...data } as unknown as Row
-          if (!insertNew(database, transaction, row)) throw new DatabaseError('P2002')
-          return row
+          const condition = unique(where)
+          const name = model.isNamed(condition)
+          const rows = table(database)
+          if (name !== undefined) return rows.see(name, transaction) ?? null
+          return [...rows.seenBy(transaction)].find((row) => matches(row, condition)) ?? null
         }),
       ),
-    createMany: async () => unknownCall(),
-    findUnique: ({ where }: { where: { tenantId_key: Row } }) =>
-      send(['read', where.tenantId_key.key], (transaction, database) =>
-        reading(() => database.see(nameOf(where.tenantId_key), transaction) ?? null),
-      ),
     findFirst: ({ where }: { where: Where }) =>
-      send(['read', where], (_, database) =>
-        reading(() => [...database.rows].find((row) => matches(row, where)) ?? null),
+      send(['read', where], (transaction, database) =>
+        reading(
+          () => [...table(database).seenBy(transaction)].find((row) => matches(row, where)) ?? null,
+        ),
       ),
-    findMany: ({ where = {}, take }: { where?: Where; take?: number }) =>
-      send(['find many', where], (_, database) =>
+    findMany: ({
+      where = {},
+      orderBy,
+      take,
+    }: {
+      where?: Where
+      orderBy?: OrderBy
+      take?: number
+    }) =>
+      send(['find many', where], (transaction, database) =>
         reading(() => {
-          const found = [...database.rows].filter((row) => matches(row, where))
-          return found.slice(0, take)
+          const rows = [...table(database).seenBy(transaction)]
+          const found = rows.filter((row) => matches(row, where))
+          return inOrder(found, orderBy).slice(0, take)
         }),
       ),
     updateMany: ({ where, data }: { where: Where; data: Data }) =>
       send(
         ['update', where, data],
-        eachMatching(where, (database, transaction, row) =>
-          database.put(transaction, written(row, data)),
-        ),
+        eachMatching(model, where, function* (rows, transaction, row) {
+          refuseNul(data)
+          try {
+            yield* rows.put(transaction, written(row, data))
+          } catch (error) {
+            throw asPrismaSays(error)
+          }
+        }),
       ),
     deleteMany: ({ where = {} }: { where?: Where }) =>
       send(
         ['delete', where],
-        eachMatching(where, (database, transaction, row) =>
-          database.delete(transaction, nameOf(row)),
-        ),
+        // biome-ignore lint/correctness/useYield: a deletion waits for nothing more
+        eachMatching(model, where, function* (rows, transaction, row) {
+          rows.delete(transaction, rows.nameOf(row))
+        }),
       ),
   }
 }
 
-function eachMatching(
+function eachMatching<R extends Version>(
+  model: Model<R>,
   where: Where,
-  write: (database: ModelDatabase, transaction: Transaction, row: Row) => void,
+  write: (
+    rows: Table<R>,
+    transaction: Parameters<Statement<void>>[0],
+    row: R,
+  ) => Generator<Need, void, undefined>,
 ): Statement<{ count: number }> {
   return function* (transaction, database) {
+    const rows = model.table(database)
+    const only = model.isNamed(where)
+    const names = only === undefined ? [...rows.seenBy(transaction)].map(rows.nameOf) : [only]
     let count = 0
-    for (const name of namesFor(where, database)) {
-      const row = yield* lockedIf(database, transaction, name, (row) => matches(row, where))
+    for (const name of names) {
+      const row = yield* rows.lockedIf(transaction, name, (row) => matches(row, where))
       if (row === undefined) continue
-      write(database, transaction, row)
+      yield* write(rows, transaction, row)
       count += 1
     }
     return { count }
   }
 }
 
-/** By the primary key, where the condition names one. */
-function namesFor({ tenantId, key }: Where, database: ModelDatabase): string[] {
-  if (typeof tenantId === 'string' && typeof key === 'string') return [nameOf({ tenantId, key })]
-  return [...database.rows].map(nameOf)
+function asPrismaSays(error: unknown): unknown {
+  const isDuplicate = error instanceof DatabaseError && error.code === '23505'
+  return isDuplicate ? new DatabaseError('P2002') : error
 }
 
-/** A condition as Prisma takes it. What is not known here is an error, and never a match. */
-function matches(row: Row, where: Where): boolean {
-  return Object.entries(where).every(([field, condition]) => {
-    // As Prisma has it: what is undefined was not said.
-    if (condition === undefined) return true
-    if (field === 'OR') return (condition as Where[]).some((one) => matches(row, one))
-    if (field === 'AND') return (condition as Where[]).every((one) => matches(row, one))
-    if (!(field in row)) throw new TypeError(`no field ${field}`)
-    const value = row[field as keyof Row]
-    if (typeof condition !== 'object' || condition === null) return value === condition
-    return Object.entries(condition).every(([name, other]) => compares(value, name, other))
-  })
-}
-
-function compares(value: unknown, name: string, other: unknown): boolean {
-  switch (name) {
-    case 'lte':
-      return Number(value) <= Number(other)
-    case 'lt':
-      return Number(value) < Number(other)
-    case 'gt':
-      return Number(value) > Number(other)
-    case 'in':
-      return (other as unknown[]).includes(value)
-    case 'not':
-      return value !== other
-    default:
-      throw new TypeError(`no condition ${name}`)
-  }
-}
-
-function written(row: Row, data: Data): Row {
-  const changes = Object.entries(data).map(([field, value]) => {
-    if (!(field in row)) throw new TypeError(`no field ${field}`)
-    const increment: unknown = Reflect.get(Object(value), 'increment')
-    return [field, typeof increment === 'number' ? row.fence + increment : value]
-  })
-  return { ...row, ...Object.fromEntries(changes) }
+function refuseNul({ fingerprint, headers }: Data): void {
+  const text = `${fingerprint}${headers === undefined ? '' : JSON.stringify(headers)}`
+  if (/\0|\\u0000/.test(text)) throw new DatabaseError('22021')
 }
 
 /** A statement that waits for no lock. */
 // biome-ignore lint/correctness/useYield: see above
-export function* reading<T>(read: () => T): Generator<string, T, undefined> {
+export function* reading<T>(read: () => T): Generator<Need, T, undefined> {
   return read()
-}
-
-function unknownCall(): never {
-  throw new TypeError('the model has no such call')
 }

@@ -2,8 +2,6 @@ import type { Random } from './random.js'
 
 /** All times are in leases of this length: only their proportions matter. */
 export const LEASE_MS = 1_000
-/** When faults end: then the world heals, and everybody must get an answer. */
-export const STORM_MS = 6 * LEASE_MS
 
 export type KeyKind =
   /** A request to a protected route. */
@@ -16,23 +14,51 @@ export type KeyKind =
   | 'run'
   /** `run(key, handler)`, finished by `recover()` if need be. */
   | 'recoverable run'
+  /** A request to an atomic route. */
+  | 'atomic request'
 
 export interface KeyPlan {
   readonly key: string
   readonly kind: KeyKind
   readonly clients: number
-  /** Whether somebody uses the key for something else. */
-  readonly isReused: boolean
+  /** In which time all of them have begun to ask. */
+  readonly withinMs: number
+  /** How many different bodies are sent with it. */
+  readonly bodies: number
   readonly waitMs: number
+  /** How probable it is that an operator ends an attempt that runs when a request finds it busy. */
+  readonly forced: number
+  /** What of it the database refuses by its data: all requests of one client, or some responses. */
+  readonly poisoned: 'nothing' | 'request' | 'responses'
   /** How probable it is that a new key is one too many. */
   readonly refusal: number
   /** What is to go wrong in a handler, as probabilities. */
   readonly handler: HandlerPlan
 }
 
+/** A webhook event, and how it is delivered and handled. */
+export interface EventPlan {
+  readonly eventId: string
+  readonly mode: 'inline' | 'deferred'
+  /** Those that are about the same object are run one at a time. */
+  readonly object: string | undefined
+  /** How many deliver it at once, and in which time all of them have begun to. */
+  readonly deliveries: number
+  readonly withinMs: number
+  /** How often it is delivered without success before the provider gives up; never, if at all. */
+  readonly givesUpAfter: number
+  readonly handler: HandlerPlan
+  readonly defers: number
+  /** Whether the transaction of its handler makes it processed. */
+  readonly isFinal: boolean
+}
+
 export interface HandlerPlan {
   readonly throws: number
   readonly isSlow: number
+  readonly slowMs: number
+  /** How long its transaction may take. */
+  readonly transactionMs: number
   readonly notKept: number
   readonly triesAgain: number
   readonly notAwaited: number
@@ -40,7 +66,7 @@ export interface HandlerPlan {
 }
 
 export const NO_MISHAPS: HandlerPlan = {
-  ...{ throws: 0, isSlow: 0, notKept: 0 },
+  ...{ throws: 0, isSlow: 0, slowMs: 0, transactionMs: 5 * LEASE_MS, notKept: 0 },
   ...{ triesAgain: 0, notAwaited: 0, sideBySide: 0 },
 }
 
@@ -57,83 +83,249 @@ export interface Weather {
   readonly silent: number
 }
 
+/** No weather at all. */
+export const CALM: Weather = {
+  ...{ latencyMs: 2, requestLost: 0, replyLost: 0 },
+  ...{ late: 0, conflict: 0, silent: 0 },
+}
+
 export interface Plan {
+  /** Nothing is wrong with the database, and so nobody waits long for an answer of it. */
+  readonly isHealthy: boolean
   readonly way: 'statements' | 'prisma'
   readonly servers: number
+  /** How many connections each server has. */
+  readonly connections: number
   readonly keys: readonly KeyPlan[]
+  readonly events: readonly EventPlan[]
   readonly weather: Weather
+  /** When faults end: then the world heals, and everybody must get an answer. */
+  readonly stormMs: number
   readonly storeTimeoutMs: number
   readonly maxRunMs: number
   readonly retentionMs: number
-  readonly prunes: boolean
+  /** When what is expired is deleted. */
+  readonly prunesAt: readonly number[]
   readonly crashes: number
   readonly crashPoints: number
   readonly pauses: number
   readonly stops: number
   readonly outages: number
+  /** How often the table is locked, and for how long at most. */
+  readonly tableLocks: number
+  readonly tableLockMs: number
+  /** How often a process stands still between the last statement of a transaction and its COMMIT. */
+  readonly standstills: number
 }
 
 const KINDS: readonly KeyKind[] = [
   ...(['request', 'request', 'request', 'uncertain'] as const),
-  ...(['recoverable request', 'run', 'recoverable run'] as const),
+  ...(['recoverable request', 'run', 'recoverable run', 'atomic request'] as const),
 ]
+
+/** Whether this request goes to an atomic route. Of a key with several bodies, every other one does. */
+export function isAtomic({ kind, bodies }: KeyPlan, body: string): boolean {
+  return kind === 'atomic request' && (bodies === 1 || Number(body.at(-1)) % 2 === 0)
+}
 
 /**
  * What one schedule is made of. Each kind of fault is left out of most schedules, so that those
  * that have it go far enough to meet it in every state.
  */
 export function drawPlan(random: Random): Plan {
-  const sometimes = (most: number) => (random.chance(0.35) ? random.between(0, most) : 0)
-  const count = (most: number) => (random.chance(0.4) ? random.integer(1, most) : 0)
-  const prunes = random.chance(0.1)
-  // Many at once on few processes: what they ask travels together.
-  const isBurst = random.chance(0.03)
-  // Keys that are given back and used for something else, while what was said before is on its way.
-  const isForgetful = random.chance(0.03)
+  const draw = random.next()
+  if (draw < 0.03) return burst(random)
+  if (draw < 0.06) return forgetful(random)
+  if (draw < 0.1) return aging(random)
+  if (draw < 0.14) return healthy(random)
+  if (draw < 0.24) return webhooks(random)
+  return usual(random)
+}
+
+/** All sorts of things, a little of each. */
+function usual(random: Random): Plan {
+  const { sometimes, count } = chances(random)
+  const isLong = random.chance(0.1)
   const maxRunMs = LEASE_MS * random.integer(2, 5)
   return {
+    isHealthy: false,
     way: random.chance(0.5) ? 'statements' : 'prisma',
-    servers: isBurst ? 1 : random.integer(2, 3),
-    keys: Array.from({ length: isBurst || random.chance(0.3) ? 2 : 1 }, (_, n) => {
-      const kind = random.pick(KINDS)
-      return {
-        key: kind.endsWith('run') ? `run\tkey${n}` : `key${n}`,
-        kind,
-        clients: isBurst ? 7 : isForgetful ? 4 : random.integer(1, 3),
-        isReused: isForgetful || random.chance(0.1),
-        waitMs: random.pick([0, 0, LEASE_MS / 2]),
-        refusal: isForgetful || random.chance(0.1) ? 0.3 : 0,
-        handler: {
-          throws: isForgetful ? 0.8 : sometimes(0.5),
-          isSlow: sometimes(0.5),
-          notKept: sometimes(0.4),
-          triesAgain: sometimes(1),
-          // What a handler in a step does not wait for, its step would not wait for.
-          notAwaited: kind === 'recoverable request' ? 0 : sometimes(0.3),
-          sideBySide: sometimes(1),
-        },
-      }
-    }),
+    servers: random.integer(2, 3),
+    connections: random.pick([20, 10, 4]),
+    keys: keysOf(random, random.chance(0.3) ? 2 : 1, () => ({})),
+    events: [],
     weather: {
-      latencyMs: isForgetful ? 20 : random.pick([2, 20, 200, 200, 700]),
+      latencyMs: random.pick([2, 20, 200, 200, 700]),
       requestLost: sometimes(0.15),
       replyLost: sometimes(0.2),
-      late: isForgetful ? 0.4 : sometimes(0.3),
+      late: sometimes(0.3),
       conflict: sometimes(0.3),
       silent: random.pick([0, 0.5, 1]),
     },
-    storeTimeoutMs: LEASE_MS * (isForgetful ? 0.2 : random.pick([0.2, 0.6, 1.5, 1.5])),
+    stormMs: 6 * LEASE_MS,
+    storeTimeoutMs: LEASE_MS * random.pick([0.2, 0.6, 1.5, 1.5]),
     maxRunMs,
-    // A record may be pruned when it is expired, and its fence begins again: no attempt may live
-    // that long. Where nothing is pruned, a key can expire while attempts at it are still about.
-    retentionMs: prunes
+    retentionMs: isLong
       ? 40 * LEASE_MS
       : random.pick([maxRunMs + LEASE_MS, 10_000 * LEASE_MS, 10_000 * LEASE_MS]),
-    prunes,
+    prunesAt: isLong ? [35, 41, 44, 46].map((leases) => leases * LEASE_MS) : [],
     crashes: count(3),
     crashPoints: count(3),
     pauses: count(3),
     stops: count(1),
     outages: count(2),
+    tableLocks: count(1),
+    tableLockMs: 1.5 * LEASE_MS,
+    standstills: count(1),
+  }
+}
+
+/** Many at once on one process: what they ask travels together. */
+function burst(random: Random): Plan {
+  const { count } = chances(random)
+  return {
+    ...usual(random),
+    way: random.chance(0.9) ? 'statements' : 'prisma',
+    servers: 1,
+    keys: keysOf(random, random.integer(4, 12), (plain) => ({
+      clients: random.integer(1, 4),
+      withinMs: LEASE_MS * random.pick([0.01, 0.1]),
+      bodies: random.pick([1, 1, 2, 4]),
+      handler: { ...plain.handler, isSlow: 0.7 },
+    })),
+    stormMs: 4 * LEASE_MS,
+    // A renewal and the next one wait, and nobody's lease runs out.
+    tableLocks: random.integer(1, 3),
+    tableLockMs: 0.9 * LEASE_MS,
+    crashes: count(1),
+    crashPoints: count(1),
+  }
+}
+
+/** Keys that are given back and used for something else, while what was said before is on its way. */
+function forgetful(random: Random): Plan {
+  const plain = usual(random)
+  return {
+    ...plain,
+    keys: keysOf(random, 1, ({ handler }) => ({
+      ...{ clients: 4, bodies: 3, refusal: 0.3 },
+      handler: { ...handler, throws: 0.8 },
+    })),
+    weather: { ...plain.weather, latencyMs: 20, late: 0.4 },
+    storeTimeoutMs: LEASE_MS * 0.2,
+  }
+}
+
+/** Keys that expire, are deleted and used again, while attempts at what they named before still run. */
+function aging(random: Random): Plan {
+  const plain = usual(random)
+  const stormMs = 12 * LEASE_MS
+  return {
+    ...plain,
+    keys: keysOf(random, 1, ({ handler }) => ({
+      ...{ clients: 6, bodies: random.pick([2, 6]), withinMs: stormMs },
+      handler: { ...handler, isSlow: 0.6, slowMs: 6 * LEASE_MS },
+    })),
+    stormMs,
+    maxRunMs: LEASE_MS,
+    retentionMs: 2 * LEASE_MS,
+    prunesAt: Array.from({ length: 20 }, () => random.between(0, stormMs)),
+  }
+}
+
+/** A database that is well, requests that it refuses, and records that stay locked for long. */
+function healthy(random: Random): Plan {
+  const maxRunMs = 5 * LEASE_MS
+  const way = random.chance(0.8) ? 'statements' : 'prisma'
+  return {
+    isHealthy: true,
+    way,
+    servers: 2,
+    connections: 12,
+    keys: keysOf(random, random.integer(2, 8), ({ handler }) => ({
+      clients: random.integer(1, 5),
+      withinMs: LEASE_MS * random.pick([0.05, 1]),
+      ...{ waitMs: 0, forced: 0 },
+      poisoned: random.pick(['nothing', 'nothing', 'nothing', 'request', 'responses']),
+      handler: { ...handler, isSlow: 0.3, slowMs: LEASE_MS / 2 },
+    })),
+    events: [],
+    weather: { ...CALM, latencyMs: 10 },
+    stormMs: 4 * LEASE_MS,
+    storeTimeoutMs: LEASE_MS,
+    maxRunMs,
+    retentionMs: 10_000 * LEASE_MS,
+    prunesAt: [],
+    ...{ crashes: 0, crashPoints: 0, pauses: 0, stops: 0, outages: 0 },
+    ...{ tableLocks: 0, tableLockMs: 0 },
+    // With Prisma's calls alone, a takeover waits for a row that is locked.
+    standstills: way === 'prisma' ? 0 : random.integer(0, 2),
+  }
+}
+
+/** Events that providers deliver, some of them many at once. */
+function webhooks(random: Random): Plan {
+  const { sometimes } = chances(random)
+  const plain = usual(random)
+  const isBurst = random.chance(0.15)
+  const count = isBurst ? random.integer(5, 10) : random.integer(1, 3)
+  return {
+    ...plain,
+    servers: isBurst ? 1 : plain.servers,
+    keys: [],
+    events: Array.from({ length: count }, (_, n) => ({
+      eventId: `event ${n}`,
+      mode: random.chance(0.5) ? 'inline' : 'deferred',
+      object: random.chance(0.4) ? random.pick(['a', 'b']) : undefined,
+      deliveries: random.integer(1, 3),
+      withinMs: LEASE_MS * random.pick([0.01, 0.1, 2]),
+      givesUpAfter: random.chance(0.2) ? random.integer(1, 4) : 1_000,
+      handler: keyOf(random, n).handler,
+      defers: sometimes(0.5),
+      isFinal: random.chance(0.3),
+    })),
+    retentionMs: 10_000 * LEASE_MS,
+    prunesAt: [],
+  }
+}
+
+function keysOf(random: Random, count: number, change: (plain: KeyPlan) => Partial<KeyPlan>) {
+  return Array.from({ length: count }, (_, n) => {
+    const plain = keyOf(random, n)
+    return { ...plain, ...change(plain) }
+  })
+}
+
+function keyOf(random: Random, n: number): KeyPlan {
+  const { sometimes } = chances(random)
+  const kind = random.pick(KINDS)
+  return {
+    key: kind.endsWith('run') ? `run\tkey${n}` : `key${n}`,
+    kind,
+    clients: random.integer(1, 3),
+    withinMs: LEASE_MS * random.pick([0.1, 2]),
+    bodies: random.chance(0.1) ? 2 : 1,
+    waitMs: random.pick([0, 0, LEASE_MS / 2]),
+    poisoned: 'nothing',
+    forced: random.chance(0.1) ? 0.3 : 0,
+    refusal: random.chance(0.1) ? 0.3 : 0,
+    handler: {
+      throws: sometimes(0.5),
+      isSlow: sometimes(0.5),
+      slowMs: 2.5 * LEASE_MS,
+      transactionMs: LEASE_MS * random.pick([1, 5]),
+      notKept: sometimes(0.4),
+      triesAgain: sometimes(1),
+      // What a handler in a step does not wait for, its step would not wait for.
+      notAwaited: kind === 'recoverable request' ? 0 : sometimes(0.3),
+      sideBySide: sometimes(1),
+    },
+  }
+}
+
+function chances(random: Random) {
+  return {
+    sometimes: (most: number) => (random.chance(0.35) ? random.between(0, most) : 0),
+    count: (most: number) => (random.chance(0.4) ? random.integer(1, most) : 0),
   }
 }

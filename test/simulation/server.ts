@@ -1,42 +1,41 @@
 import { stringify } from 'devalue'
 import type { FastifyBaseLogger } from 'fastify'
+import { AtomicClaims } from '../../src/atomic/atomic-claims.js'
 import { readPluginOptions } from '../../src/check-options.js'
 import type { Claim } from '../../src/claims/claim.js'
 import { Claims, type Outcome, type Wish } from '../../src/claims/claims.js'
 import { type Operation, operationOf } from '../../src/claims/operation.js'
-import { LeaseLost, StoreUnavailable } from '../../src/errors.js'
-import type { Report } from '../../src/events.js'
+import type { AttemptToken } from '../../src/core/record.js'
+import { LeaseLost, NotReplayable, StoreUnavailable } from '../../src/errors.js'
 import type { OperationHandler } from '../../src/operations/handlers.js'
 import { Operations } from '../../src/operations/operations.js'
 import type { PluginOptions, PluginSettings } from '../../src/options.js'
-import { databaseErrorOf } from '../../src/sealed.js'
 import type { PrismaClientLike } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
+import { onPool } from '../../src/store/pool.js'
+import { postgresStore } from '../../src/store/postgres.js'
+import { postgresEventStore } from '../../src/store/postgres-events.js'
 import { findRecord, prismaStore } from '../../src/store/prisma.js'
+import { prismaEventStore } from '../../src/store/prisma-events.js'
+import { createStatementLimits, defaultMaxConnections } from '../../src/store/statement-limit.js'
 import type { Store } from '../../src/store/store.js'
+import { type Answer, Answers, type Exchange, type ServerContext } from './answers.js'
+import { AtomicRoute } from './atomic-route.js'
+import { type Acknowledgement, EventEndpoints } from './event-endpoint.js'
 import type { Owner } from './event-queue.js'
 import { work } from './handler.js'
-import { type Invariants, isOfRun, type Work } from './invariants.js'
-import { Link, type Network } from './link.js'
-import { nameOf } from './model-database.js'
+import { isOfRun, type Work } from './invariants.js'
+import { Link } from './link.js'
 import { modelPrisma } from './model-prisma.js'
-import { modelStore } from './model-store.js'
-import { type KeyPlan, LEASE_MS, NO_MISHAPS, type Plan } from './plan.js'
+import { nameOf } from './model-rows.js'
+import { handlerOf } from './operation-names.js'
+import { type EventPlan, isAtomic, type KeyPlan, LEASE_MS, NO_MISHAPS, type Plan } from './plan.js'
 
-/** What a server says to a client. */
-export type Answer =
-  | { kind: 'done'; text: string }
-  | { kind: 'again'; why: string }
-  | { kind: 'uncertain'; attempt: number }
-  | { kind: 'mismatch' }
-
-export interface ServerContext {
-  readonly network: Network
-  readonly invariants: Invariants
-  readonly plan: Plan
-}
-
-const SILENT = { level: 'silent', isLevelEnabled: () => false } as unknown as FastifyBaseLogger
+const SILENT = {
+  level: 'silent',
+  isLevelEnabled: () => false,
+  child: () => SILENT,
+} as unknown as FastifyBaseLogger
 
 const read = new WeakMap<Plan, { options: PluginOptions; settings: PluginSettings }>()
 
@@ -66,35 +65,49 @@ export class Server implements Owner {
   readonly claims: Claims
   readonly store: Store
   readonly #context: ServerContext
+  readonly #answers: Answers
   readonly #link: Link
-  readonly #prisma: PrismaClientLike
+  readonly #endpoints: EventEndpoints | undefined
+  readonly #atomic: AtomicClaims
+  readonly #atomicRoute: AtomicRoute
   readonly #operations: Operations
-  readonly #handlers = new Map<string, OperationHandler<string | null, Work>>()
+  readonly #handlers = new Map<string, OperationHandler<string, Work>>()
 
   constructor(name: string, context: ServerContext) {
     this.name = name
     this.#context = context
+    this.#answers = new Answers(this, context)
     const { network, plan } = context
     this.#link = new Link(network, this)
-    this.#prisma = modelPrisma(this.#link)
-    const prisma = this.#prisma
+    const isPortable = plan.way === 'prisma'
+    const prisma = modelPrisma(this.#link, isPortable ? undefined : 'postgresql')
     const { storeTimeoutMs } = plan
     const clock = databaseClock(prisma, 'postgresql')
-    this.store =
-      plan.way === 'statements' ? modelStore(this.#link.send) : prismaStore(prisma, clock)
-    this.claims = new Claims(this.store, { prisma, storeTimeoutMs })
+    const limits = createStatementLimits(defaultMaxConnections(plan.connections), storeTimeoutMs)
+    const shared = { prisma, storeTimeoutMs, limits, maxWaiters: 1_000, holder: name }
+    const run = onPool(this.#link.pool, storeTimeoutMs)
+    this.store = isPortable ? prismaStore(prisma, clock) : postgresStore(run)
+    this.claims = new Claims(this.store, shared)
+    this.#atomic = new AtomicClaims(shared)
+    this.#atomicRoute = new AtomicRoute(this.#atomic, this.#answers, context)
+    if (plan.events.length > 0) {
+      const store = isPortable ? prismaEventStore(prisma, clock) : postgresEventStore(run)
+      const parts = { store, prisma, clock, limits, log: SILENT, answers: this.#answers }
+      const endpoints = new EventEndpoints(context, { ...parts, process: this })
+      network.world.in(0, this, () => endpoints.work())
+      this.#endpoints = endpoints
+    }
     this.#operations = new Operations({
       ...{ claims: this.claims, prisma, clock, log: SILENT },
       ...readOptions(plan, prisma),
       find: (key) => findRecord(prisma, clock, key),
     })
-    for (const { key, kind } of plan.keys) {
-      if (!kind.startsWith('recoverable')) continue
-      const handler = this.#operations.handler<string | null, Work>(
-        `handler of ${key}`,
-        (operation) => this.#work(operation, key),
+    for (const key of plan.keys) {
+      if (!key.kind.startsWith('recoverable')) continue
+      const handler = this.#operations.handler<string, Work>(handlerOf(key), (operation, body) =>
+        this.#work(operation, key, body),
       )
-      this.#handlers.set(key, handler)
+      this.#handlers.set(key.key, handler)
     }
   }
 
@@ -109,9 +122,21 @@ export class Server implements Owner {
   async stop(): Promise<void> {
     this.isClosing = true
     this.claims.stopWaiting()
+    await this.#endpoints?.stop()
+    await this.#endpoints?.close()
     await this.#operations.close()
-    await this.claims.close()
+    await Promise.all([this.claims.close(), this.#atomic.close()])
     this.crash('in an orderly way')
+  }
+
+  /** Looks for no more events: what it runs then goes on. */
+  stopWorking(): void {
+    void this.#endpoints?.stop()
+  }
+
+  async deliver(event: EventPlan): Promise<Acknowledgement> {
+    if (this.#endpoints === undefined) throw new TypeError('no events are delivered here')
+    return this.#endpoints.deliver(event)
   }
 
   async recover(): Promise<void> {
@@ -120,58 +145,72 @@ export class Server implements Owner {
   }
 
   /** What an operator found out about an interrupted attempt, said to this server. */
-  async resolve(key: string, attempt: number, body: Work | undefined): Promise<void> {
-    if (body === undefined) this.#context.invariants.decidedToRerun(key, attempt)
+  async resolve(key: string, token: AttemptToken, body: Work | undefined): Promise<void> {
+    if (body === undefined) this.#context.invariants.decidedToRerun(token)
     const decision =
       body === undefined
         ? ({ release: true } as const)
         : { response: { statusCode: 201, body: JSON.stringify(body) } }
-    const { kind } = await this.#operations.of('').resolve(key, decision, { attempt })
+    const { kind } = await this.#operations.of('').resolve(key, decision, token)
     this.#context.network.world.tell(() => `an operator decides on ${key}: ${kind}`)
     if (kind === 'resolved') this.#context.network.counts['resolved by an operator'] += 1
   }
 
-  async serve(key: KeyPlan, fingerprint: string, signal?: AbortSignal): Promise<Answer> {
-    if (isOfRun(key.key)) return this.#run(key, fingerprint)
+  /** Ends an attempt that runs, said by an operator to this server. */
+  async forceRelease(key: string, token: AttemptToken): Promise<void> {
+    const { invariants, network } = this.#context
+    invariants.decidedToForce(token)
+    const name = isOfRun(key) ? { run: key.slice('run\t'.length) } : key
+    const options = { ...token, force: true }
+    const { kind } = await this.#operations.of('').resolve(name, { release: true }, options)
+    network.world.tell(() => `an operator forces ${key}: ${kind}`)
+    if (kind === 'resolved') network.counts['released by force'] += 1
+  }
+
+  async serve(key: KeyPlan, body: string, signal?: AbortSignal): Promise<Answer> {
+    const exchange: Exchange = { key, body, name: undefined }
+    if (isOfRun(key.key)) return this.#run(exchange)
     const { plan, network } = this.#context
     const wish: Wish = {
-      ...{ tenantId: '', key: key.key, fingerprint, leaseMs: LEASE_MS },
+      ...{ tenantId: '', key: key.key, fingerprint: body, leaseMs: LEASE_MS },
       ...{ maxRunMs: plan.maxRunMs, retentionMs: plan.retentionMs, waitMs: key.waitMs },
       ...(signal && { signal }),
-      report: this.#reportOf(key.key),
+      report: this.#answers.reportOf(exchange),
       onLeaseExpired: key.kind === 'uncertain' ? 'uncertain' : 'rerun',
       mayAdd: async () => !this.#isStormy || !network.world.random.chance(key.refusal),
     }
+    if (isAtomic(key, body)) return this.#atomicRoute.serve(exchange, wish)
+    const startedAt = network.world.now
     let outcome: Outcome
     try {
       outcome = await this.claims.begin(wish)
     } catch (error) {
-      return this.#unavailable(error)
+      return this.#answers.unavailable(error, exchange)
     }
-    if (outcome.kind === 'run') return this.#handle(key, outcome.claim)
-    if (outcome.kind === 'replay') {
-      return this.#done(key.key, textOf(outcome.response.body), 'replayed', fingerprint)
-    }
-    return this.#undecided(outcome)
+    this.#answers.inTime(exchange, outcome.kind, startedAt)
+    if (outcome.kind === 'run') return this.#handle(exchange, outcome.claim)
+    if (outcome.kind === 'replay') return this.#answers.replay(exchange, outcome.response)
+    return this.#answers.undecided(outcome)
   }
 
   /** What src/http/recording.ts does with a handler and its response. */
-  async #handle({ key, kind }: KeyPlan, claim: Claim): Promise<Answer> {
-    const { plan } = this.#context
+  async #handle(exchange: Exchange, claim: Claim): Promise<Answer> {
+    const { plan, network } = this.#context
+    const { key, body: asked } = exchange
     const operation = operationOf(claim)
     let body: Work | undefined
     let why = ''
     try {
-      const handler = this.#handlers.get(key)
+      const handler = this.#handlers.get(key.key)
       const { steps } = claim
       const terms = { claim, steps, tenantId: async () => '' }
       body =
-        kind === 'recoverable request' && handler !== undefined
-          ? await this.#operations.runIn(terms, handler, null)
-          : await this.#work(operation, key)
+        key.kind === 'recoverable request' && handler !== undefined
+          ? await this.#operations.runIn(terms, handler, asked)
+          : await this.#work(operation, key, asked, exchange)
     } catch (error) {
       why = String(error)
-      this.#failed(error)
+      this.#answers.failed(error)
     }
     const unfinished = claim.closeSteps()
     if (body === undefined || unfinished !== undefined) {
@@ -182,50 +221,68 @@ export class Server implements Owner {
       return { kind: 'again', why: body === undefined ? why : 'not awaited' }
     }
     const text = JSON.stringify(body)
-    const response = { statusCode: 201, headers: {}, body: Buffer.from(text) }
+    const headers: Record<string, string> = {}
+    if (key.poisoned === 'responses' && this.#isStormy && network.world.random.chance(0.5)) {
+      network.counts['response that the database refuses'] += 1
+      headers.note = '\0'
+    }
+    const response = { statusCode: 201, headers, body: Buffer.from(text) }
+    const startedAt = network.world.now
     const stored = await claim.complete(response, plan.storeTimeoutMs)
-    return stored === 'lost' ? this.#failed(new LeaseLost()) : this.#done(key, text, stored)
+    if (stored === 'lost') return this.#answers.failed(new LeaseLost())
+    this.#answers.inTime(exchange, stored, startedAt)
+    return this.#answers.done(key.key, text, exchange.isOmitted ? 'omitted' : stored, asked)
   }
 
-  async #run({ key, kind, waitMs }: KeyPlan, input: string): Promise<Answer> {
+  async #run(exchange: Exchange): Promise<Answer> {
+    const { key, body: input } = exchange
     const runs = this.#operations.of('')
-    const name = key.slice('run\t'.length)
-    const terms = { input, wait: waitMs }
-    const handler = this.#handlers.get(key)
+    const name = key.key.slice('run\t'.length)
+    const terms = { input, wait: key.waitMs }
+    const handler = this.#handlers.get(key.key)
     try {
       const result =
-        kind === 'recoverable run' && handler !== undefined
+        key.kind === 'recoverable run' && handler !== undefined
           ? await runs.run(name, handler, terms)
-          : await runs.run(name, (operation) => this.#work(operation, key), terms)
-      if (result.kind !== 'ran' && result.kind !== 'replayed') return this.#undecided(result)
+          : await runs.run(name, (operation) => this.#work(operation, key, input), terms)
+      if (result.kind !== 'ran' && result.kind !== 'replayed') {
+        return this.#answers.undecided(result)
+      }
       const source = result.kind === 'ran' ? 'failed' : 'replayed'
-      return this.#done(key, stringify(result.value), source)
+      return this.#answers.done(key.key, stringify(result.value), source, input)
     } catch (error) {
-      if (error instanceof StoreUnavailable) return this.#unavailable(error)
-      return this.#failed(error)
+      if (error instanceof StoreUnavailable) return this.#answers.unavailable(error, exchange)
+      if (error instanceof NotReplayable) return { kind: 'not replayable' }
+      return this.#answers.failed(error)
     }
   }
 
   /** The handler of every key, watched. */
-  async #work(operation: Operation, key: string): Promise<Work> {
-    const { network, invariants, plan } = this.#context
+  async #work(
+    operation: Operation,
+    { key, kind, handler }: KeyPlan,
+    body: string,
+    exchange?: Exchange,
+  ): Promise<Work> {
+    const { network, invariants } = this.#context
     const { world, counts } = network
+    const name = { key, operation: operation.keyFor('charge'), attempt: operation.attempt }
+    if (exchange) exchange.name = name
     let isRunning = true
     if (!this.isDead) {
       const attempt = {
-        ...{ key, fence: operation.attempt, resumed: operation.resumed },
+        ...{ ...name, body, resumed: operation.resumed },
         isTold: () => operation.signal.aborted,
-        isLate: this.#stoodStill,
+        isLate: this.#answers.stoodStill,
         // One that stood still could not be told.
-        isRunning: () => isRunning && !this.isDead && !this.#stoodStill,
+        isRunning: () => isRunning && !this.isDead && !this.#answers.stoodStill,
       }
-      invariants.began(attempt, network.database.see(nameOf({ tenantId: '', key })))
+      invariants.began(attempt, network.database.records.see(nameOf({ tenantId: '', key })))
     }
-    const { handler, kind } = plan.keys.find((one) => one.key === key) as KeyPlan
     const charges = kind !== 'uncertain'
     try {
-      const mishaps = this.#isStormy ? handler : NO_MISHAPS
-      return await work(operation, key, { world, counts, invariants, plan: mishaps, charges })
+      const plan = this.#isStormy ? handler : NO_MISHAPS
+      return await work(operation, { world, counts, invariants, plan, name, body, charges })
     } finally {
       isRunning = false
     }
@@ -235,63 +292,4 @@ export class Server implements Owner {
     const { world, stormUntil } = this.#context.network
     return world.now < stormUntil
   }
-
-  get #stoodStill(): boolean {
-    return this.#context.network.world.now < this.pausedUntil + LEASE_MS
-  }
-
-  #done(
-    key: string,
-    text: string,
-    source: 'stored' | 'failed' | 'replayed',
-    fingerprint?: string,
-  ): Answer {
-    if (!this.isDead) this.#context.invariants.answered(key, text, source, fingerprint)
-    return { kind: 'done', text }
-  }
-
-  #undecided(
-    outcome: { kind: 'busy' | 'mismatch' | 'refused' } | { kind: 'uncertain'; attempt: number },
-  ): Answer {
-    const { counts } = this.#context.network
-    const { kind } = outcome
-    counts[kind === 'refused' ? 'key refused' : kind] += 1
-    if (kind === 'uncertain') return outcome
-    return kind === 'mismatch' ? { kind } : { kind: 'again', why: kind }
-  }
-
-  #unavailable(error: unknown): Answer {
-    this.#failed(error)
-    this.#context.network.counts['store unavailable'] += 1
-    return { kind: 'again', why: 'store unavailable' }
-  }
-
-  /** Much may fail here; but nothing may be mistaken. */
-  #failed(error: unknown): Answer {
-    const { invariants, network } = this.#context
-    if (error instanceof LeaseLost) network.counts['attempt refused: lease lost'] += 1
-    invariants.check(!isMistake(error), () => `${this.name}: ${(error as Error).stack}`)
-    return { kind: 'again', why: String(error) }
-  }
-
-  #reportOf(key: string): Report {
-    const { network, invariants } = this.#context
-    return (event) => {
-      network.world.tell(() => `${key}: ${JSON.stringify(event)}`)
-      if (event.kind !== 'lease_lost' || event.why !== 'another attempt took over') return
-      const row = network.database.see(nameOf({ tenantId: '', key }))
-      if (!this.isDead) invariants.lost(key, event.attempt, row)
-    }
-  }
-}
-
-function isMistake(error: unknown): boolean {
-  const inner = databaseErrorOf(error) ?? error
-  return (
-    inner instanceof TypeError || inner instanceof ReferenceError || inner instanceof RangeError
-  )
-}
-
-function textOf(body: Uint8Array | null): string {
-  return Buffer.from(body ?? []).toString()
 }

@@ -1,3 +1,5 @@
+import crypto from 'node:crypto'
+import { syncBuiltinESMExports } from 'node:module'
 import { EventQueue, type Owner } from './event-queue.js'
 import { Random } from './random.js'
 
@@ -58,10 +60,11 @@ export class World {
     )
   }
 
-  /** Runs until nothing is planned any more. */
-  async run(): Promise<void> {
+  /** Begins, and runs until nothing is planned any more. */
+  async run(begin: () => void): Promise<void> {
     const restore = this.#replaceGlobals()
     try {
+      begin()
       await new Promise<void>((resolve) => {
         let isOver = false
         let turns = 0
@@ -128,6 +131,11 @@ export class World {
     }
   }
 
+  /** As many bytes of chance as there are, from the dice of this world. */
+  bytes(count: number): Buffer {
+    return Buffer.from(Array.from({ length: count }, () => this.random.integer(0, 255)))
+  }
+
   #replaceGlobals(): () => void {
     const { setTimeout, clearTimeout } = globalThis
     const { now: hostNow } = Date
@@ -143,12 +151,14 @@ export class World {
     }
     Object.assign(globalThis, timers)
     Math.random = this.random.next
-    Date.now = () => HOST_TIME_MS + this.now
+    Date.now = () => HOST_TIME_MS + Math.floor(this.now)
     performance.now = () => this.now
+    running = this
     // Nobody reads them here, and with source maps each costs more than a schedule.
     Error.stackTraceLimit = 0
     return () => {
       Object.assign(globalThis, { setTimeout, clearTimeout })
+      running = undefined
       Math.random = random
       Date.now = hostNow
       // It is inherited: what is not there any more is found again.
@@ -157,6 +167,22 @@ export class World {
     }
   }
 }
+
+/** The world that runs. */
+let running: World | undefined
+
+// Names that the library draws are of the world's dice, too. Replaced once: that takes longer than a schedule.
+const { randomUUID, randomBytes } = crypto
+Object.assign(crypto, {
+  randomUUID: (...given: Parameters<typeof randomUUID>) => {
+    if (running === undefined) return randomUUID(...given)
+    const hex = running.bytes(16).toString('hex')
+    return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, '$1-$2-$3-$4-$5')
+  },
+  randomBytes: (count: number) =>
+    running === undefined ? randomBytes(count) : running.bytes(count),
+})
+syncBuiltinESMExports()
 
 const realSetImmediate = setImmediate
 /** What the clocks of the hosts say: an hour less than the database's. */
