@@ -6,6 +6,7 @@ import { type Report, reporter } from '../events.js'
 import { sealed } from '../sealed.js'
 import { batched } from '../store/batcher.js'
 import type { Arrival, Recorded, StoredEvent } from '../store/event-store.js'
+import { isOfItsData } from '../store/failures.js'
 import { within } from '../within.js'
 import { arrivalOf, type Endpoint, laneOf } from './endpoint.js'
 import type { DeliveryOutcome, Provider } from './provider.js'
@@ -200,7 +201,12 @@ export class Inbox {
           if (!recorded.isNew || recorded.status !== 'processing') return
           this.#runner.giveBack({ ...recorded, deferrals: 0, errors: [] })
         },
-        () => {},
+        (failure) => {
+          // It may be there all the same, under an id that no other delivery has.
+          if (arrival.status !== 'processing' || isOfItsData(failure)) return
+          const { id } = arrival
+          this.#runner.giveBack({ id, fence: 1, attempts: 1, deferrals: 0, errors: [] })
+        },
       )
       throw error
     }
