@@ -34,7 +34,7 @@ function turns(prisma: PrismaClient, redis: Redis): Record<string, Turn> {
   const locksOf = (kind: LocksSettings['kind']): Turn => {
     const locks = createLocks({
       ...{ kind, prisma, clock: databaseClock(prisma, 'postgresql'), provider: 'postgresql' },
-      ...{ redis: [redis], patienceMs: 5_000, report: () => {} },
+      ...{ redis: [redis], redisPrefix: 'bench:', patienceMs: 5_000, report: () => {} },
     })
     return async (name) => {
       const { kind } = await locks.lock(

@@ -164,13 +164,14 @@ t.test(
     const invalid = { code: 'IDEMPOTENCY_OPTION_INVALID' }
     await t.rejects(steps.step('charge', undefined as never), invalid)
     await t.rejects(steps.transaction(undefined as never, { name: 'charge' }), invalid)
-    await t.rejects(
-      steps.transaction(async () => 1, 'Serializable' as never),
-      invalid,
-    )
+    for (const options of ['Serializable', null])
+      await t.rejects(
+        steps.transaction(async () => 1, options as never),
+        invalid,
+      )
     t.strictSame(client.options, [])
     t.equal(await steps.step('charge', () => 1), 1)
-    t.equal(await steps.transaction(async () => 2, null as never), 2)
+    t.equal(await steps.transaction(async () => 2), 2)
   },
 )
 

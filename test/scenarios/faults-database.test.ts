@@ -125,7 +125,7 @@ t.test('connections are cut', { skip: noPostgres }, async (t) => {
       proxy.cut()
       proxy.resume()
       first.go()
-      t.equal((await sent).status, 500)
+      t.equal((await sent).status, 503)
       t.strictSame(await paymentsOf(operation), [])
       await untilAnswered(send)
       t.match(await paymentsOf(operation), [{ amount: 2 }], 'of the second attempt')
