@@ -178,10 +178,10 @@ export const AtomicAborted = createError(
   'A query of this atomic route failed, and PostgreSQL undoes a transaction in which one has: all of it was rolled back. Throw the error, or catch what a constraint says with once(…, { tx, find })',
   500,
 )
-/** A query of an atomic route was COMMIT, ROLLBACK or the like. */
-export const AtomicEnded = createError(
-  'IDEMPOTENCY_ATOMIC_ENDED',
-  'A query of this atomic route ended its transaction (COMMIT or ROLLBACK), so nothing can be committed together with the response. Leave that to the route: throw to undo what was done, or use savepoints',
+/** A query of an atomic route, or of `transaction()`, was COMMIT, ROLLBACK or the like. */
+export const TransactionEnded = createError(
+  'IDEMPOTENCY_TRANSACTION_ENDED',
+  'A query ended its transaction (COMMIT or ROLLBACK), so its result cannot be committed together with what it wrote. Leave that to the library: throw to undo what was done, or use savepoints',
   500,
 )
 /** A step or transaction within a step. */

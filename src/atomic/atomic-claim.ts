@@ -1,6 +1,6 @@
 import type { AttemptToken, RecordKey, StoredResponse } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
-import { AtomicEnded, LeaseLost } from '../errors.js'
+import { LeaseLost, TransactionEnded } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import { isInFailedTransaction, record, recordNothing } from '../store/atomic.js'
 import type { TransactionClient } from '../store/client.js'
@@ -77,7 +77,7 @@ export class AtomicClaim {
         ? recordNothing(tx)
         : record(tx, { ...this.key, response }))
       if (written === 'lost') throw new LeaseLost()
-      if (written === 'ended') throw new AtomicEnded()
+      if (written === 'ended') throw new TransactionEnded()
       crashPoint('atomic:recorded')
     })
     const { attempt } = this

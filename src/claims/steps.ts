@@ -15,13 +15,14 @@ import {
   StepNested,
   StepNotStorable,
   StepTooLate,
+  TransactionEnded,
   TransactionOpen,
 } from '../errors.js'
 import type { ApplicationTransaction } from '../register.js'
 import { seal } from '../sealed.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import { HiddenDuplicate, isRolledBack, sayAgain } from '../store/say-again.js'
-import { boundInteractive } from '../store/transaction-bounds.js'
+import { boundInteractive, isStillOpen } from '../store/transaction-bounds.js'
 
 export interface TransactionOptions {
   /** Tells this transaction from others of the same handler. Default `'transaction'`. */
@@ -220,6 +221,7 @@ export class Steps {
         await boundInteractive(this.#prisma, tx, options.timeout)
         const value = await this.#ownFunction(() => fn(tx as ApplicationTransaction))
         if (this.#isUndone) throw new Undone(value)
+        if (!(await isStillOpen(this.#prisma, tx))) throw new TransactionEnded()
         results = { ...this.#results, [name]: encode(name, value) }
         crashPoint('transaction:inside')
         // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.

@@ -4,13 +4,13 @@ import type { Commit } from '../atomic/transaction.js'
 import type { StoredResponse } from '../core/record.js'
 import {
   AtomicAborted,
-  AtomicEnded,
   AtomicStream,
   AtomicTimedOut,
   LeaseLost,
   NotConfirmed,
   StepNotAwaited,
   StepTooLate,
+  TransactionEnded,
 } from '../errors.js'
 import { isInFailedTransaction } from '../store/atomic.js'
 import { watchThen } from './awaited-reply.js'
@@ -168,7 +168,7 @@ export class AtomicRecording {
     const isKnown = error instanceof LeaseLost || error instanceof AtomicTimedOut
     const isUndone = kind === 'rolled back'
     const isAborted = isUndone && isInFailedTransaction(error)
-    const mistake = isAborted ? new AtomicAborted() : error instanceof AtomicEnded && error
+    const mistake = isAborted ? new AtomicAborted() : error instanceof TransactionEnded && error
     // A retry of a mistake ends in the same way.
     if (mistake) return problemInstead(this.#reply, settings.headers, docs, mistake)
     const answer = isKnown && isUndone ? error : new NotConfirmed()

@@ -35,6 +35,21 @@ export async function boundTransaction(
   await tx.$queryRawUnsafe(SET_BOUNDS, String(statementMs), String(silenceMs))
 }
 
+const SELECT_IS_SAME = `SELECT ${IS_SAME_TRANSACTION}::int4 AS is_same`
+
+/**
+ * Whether the application is still in the transaction that `boundInteractive` has seen begin. After a raw
+ * COMMIT or ROLLBACK each further statement would be committed by itself. Known on PostgreSQL only.
+ */
+export async function isStillOpen(
+  prisma: PrismaClientLike,
+  tx: Pick<TransactionClient, '$queryRawUnsafe'>,
+): Promise<boolean> {
+  if (providerOf(prisma) !== 'postgresql') return true
+  const [row] = await tx.$queryRawUnsafe<{ is_same: number }[]>(SELECT_IS_SAME)
+  return Number(row?.is_same) === 1
+}
+
 /** Prisma's own default, in milliseconds. */
 const PRISMA_TIMEOUT_MS = 5_000
 

@@ -216,6 +216,28 @@ test('isolation level and timeout reach the database', { skip: oneSession }, asy
   t.equal(await effects(), 0)
 })
 
+for (const statement of ['ROLLBACK', 'COMMIT AND CHAIN', 'END']) {
+  test(`a transaction whose function ends it is not noted as done: ${statement}`, {
+    skip: oneSession,
+  }, async (t) => {
+    const { app, effects } = await serve(t, async (idempotency, { account }) =>
+      idempotency.transaction(async (tx) => {
+        await tx.payment.create(payment(account))
+        if (idempotency.attempt === 1) await tx.$executeRawUnsafe(statement)
+        return 'done'
+      }),
+    )
+    const key = newKey()
+    const refused = await send(app, '/pay', { key })
+    t.match(refused, { statusCode: 500 })
+    t.match(refused.json(), { code: 'IDEMPOTENCY_TRANSACTION_ENDED' })
+    t.notOk((await recordOf(database, key))?.steps, 'no result is stored')
+    const before = await effects()
+    t.equal((await send(app, '/pay', { key })).body, 'done')
+    t.equal(await effects(), before + 1, 'a retry runs it')
+  })
+}
+
 test('a conflict runs the transaction again; it is done once', { skip: oneSession }, async (t) => {
   const both = { arrived: 0, ...latch() }
   let runs = 0

@@ -47,6 +47,7 @@ const NOT_ON_A_TABLE = new Set([
   'effect',
   'nothing',
   'bounds',
+  'is open',
 ])
 
 export interface Asked<T> {
