@@ -133,7 +133,9 @@ export class World {
 
   /** As many bytes of chance as there are, from the dice of this world. */
   bytes(count: number): Buffer {
-    return Buffer.from(Array.from({ length: count }, () => this.random.integer(0, 255)))
+    const bytes = Buffer.alloc(count)
+    for (let n = 0; n < count; n += 1) bytes[n] = this.random.integer(0, 255)
+    return bytes
   }
 
   #replaceGlobals(): () => void {
@@ -177,7 +179,8 @@ Object.assign(crypto, {
   randomUUID: (...given: Parameters<typeof randomUUID>) => {
     if (running === undefined) return randomUUID(...given)
     const hex = running.bytes(16).toString('hex')
-    return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, '$1-$2-$3-$4-$5')
+    const part = (from: number, to: number) => hex.slice(from, to)
+    return `${part(0, 8)}-${part(8, 12)}-${part(12, 16)}-${part(16, 20)}-${part(20, 32)}`
   },
   randomBytes: (count: number) =>
     running === undefined ? randomBytes(count) : running.bytes(count),
