@@ -49,6 +49,13 @@ const NOTHING: readonly unknown[] = []
 
 /** So few keys are sorted faster by insertion. */
 const FEW_KEYS = 16
+/** More keys than that are sorted in a turn of its own. */
+const MANY_KEYS = 10_000
+/** So many values are written in one turn of the event loop: a few milliseconds. */
+const VALUES_PER_TURN = 20_000
+
+/** Fulfilled in a later turn of the event loop. */
+export type NextTurn = () => Promise<unknown>
 
 /**
  * Adds a value to a hash, so that two values give the same hash exactly when they hold the same. The
@@ -61,7 +68,20 @@ const FEW_KEYS = 16
  * shape and depth. Throws only what a getter or a proxy throws.
  */
 export function hashCanonical(hash: Hash, value: unknown): Hashed | Repetitive {
-  return new Walk(hash).run(value)
+  const walk = new Walk(hash, value)
+  while (!walk.advance()) {}
+  return walk.end()
+}
+
+/** The same, for values of any size: other work of the process gets its turn in between. */
+export async function hashCanonicalInTurns(
+  hash: Hash,
+  value: unknown,
+  nextTurn: NextTurn,
+): Promise<Hashed | Repetitive> {
+  const walk = new Walk(hash, value)
+  while (!walk.advance()) await nextTurn()
+  return walk.end()
 }
 
 class Walk {
@@ -75,6 +95,8 @@ class Walk {
   #isKeyed = false
   #index = 0
   #depth = 0
+  /** The list, when it is many keys that are still to be sorted. */
+  #unsorted: string[] | undefined
   /** It and the containers around it, by depth, down to the last of the near levels. */
   readonly #near: object[] = []
   /** Those of them at a depth that is a power of two, by its exponent. */
@@ -89,19 +111,31 @@ class Walk {
   #repeated = 0
   readonly #watched = new Set<unknown>()
 
-  constructor(hash: Hash) {
+  constructor(hash: Hash, root: unknown) {
     this.#out = new ByteWriter(hash)
+    this.#write(root)
   }
 
-  run(root: unknown): Hashed | Repetitive {
-    this.#write(root)
-    while (this.#repeated <= MAX_REPEATED) {
-      if (this.#index === this.#list.length) {
-        if (this.#unfinished.length === 0) break
+  /** Writes as much as fits into one turn; `true` when all is written. */
+  advance(): boolean {
+    if (this.#unsorted !== undefined) {
+      this.#unsorted.sort()
+      this.#unsorted = undefined
+    }
+    for (let left = VALUES_PER_TURN; left > 0; left -= 1) {
+      if (this.#repeated > MAX_REPEATED) return true
+      // What the application changes between two turns may have become shorter.
+      if (this.#index >= this.#list.length) {
+        if (this.#unfinished.length === 0) return true
         this.#resume()
       }
       this.#writeItem()
+      if (this.#unsorted !== undefined) return false
     }
+    return false
+  }
+
+  end(): Hashed | Repetitive {
     this.#out.end()
     if (this.#repeated > MAX_REPEATED) return { kind: 'repetitive' }
     return { kind: 'hashed', opaque: this.#opaque, isCyclic: this.#isCyclic }
@@ -175,10 +209,19 @@ class Walk {
     if (Array.isArray(value)) {
       this.#open(ARRAY, value, value, false)
     } else if (prototype === null || isRoot(prototype)) {
-      this.#open(OBJECT, value, sortedKeys(value), true)
+      this.#openObject(value)
     } else {
       this.#writeInstance(value)
     }
+  }
+
+  #openObject(value: object): void {
+    const keys = Object.keys(value)
+    this.#open(OBJECT, value, keys, true)
+    // It has none, or is one of its own containers.
+    if (this.#list !== keys) return
+    if (keys.length > MANY_KEYS) this.#unsorted = keys
+    else sort(keys)
   }
 
   #writeInstance(value: object): void {
@@ -267,16 +310,17 @@ class Walk {
   }
 }
 
-function sortedKeys(value: object): string[] {
-  const keys = Object.keys(value)
-  if (keys.length > FEW_KEYS) return keys.sort()
+function sort(keys: string[]): void {
+  if (keys.length > FEW_KEYS) {
+    keys.sort()
+    return
+  }
   for (let n = 1; n < keys.length; n += 1) {
     const key = keys[n] as string
     let at = n
     for (; at > 0 && (keys[at - 1] as string) > key; at -= 1) keys[at] = keys[at - 1] as string
     keys[at] = key
   }
-  return keys
 }
 
 function classNameOf(value: object): string {

@@ -1,5 +1,11 @@
-import { createHash } from 'node:crypto'
-import { hashCanonical, type Repetitive } from './canonical.js'
+import { createHash, type Hash } from 'node:crypto'
+import {
+  type Hashed,
+  hashCanonical,
+  hashCanonicalInTurns,
+  type NextTurn,
+  type Repetitive,
+} from './canonical.js'
 
 /** What must stay the same when a key is used again. */
 export interface RequestParts {
@@ -20,16 +26,33 @@ export type Fingerprint =
   | { readonly kind: 'partial'; readonly value: string; readonly opaque: string }
   | Repetitive
 
-/** The fingerprint of a request. The order of keys and the white space of JSON do not count. */
-export function fingerprintOf(parts: RequestParts): Fingerprint {
+/** What a fingerprint is taken of. */
+type Comparable = readonly unknown[]
+
+/** A request. The order of keys and the white space of JSON do not count. */
+export function ofRequest(parts: RequestParts): Comparable {
   const { method, route, params, query } = parts
   const body = Object.hasOwn(parts, 'body') ? [parts.body] : []
-  return fingerprint(['request', method, route, params, query, ...body])
+  return ['request', method, route, params, query, ...body]
 }
 
-/** The same, over what an application says must stay the same. */
-export function fingerprintOfValue(value: unknown): Fingerprint {
-  return fingerprint(['value', value])
+/** What an application says must stay the same. */
+export function ofValue(value: unknown): Comparable {
+  return ['value', value]
+}
+
+export function fingerprint(comparable: Comparable): Fingerprint {
+  const hash = createHash('sha256')
+  return digestOf(hash, hashCanonical(hash, comparable))
+}
+
+/** The same, for what a client may have made as large as it can: it does not block the event loop. */
+export async function fingerprintInTurns(
+  comparable: Comparable,
+  nextTurn: NextTurn,
+): Promise<Fingerprint> {
+  const hash = createHash('sha256')
+  return digestOf(hash, await hashCanonicalInTurns(hash, comparable, nextTurn))
 }
 
 /** For people: why a value cannot be compared as a whole with another. */
@@ -37,9 +60,7 @@ export function obstacleIn(fingerprint: Exclude<Fingerprint, { kind: 'exact' }>)
   return fingerprint.kind === 'partial' ? fingerprint.opaque : 'endless repetitions of one value'
 }
 
-function fingerprint(value: unknown): Fingerprint {
-  const hash = createHash('sha256')
-  const hashed = hashCanonical(hash, value)
+function digestOf(hash: Hash, hashed: Hashed | Repetitive): Fingerprint {
   if (hashed.kind === 'repetitive') return hashed
   const { opaque, isCyclic } = hashed
   const digest = hash.digest('base64url')

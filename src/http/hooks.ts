@@ -1,6 +1,13 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import type { FastifyInstance, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
 import { readRouteOptions } from '../check-options.js'
-import { fingerprintOf, fingerprintOfValue, obstacleIn } from '../core/fingerprint.js'
+import {
+  fingerprint,
+  fingerprintInTurns,
+  obstacleIn,
+  ofRequest,
+  ofValue,
+} from '../core/fingerprint.js'
 import { OptionInvalid, RouteMissed } from '../errors.js'
 import { reporter } from '../events.js'
 import type { PluginOptions, PluginSettings } from '../options.js'
@@ -100,7 +107,7 @@ export function bindHooks(
     }
     // Nothing is compared of a request that is refused because of its key, or needs none.
     if (key.kind !== 'key') return protect(key)
-    fingerprint(route, request).then(
+    comparisonOf(route, request).then(
       (value) =>
         protect(
           value === undefined
@@ -140,7 +147,7 @@ function isMissed(
 }
 
 /** What must stay the same in a retry; `undefined` when that cannot be found out in reasonable time. */
-async function fingerprint(
+async function comparisonOf(
   route: ProtectedRoute,
   request: FastifyRequest,
 ): Promise<string | undefined> {
@@ -149,7 +156,7 @@ async function fingerprint(
   if (settings.fingerprint !== undefined) {
     const own = await settings.fingerprint(request)
     if (own === undefined) throw new TypeError('the fingerprint function returned nothing')
-    const taken = fingerprintOfValue([method, identity, own])
+    const taken = await fingerprintInTurns(ofValue([method, identity, own]), nextTurn)
     if (taken.kind === 'exact') return taken.value
     throw new TypeError(
       `the fingerprint function of ${name} returned ${obstacleIn(taken)}, alone or within other values, which cannot be compared: return text, numbers, or plain objects and lists of them`,
@@ -157,10 +164,10 @@ async function fingerprint(
   }
   const isUnparsed = hasUnparsedBody(request)
   const parts = { method, route: identity, params, query, ...(!isUnparsed && { body }) }
-  let taken = fingerprintOf(parts)
-  if (taken.kind === 'partial' && fingerprintOfValue(query).kind === 'partial') {
+  let taken = await fingerprintInTurns(ofRequest(parts), nextTurn)
+  if (taken.kind === 'partial' && fingerprint(ofValue(query)).kind === 'partial') {
     // The application's parser made something of the query that cannot be compared; its text can.
-    taken = fingerprintOf({ ...parts, query: request.url })
+    taken = await fingerprintInTurns(ofRequest({ ...parts, query: request.url }), nextTurn)
   }
   if (taken.kind === 'repetitive') return undefined
   if (isUnparsed) warn(route, request, 'a body that was not parsed')
@@ -184,7 +191,7 @@ function warn(route: ProtectedRoute, request: FastifyRequest, what: string): voi
  */
 function identityOf({ url, constraints = {} }: FastifyRoute, name: string): string {
   const values = Object.entries(constraints).map(([constraint, value]) => {
-    const taken = fingerprintOfValue(value)
+    const taken = fingerprint(ofValue(value))
     if (taken.kind === 'exact') return `${constraint} ${taken.value}`
     throw new OptionInvalid(
       `constraint "${constraint}" of route ${name} is or holds ${obstacleIn(taken)}, which cannot be told from that of another route: use text, numbers or plain objects of them, or leave the route out with config: { idempotency: false }`,

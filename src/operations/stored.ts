@@ -1,6 +1,6 @@
 import { parse } from 'devalue'
 import { encode } from '../claims/steps.js'
-import { fingerprintOfValue, obstacleIn } from '../core/fingerprint.js'
+import { fingerprint, obstacleIn, ofValue } from '../core/fingerprint.js'
 import type { RecordKey, StoredResponse } from '../core/record.js'
 import { OptionInvalid } from '../errors.js'
 
@@ -32,7 +32,7 @@ export function resultOf({ body }: StoredResponse): unknown {
  * @throws OptionInvalid for an input that cannot be compared with that of another call.
  */
 export function fingerprintOfRun(handlerName: string | undefined, input: unknown): string {
-  const taken = fingerprintOfValue([handlerName ?? null, input])
+  const taken = fingerprint(ofValue([handlerName ?? null, input]))
   if (taken.kind === 'exact' && !taken.isCyclic) return taken.value
   const obstacle = taken.kind === 'exact' ? 'a reference to itself' : obstacleIn(taken)
   throw new OptionInvalid(

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import vm from 'node:vm'
 import fc from 'fast-check'
 import t from 'tap'
-import { hashCanonical } from '../../src/core/canonical.js'
+import { hashCanonical, hashCanonicalInTurns } from '../../src/core/canonical.js'
 
 function hashed(value: unknown) {
   const hash = createHash('sha256')
@@ -384,6 +384,37 @@ function formOf(fields: Record<string, string | Blob>): FormData {
 }
 
 /** The definition, written down a second time: recursive, slow and short. */
+t.test('a large value is hashed in many turns, to the same', async (t) => {
+  const count = 30_000
+  const wide = Object.fromEntries(
+    Array.from({ length: count }, (_, n) => [`k${(n * 7_919) % count}`, n]),
+  )
+  for (const [value, atLeast] of [
+    [{ a: [1, { b: 2 }] }, 0],
+    // Once before its keys are sorted.
+    [wide, 2],
+    [[wide, { ...wide, more: wide }], 6],
+    [Array.from({ length: count }, () => []), 1],
+    [new Map(Object.entries(wide)), 2],
+    [Object.fromEntries(Array.from({ length: 1_000_000 }, (_, n) => [`k${n}`, n])), 50],
+  ] as const) {
+    let taken = 0
+    const hash = createHash('sha256')
+    const result = await hashCanonicalInTurns(hash, [value], async () => {
+      taken += 1
+    })
+    t.strictSame({ ...result, digest: hash.digest('hex') }, hashed([value]))
+    t.ok(taken === atLeast || taken === atLeast + 1, `${taken} turns in between`)
+  }
+})
+
+t.test('a list that becomes shorter while it is hashed comes to an end', async (t) => {
+  const list: unknown[] = Array.from({ length: 50_000 }, () => 1)
+  const hash = createHash('sha256')
+  const shorten = async () => void list.splice(100)
+  t.match(await hashCanonicalInTurns(hash, [list], shorten), { kind: 'hashed' })
+})
+
 function holdSame(one: unknown, other: unknown): boolean {
   if (typeof one !== 'object' || typeof other !== 'object' || one === null || other === null) {
     return Object.is(one, other)

@@ -2,10 +2,11 @@ import fc from 'fast-check'
 import t from 'tap'
 import {
   type Fingerprint,
+  fingerprint,
   obstacleIn,
+  ofRequest,
+  ofValue,
   type RequestParts,
-  fingerprintOf as taken,
-  fingerprintOfValue as takenOfValue,
 } from '../../src/core/fingerprint.js'
 
 /** Of what can be compared as a whole. */
@@ -14,8 +15,8 @@ function exact(fingerprint: Fingerprint): string {
   return fingerprint.value
 }
 
-const fingerprintOf = (parts: RequestParts) => exact(taken(parts))
-const fingerprintOfValue = (value: unknown) => exact(takenOfValue(value))
+const fingerprintOf = (parts: RequestParts) => exact(fingerprint(ofRequest(parts)))
+const fingerprintOfValue = (value: unknown) => exact(fingerprint(ofValue(value)))
 
 const operation = (over: Partial<RequestParts> = {}): RequestParts => ({
   method: 'POST',
@@ -103,12 +104,12 @@ t.test('a body that is not compared is told from one that is not there', async (
 
 t.test('is of another kind for what cannot be compared as a whole', async (t) => {
   class Decimal {}
-  const partial = taken(operation({ body: { price: new Decimal() } }))
+  const partial = fingerprint(ofRequest(operation({ body: { price: new Decimal() } })))
   t.match(partial, { kind: 'partial', value: /^[\w-]{43}$/, opaque: 'an instance of Decimal' })
   t.equal(obstacleIn(partial as never), 'an instance of Decimal')
   let body: unknown = 1
   for (let level = 0; level < 100; level += 1) body = [body, body]
-  const repetitive = taken(operation({ body }))
+  const repetitive = fingerprint(ofRequest(operation({ body })))
   t.strictSame(repetitive, { kind: 'repetitive' })
   t.match(obstacleIn(repetitive as never), /repetitions/)
 })

@@ -489,13 +489,18 @@ for (const statements of [
     for (const key of [newKey(), undefined]) {
       const answer = await send(app, '/things', key === undefined ? {} : { key })
       t.equal(answer.statusCode, 500)
-      t.match(answer.json(), { code: 'IDEMPOTENCY_TRANSACTION_ENDED', detail: /COMMIT or ROLLBACK/ })
+      t.match(answer.json(), {
+        code: 'IDEMPOTENCY_TRANSACTION_ENDED',
+        detail: /COMMIT or ROLLBACK/,
+      })
       t.equal(answer.headers['retry-after'], undefined, 'a mistake ends in the same way again')
       t.equal(answer.headers['set-cookie'], undefined)
       t.equal(answer.headers.location, undefined)
       if (key !== undefined) t.equal(await recordOf(on, key), null, 'nothing is stored')
     }
-    t.match(await events.first('not_confirmed'), { failure: { code: 'IDEMPOTENCY_TRANSACTION_ENDED' } })
+    t.match(await events.first('not_confirmed'), {
+      failure: { code: 'IDEMPOTENCY_TRANSACTION_ENDED' },
+    })
     const { rows } = await on.pool.query(
       `SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'`,
     )

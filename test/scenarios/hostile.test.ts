@@ -1,6 +1,5 @@
 // What a hostile client can put into a request: each is answered 2xx, 4xx or with a typed error, blocks the event loop
 // for hardly longer than the same route does unprotected, and costs the other tenants nothing.
-import { monitorEventLoopDelay } from 'node:perf_hooks'
 import t from 'tap'
 import { begin, buildApp, newKey } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
@@ -21,8 +20,10 @@ const nested = (open: string, inner: string, close: string, bytes: number) => {
   const depth = Math.floor(bytes / (open.length + close.length))
   return open.repeat(depth) + inner + close.repeat(depth)
 }
-const wide = (count: number) =>
-  `{${Array.from({ length: count }, (_, n) => `"k${(n * 7_919) % count}":${n}`).join(',')}}`
+const wide = (count: number) => {
+  const names = Array.from({ length: count }, (_, n) => ((n * 7_919) % count).toString(36))
+  return `{${names.map((name) => `"k${name}":1`).join(',')}}`
+}
 
 const sideBySide = (value: string) => `[${repeat(`${value},`, MIB - 16).slice(0, -1)}]`
 
@@ -39,7 +40,7 @@ const HOSTILE: readonly Hostile[] = [
       body: sideBySide(nested('{"a":', '1', '}', 6 * depth)),
     },
   ]),
-  { name: 'a body of 70,000 unsorted properties', body: wide(70_000) },
+  { name: 'a body of 100,000 unsorted properties', body: wide(100_000) },
   { name: 'a body that is one long text', body: JSON.stringify(repeat('x', MIB - 64)) },
   { name: 'a body of many small lists', body: `[${repeat('[],', MIB - 16).slice(0, -1)}]` },
   { name: 'numbers that overflow', body: '{"a":1e999,"b":-1e999,"c":9007199254740993}' },
@@ -77,17 +78,28 @@ const app = await buildApp(t, database, {
   },
 })
 
-/** How long the event loop stood still, at most, in milliseconds. */
+/**
+ * How much processor time one turn of the event loop took, at most, in milliseconds. The time on the clock
+ * would include what the machine does beside it.
+ */
 async function blockedMs(call: () => Promise<unknown>): Promise<number> {
-  const delay = monitorEventLoopDelay({ resolution: 1 })
-  delay.enable()
-  // It measures from one tick of its timer to the next.
-  await new Promise((resolve) => setTimeout(resolve, 5))
-  delay.reset()
+  let longest = 0
+  let before = process.cpuUsage()
+  let turn: NodeJS.Immediate
+  const end = () => {
+    const { user, system } = process.cpuUsage(before)
+    longest = Math.max(longest, (user + system) / 1_000)
+    before = process.cpuUsage()
+  }
+  const next = () => {
+    end()
+    turn = setImmediate(next)
+  }
+  turn = setImmediate(next)
   await call()
-  await new Promise((resolve) => setTimeout(resolve, 5))
-  delay.disable()
-  return delay.max / 1e6
+  clearImmediate(turn)
+  end()
+  return longest
 }
 
 for (const { name, body = '{}', key, path, headers } of HOSTILE) {
