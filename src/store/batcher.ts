@@ -1,5 +1,5 @@
 import { StoreTimeout } from '../within.js'
-import { isOfItsData } from './failures.js'
+import { hasWaited, isOfItsData } from './failures.js'
 import type { StatementLimit } from './statement-limit.js'
 
 /** A verb of a store: one call for a list, with one result for each item. */
@@ -34,7 +34,7 @@ interface Entry<I, O> {
   readonly row: string
   readonly queuedAt: number
   readonly joined: { readonly item: I; resolve(result: O): void; reject(error: unknown): void }[]
-  /** A list with it failed because of the data of one of its items. */
+  /** A list with it failed because of the data of one of its items: it is sent in a call of its own. */
   isAlone: boolean
   resolve(result: O): void
   reject(error: unknown): void
@@ -50,7 +50,8 @@ interface Entry<I, O> {
  * stops growing with the number of requests.
  *
  * A call that fails because of the data of one of its items is repeated item by item, so that this
- * item fails alone. A call that fails for another reason fails for all of its items.
+ * item fails alone, without those that joined it. A call that fails for another reason fails for all of
+ * its items.
  */
 export function createBatcher<I, O>(
   verb: Verb<I, O>,
@@ -118,6 +119,7 @@ export function createBatcher<I, O>(
           queue = [...batch, ...queue]
           return
         }
+        if (isOfItsData(error) && !hasWaited(error)) return refuse(batch[0] as Entry<I, O>, error)
         for (const entry of batch) reject(entry, error)
       })
     }
@@ -134,6 +136,13 @@ export function createBatcher<I, O>(
     for (const { item, resolve } of entry.joined) {
       resolve((join as NonNullable<typeof join>)(entry.item, result, item))
     }
+  }
+
+  /** The items that joined it have data of their own: the next of them takes its place. */
+  function refuse(entry: Entry<I, O>, error: unknown): void {
+    entry.reject(error)
+    const [next, ...joined] = entry.joined
+    if (next !== undefined) queue = [{ ...entry, ...next, joined }, ...queue]
   }
 
   function reject(entry: Entry<I, O>, error: unknown): void {

@@ -16,6 +16,15 @@ export function isOfItsData(error: unknown): boolean {
   return error instanceof TypeError || error instanceof RangeError
 }
 
+/**
+ * Whether a statement that is `isOfItsData` was cut off while it waited. Whatever else is about the same
+ * row would wait, too.
+ */
+export function hasWaited(error: unknown): boolean {
+  const code = errorCode(error)
+  return code === '55P03' || code === '57014'
+}
+
 /** Another transaction has the row, and the statement waited for it for as long as it may. */
 export function isLockTimeout(error: unknown): boolean {
   const code = errorCode(error)

@@ -129,6 +129,41 @@ t.test('an item that the database refuses fails alone', async (t) => {
   t.strictSame(await Promise.all([results[2], results[4]]), [30, 50])
 })
 
+t.test('an item that the database refuses does not fail those that joined it', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const join = (_first: Item, result: number, joined: Item) => result + joined.n
+  const call = createBatcher(verb, { identify, join }, limits)
+  const row = 'a'
+  const results = [call({ n: 1 }), ...[2, 3, 4].map((n) => call({ n, row })), call({ n: 5 })]
+  calls[0]?.end()
+  await results[0]
+  t.strictSame(sent()[1], [2, 5])
+  calls[1]?.end(dataError())
+  await turn()
+  t.strictSame(sent()[2], [2], 'alone')
+  calls[2]?.end(dataError())
+  await t.rejects(results[1] as Promise<number>, { message: 'refused' })
+  t.strictSame(sent()[3], [3], 'the next takes its place')
+  calls[3]?.end()
+  t.strictSame(await Promise.all([results[2], results[3]]), [30, 34])
+  calls[4]?.end()
+  t.equal(await results[4], 50)
+})
+
+t.test('those that joined an item whose row stayed locked do not wait once more', async (t) => {
+  for (const code of ['55P03', '57014']) {
+    const { verb, calls, sent } = latchedVerb()
+    const call = createBatcher(verb, { identify, join: (_, result) => result }, limits)
+    const results = [call({ n: 1 }), ...[2, 3].map((n) => call({ n, row: 'a' }))]
+    calls[0]?.end()
+    await results[0]
+    calls[1]?.end(Object.assign(new Error('locked'), { code }))
+    await t.rejects(results[1] as Promise<number>, { message: 'locked' })
+    await t.rejects(results[2] as Promise<number>, { message: 'locked' })
+    t.strictSame(sent(), [[1], [2]])
+  }
+})
+
 t.test('a failure of the store reaches all that travelled together, and no others', async (t) => {
   const { verb, calls } = latchedVerb()
   const call = createBatcher(verb, { identify }, limits)
