@@ -116,6 +116,10 @@ export class EventEndpoints {
       isLate: answers.stoodStill,
       isRunning: () => isRunning && !process.isDead && !answers.stoodStill,
     }
+    event.signal.addEventListener('abort', () => {
+      const isTakenOver = event.signal.reason?.message === 'another attempt took over'
+      if (isTakenOver && !process.isDead) events.lost(run, database.events.see(eventNameOf(event)))
+    })
     const end = process.isDead
       ? () => {}
       : events.began(run, database.events.see(eventNameOf(event)))

@@ -174,6 +174,14 @@ export class EventInvariants {
     return () => this.#running.delete(run)
   }
 
+  /** Another run is said to have taken over. */
+  lost({ id, attempt }: EventRun, row: EventRow | undefined): void {
+    this.#check(
+      row?.fence !== attempt || row.status !== 'processing',
+      () => `${id}: run ${attempt} was told that it lost its lease, and it has it`,
+    )
+  }
+
   /** What a step does is done. */
   ran({ id, attempt }: Pick<EventRun, 'id' | 'attempt'>, step: string): void {
     const stored = this.#storedOf(id, step)

@@ -80,6 +80,8 @@ export class Invariants implements Watch {
   readonly #mayRerun = new Set<string>()
   /** Attempts that an operator has said are to be ended although they run. */
   readonly #forced = new Set<string>()
+  /** When the first lease of each attempt was to end. */
+  readonly #leases = new Map<string, number>()
   /** What was given out for each effect. */
   readonly #answers = new Map<string, string>()
   readonly #effects = new Map<string, Effect>()
@@ -113,6 +115,9 @@ export class Invariants implements Watch {
   }
 
   #wrote(before: Row | undefined, after: Row | undefined): void {
+    if (after !== undefined && (before === undefined || !isSameAttempt(before, after))) {
+      this.#leases.set(tokenOf(after), Number(after.leaseUntil))
+    }
     if (after === undefined) {
       if (before !== undefined) this.#deleted(before)
     } else if (before === undefined) {
@@ -300,6 +305,15 @@ export class Invariants implements Watch {
     const hasEarlier = [...attempts.keys()].some((earlier) => earlier < number)
     this.check(resumed || !hasEarlier, () => `${name} does not know of earlier attempts`)
     attempts.set(number, attempt)
+  }
+
+  /** A client is told that an attempt was interrupted. */
+  toldUncertain(token: AttemptToken): void {
+    const until = this.#leases.get(tokenOf(token))
+    this.check(
+      until !== undefined && until <= this.#now,
+      () => `${tokenOf(token)} is told to be uncertain, and its lease runs`,
+    )
   }
 
   /** An operator says that it may be run again. */

@@ -30,6 +30,8 @@ export interface KeyPlan {
   readonly forced: number
   /** What of it the database refuses by its data: all requests of one client, or some responses. */
   readonly poisoned: 'nothing' | 'request' | 'responses'
+  /** Whether its responses are so large that their size is suspected when they cannot be stored. */
+  readonly isLarge: boolean
   /** How probable it is that a new key is one too many. */
   readonly refusal: number
   /** What is to go wrong in a handler, as probabilities. */
@@ -139,6 +141,7 @@ export function drawPlan(random: Random): Plan {
   if (draw < 0.1) return aging(random)
   if (draw < 0.14) return healthy(random)
   if (draw < 0.24) return webhooks(random)
+  if (draw < 0.25) return large(random)
   return usual(random)
 }
 
@@ -216,6 +219,23 @@ function forgetful(random: Random): Plan {
   }
 }
 
+/** Responses that are large, on connections that fail: sometimes it is stored that they are not kept. */
+function large(random: Random): Plan {
+  const plain = usual(random)
+  return {
+    ...plain,
+    keys: keysOf(random, 1, () => ({
+      ...{ key: 'key0', kind: 'request', clients: 2, withinMs: LEASE_MS / 10, isLarge: true },
+      handler: NO_MISHAPS,
+    })),
+    weather: { ...CALM, latencyMs: 20, requestLost: 0.1, replyLost: 0.25 },
+    storeTimeoutMs: LEASE_MS,
+    maxRunMs: 5 * LEASE_MS,
+    ...{ retentionMs: 10_000 * LEASE_MS, prunesAt: [] },
+    ...{ crashes: 0, crashPoints: 0, pauses: 0, stops: 0, outages: 0, tableLocks: 0 },
+  }
+}
+
 /** Keys that expire, are deleted and used again, while attempts at what they named before still run. */
 function aging(random: Random): Plan {
   const plain = usual(random)
@@ -244,15 +264,17 @@ function healthy(random: Random): Plan {
     connections: 12,
     keys: keysOf(random, random.integer(2, 8), ({ handler }) => ({
       clients: random.integer(1, 5),
-      withinMs: LEASE_MS * random.pick([0.05, 1]),
-      ...{ waitMs: 0, forced: 0 },
+      // Mostly so close together that they travel in lists.
+      withinMs: LEASE_MS * random.pick([0.002, 0.01, 1]),
+      ...{ waitMs: 0, forced: 0, bodies: random.pick([1, 1, 2]) },
       poisoned: random.pick(['nothing', 'nothing', 'nothing', 'request', 'responses']),
       handler: { ...handler, isSlow: 0.3, slowMs: LEASE_MS / 2 },
     })),
     events: [],
     weather: { ...CALM, latencyMs: 10 },
     stormMs: 4 * LEASE_MS,
-    storeTimeoutMs: LEASE_MS,
+    // Longer than a statement waits for a lock.
+    storeTimeoutMs: 2 * LEASE_MS,
     maxRunMs,
     retentionMs: 10_000 * LEASE_MS,
     prunesAt: [],
@@ -280,12 +302,14 @@ function webhooks(random: Random): Plan {
       deliveries: random.integer(1, 3),
       withinMs: LEASE_MS * random.pick([0.01, 0.1, 2]),
       givesUpAfter: random.chance(0.2) ? random.integer(1, 4) : 1_000,
-      handler: keyOf(random, n).handler,
+      handler: { ...keyOf(random, n).handler, ...(isBurst && { isSlow: 0.7 }) },
       defers: sometimes(0.5),
       isFinal: random.chance(0.3),
     })),
     retentionMs: 10_000 * LEASE_MS,
     prunesAt: [],
+    // As in a burst of requests.
+    ...(isBurst && { tableLocks: random.integer(1, 3), tableLockMs: 0.9 * LEASE_MS }),
   }
 }
 
@@ -307,6 +331,7 @@ function keyOf(random: Random, n: number): KeyPlan {
     bodies: random.chance(0.1) ? 2 : 1,
     waitMs: random.pick([0, 0, LEASE_MS / 2]),
     poisoned: 'nothing',
+    isLarge: false,
     forced: random.chance(0.1) ? 0.3 : 0,
     refusal: random.chance(0.1) ? 0.3 : 0,
     handler: {

@@ -37,6 +37,9 @@ const SILENT = {
   child: () => SILENT,
 } as unknown as FastifyBaseLogger
 
+/** As large as the library lets the size of a response be a reason. */
+const LARGE_BYTES = 256 * 1024
+
 const read = new WeakMap<Plan, { options: PluginOptions; settings: PluginSettings }>()
 
 /** As the plugin reads what it is registered with; once for all processes. */
@@ -220,7 +223,8 @@ export class Server implements Owner {
       else void unfinished.then(release)
       return { kind: 'again', why: body === undefined ? why : 'not awaited' }
     }
-    const text = JSON.stringify(body)
+    const work = JSON.stringify(body)
+    const text = key.isLarge ? work.padEnd(LARGE_BYTES) : work
     const headers: Record<string, string> = {}
     if (key.poisoned === 'responses' && this.#isStormy && network.world.random.chance(0.5)) {
       network.counts['response that the database refuses'] += 1

@@ -2,6 +2,9 @@ import type { ServerContext } from './answers.js'
 import { LEASE_MS } from './plan.js'
 import { Server } from './server.js'
 
+/** Where a transaction has written the record, and has not ended. */
+const RECORDED: readonly string[] = ['transaction:recorded', 'atomic:recorded']
+
 /** The processes of the application, and what becomes of them. */
 export class Servers {
   readonly #context: ServerContext
@@ -99,7 +102,7 @@ export class Servers {
   at(point: string): void {
     const server = this.#context.network.world.owner
     if (!(server instanceof Server) || server.isDead) return
-    if (point === 'transaction:recorded') this.#standStill(server)
+    if (RECORDED.includes(point)) this.#standStill(server)
     server.pointsToLive -= 1
     if (server.pointsToLive > 0) return
     this.#context.network.counts['crash at a named point'] += 1
