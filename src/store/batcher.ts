@@ -21,6 +21,8 @@ export interface BatcherLimits {
   /** How many calls of the verb may be in flight, each with one item, while there is little load. */
   readonly maxConcurrent: number
   readonly maxItems: number
+  /** A call that takes longer is slow, and no other one waits for it: the database may stand still in it. */
+  readonly slowMs: number
   /** How many bytes one call carries, unless a single item has more. */
   readonly maxBytes: number
   /** An item that could not be sent within this time is rejected: its caller has given up. */
@@ -49,6 +51,8 @@ interface Entry<I, O> {
  * become small again. So nothing waits for a batch to fill, and under load the number of statements
  * stops growing with the number of requests.
  *
+ * A slow call does not count as in flight: only `limit` bounds how many of those there are.
+ *
  * A call that fails because of the data of one of its items is repeated item by item, so that this
  * item fails alone, without those that joined it. A call that fails for another reason fails for all of
  * its items.
@@ -56,7 +60,7 @@ interface Entry<I, O> {
 export function createBatcher<I, O>(
   verb: Verb<I, O>,
   { identify, join, sizeOf = () => 0 }: BatcherOptions<I, O>,
-  { maxConcurrent, maxItems, maxBytes, timeoutMs, limit }: BatcherLimits,
+  { maxConcurrent, maxItems, maxBytes, timeoutMs, slowMs, limit }: BatcherLimits,
 ): (item: I) => Promise<O> {
   let queue: Entry<I, O>[] = []
   let inFlight = 0
@@ -107,8 +111,26 @@ export function createBatcher<I, O>(
   async function send(batch: readonly Entry<I, O>[]): Promise<void> {
     inFlight += 1
     lastSize = batch.length
+    let slow: NodeJS.Timeout | undefined
+    let isCounted = true
+    const discount = () => {
+      if (isCounted) inFlight -= 1
+      isCounted = false
+    }
+    const finish = (settleAll: () => void) => {
+      clearTimeout(slow)
+      discount()
+      settleAll()
+      flush()
+    }
     try {
-      const results = await limit(() => verb(batch.map(({ item }) => item)))
+      const results = await limit(() => {
+        slow = setTimeout(() => {
+          discount()
+          flush()
+        }, slowMs)
+        return verb(batch.map(({ item }) => item))
+      })
       finish(() => {
         for (const [i, entry] of batch.entries()) settle(entry, results[i] as O)
       })
@@ -123,12 +145,6 @@ export function createBatcher<I, O>(
         for (const entry of batch) reject(entry, error)
       })
     }
-  }
-
-  function finish(settleAll: () => void): void {
-    inFlight -= 1
-    settleAll()
-    flush()
   }
 
   function settle(entry: Entry<I, O>, result: O): void {
@@ -181,6 +197,8 @@ export function createBatcher<I, O>(
 const MAX_CONCURRENT = 4
 const MAX_ITEMS = 64
 const MAX_BYTES = 1024 * 1024
+/** Many times what a statement takes that waits for nothing. */
+const SLOW_MS = 100
 
 /** A verb over lists as a function of one item, batched where the store's lists are one statement. */
 export function batched<I, O>(
@@ -193,6 +211,7 @@ export function batched<I, O>(
     maxConcurrent: combinesLists ? MAX_CONCURRENT : Number.POSITIVE_INFINITY,
     maxItems: combinesLists ? MAX_ITEMS : 1,
     maxBytes: MAX_BYTES,
+    slowMs: SLOW_MS,
     timeoutMs,
     limit,
   })

@@ -4,6 +4,7 @@ import { randomUUID } from 'node:crypto'
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { begin, buildApp, collectEvents, latch, newKey, send } from '../fixtures/app.js'
+import { missingOwnPostgres, ownPostgres } from '../fixtures/own-postgres.js'
 import { clientOn, type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { proxyTo } from '../fixtures/proxy.js'
 import { missing } from '../fixtures/services.js'
@@ -62,12 +63,34 @@ async function stalledApp(
 
 /** How many connections of the database wait for a lock. */
 async function waiting({ url }: { url: string }): Promise<number> {
+  const row = await ask(
+    url,
+    `SELECT count(*)::int AS count FROM pg_stat_activity
+      WHERE datname = current_database() AND wait_event_type = 'Lock'`,
+  )
+  return (row as { count: number }).count
+}
+
+/** The process of the server that waits for a lock. */
+async function waitingProcess({ url }: { url: string }): Promise<{ pid: number }> {
+  for (;;) {
+    const found = await ask(url, `SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'`)
+    if (found !== undefined) return found as { pid: number }
+  }
+}
+
+async function isExecuting({ url }: { url: string }, pid: number): Promise<boolean> {
+  const sql = `SELECT pid FROM pg_stat_activity WHERE pid = ${pid} AND state = 'active'`
+  return (await ask(url, sql)) !== undefined
+}
+
+/** The first row of an answer. */
+async function ask(url: string, sql: string): Promise<object | undefined> {
   const client = new pg.Client({ connectionString: url })
   await client.connect()
   try {
-    const { rows } = await client.query(`SELECT count(*)::int AS count FROM pg_stat_activity
-      WHERE datname = current_database() AND wait_event_type = 'Lock'`)
-    return rows[0].count
+    const { rows } = await client.query(sql)
+    return rows[0]
   } finally {
     await client.end()
   }
@@ -200,6 +223,38 @@ for (const path of PATHS) {
         'each ran once',
       )
       t.notOk(events.kinds().includes('lease_lost'))
+    },
+  )
+}
+
+for (const path of PATHS) {
+  t.test(
+    `${path}: a PostgreSQL process that stands still keeps what it does from nobody else`,
+    { skip: missingOwnPostgres() },
+    async (t) => {
+      const server = await ownPostgres(t)
+      const database = clientOn(t, server.url, { max: 6 })
+      const { app, counts } = await stalledApp(t, database, path, { storeTimeout: 500 })
+      await send(app, '/pay', { key: newKey() })
+      // The lock shows which process executes the statement.
+      const other = await otherTransaction(t, server)
+      await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
+      const key = newKey()
+      const stalled = begin(app, '/pay', { key })
+      const { pid } = await waitingProcess(server)
+      process.kill(pid, 'SIGSTOP')
+      await other.end()
+      const strangers = Array.from({ length: 40 }, () => begin(app, '/pay', { key: newKey() }))
+      const unrelated = Array.from({ length: 40 }, () => begin(app, '/unrelated'))
+      t.same(tally(await Promise.all(strangers)), { 200: 40 })
+      t.same(tally(await Promise.all(unrelated)), { 200: 40 })
+      t.equal((await stalled).statusCode, 503)
+      t.equal((await send(app, '/pay', { key })).statusCode, 200, 'a retry has another connection')
+      // What it was told to insert comes to it now, and finds the key taken.
+      process.kill(pid, 'SIGCONT')
+      while (await isExecuting(server, pid)) await new Promise(setImmediate)
+      t.equal((await send(app, '/pay', { key })).headers['idempotent-replayed'], 'true')
+      t.equal(counts.get(key), 1)
     },
   )
 }

@@ -9,7 +9,7 @@ interface Item {
 
 const identify = ({ n, row }: Item) => row ?? String(n)
 const limits: BatcherLimits = {
-  ...{ maxConcurrent: 1, maxItems: 10, maxBytes: 0, timeoutMs: 60_000 },
+  ...{ maxConcurrent: 1, maxItems: 10, maxBytes: 0, slowMs: 60_000, timeoutMs: 60_000 },
   limit: (start) => Promise.resolve(start()),
 }
 
@@ -68,6 +68,44 @@ t.test(
     t.strictSame(await Promise.all(results), [10, 20, 30, 40, 50, 60, 70])
   },
 )
+
+t.test('a call that takes long keeps no other one waiting', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(verb, { identify }, { ...limits, slowMs: 1 })
+  const stalled = call({ n: 1 })
+  const others = [2, 3].map((n) => call({ n }))
+  while (calls.length < 2) await turn()
+  t.strictSame(sent(), [[1], [2, 3]])
+  const last = call({ n: 4 })
+  calls[1]?.end()
+  t.strictSame(await Promise.all(others), [20, 30])
+  while (calls.length < 3) await turn()
+  calls[2]?.end()
+  t.equal(await last, 40)
+  calls[0]?.end()
+  t.equal(await stalled, 10)
+  const after = call({ n: 5 })
+  t.strictSame(sent()[3], [5], 'the late answer is counted once')
+  calls[3]?.end()
+  t.equal(await after, 50)
+})
+
+t.test('calls that wait for room keep what comes later together', async (t) => {
+  const { verb, sent } = latchedVerb()
+  const started: (() => void)[] = []
+  const limit: BatcherLimits['limit'] = (start) =>
+    new Promise((resolve, reject) => {
+      started.push(() => void start().then(resolve, reject))
+    })
+  const call = createBatcher(verb, { identify }, { ...limits, slowMs: 1, limit })
+  for (const n of [1, 2, 3, 4]) void call({ n })
+  await new Promise((resolve) => setTimeout(resolve, 5))
+  t.equal(started.length, 1)
+  started[0]?.()
+  while (started.length < 2) await turn()
+  started[1]?.()
+  t.strictSame(sent(), [[1], [2, 3, 4]])
+})
 
 t.test('a call never carries one row twice, and the items of a row keep their order', async (t) => {
   const { verb, calls, sent } = latchedVerb()
