@@ -146,10 +146,11 @@ export class Claims {
 
   async #beginNow(wish: Wish): Promise<Outcome> {
     crashPoint('claim:asking')
-    const begun = { operationId: randomUUID(), attempt: 1 }
-    const ask: Ask = { ...wish, operationId: begun.operationId, holder: this.#holder }
     // Ends after one or two turns: each further one means that another request was faster.
     for (let takeovers = 0; ; ) {
+      // Anew in each turn: what an earlier one began may have been taken over and pruned since.
+      const begun = { operationId: randomUUID(), attempt: 1 }
+      const ask: Ask = { ...wish, operationId: begun.operationId, holder: this.#holder }
       const askedAt = performance.now()
       const inserting = this.#insert(ask)
       let inserted: Inserted

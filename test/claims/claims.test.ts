@@ -270,6 +270,30 @@ t.test('a grant that comes too late is given back', async (t) => {
   t.equal(await recordOf(w), null)
 })
 
+t.test('a request that begins anew after a late grant begins another operation', async (t) => {
+  const asked: string[] = []
+  let isPruned = false
+  const { claims, wish } = processOn(t, {
+    insert: async (list) => {
+      asked.push(...list.map(({ operationId }) => operationId))
+      const inserted = await database.insert(list)
+      // Longer than half a lease.
+      if (!isPruned) await new Promise((resolve) => setTimeout(resolve, 60))
+      return inserted
+    },
+    extend: async (list) => {
+      if (isPruned) return database.extend(list)
+      isPruned = true
+      await database.forget(list)
+      return list.map(() => false)
+    },
+  })
+  const claim = claimOf(await claims.begin(wish({ leaseMs: 100 })))
+  t.equal(asked.length, 2)
+  t.not(asked[0], asked[1], 'attempts at the first one may still run')
+  t.equal(claim.operationId, asked[1])
+})
+
 t.test('a takeover that comes too late is given back', async (t) => {
   const { claims: first, wish } = processOn(t)
   const w = wish()
