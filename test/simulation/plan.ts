@@ -244,6 +244,7 @@ function aging(random: Random): Plan {
     ...plain,
     keys: keysOf(random, 1, ({ handler }) => ({
       ...{ clients: 6, bodies: random.pick([2, 6]), withinMs: stormMs },
+      forced: random.pick([0, 0.5]),
       handler: { ...handler, isSlow: 0.6, slowMs: 6 * LEASE_MS },
     })),
     stormMs,
