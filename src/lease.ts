@@ -30,6 +30,12 @@ export interface LeaseTerms {
 
 export type Settled = { kind: 'stored' } | { kind: 'lost' } | { kind: 'failed'; error: unknown }
 
+/**
+ * How often a grant that was answered late is renewed before it is used. A store that takes half a lease
+ * for an answer so often is too slow to hold anything in it.
+ */
+export const RENEWALS_OF_A_GRANT = 3
+
 /** How often an ending that could not be stored is tried again. */
 const STORING_AGAIN = { firstMs: 200, mostMs: 5_000 }
 

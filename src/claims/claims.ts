@@ -4,6 +4,7 @@ import type { AttemptToken, HeldBy, RecordKey, SeenRecord, StoredResponse } from
 import { crashPoint } from '../crash-points.js'
 import type { Report } from '../events.js'
 import { defaultHolder } from '../holder.js'
+import { RENEWALS_OF_A_GRANT } from '../lease.js'
 import { batched } from '../store/batcher.js'
 import type { PrismaClientLike } from '../store/client.js'
 import { isLockTimeout, isOfItsData } from '../store/failures.js'
@@ -50,8 +51,6 @@ export interface ClaimsOptions {
   readonly limits?: StatementLimits
 }
 
-/** A store that takes half a lease for an answer so often is too slow to hold anything in it. */
-const RENEWALS = 3
 /** A record that could not be taken over so often is locked by another transaction, or taken. */
 const MAX_TAKEOVERS = 3
 
@@ -275,7 +274,8 @@ export class Claims {
     const { operationId, attempt } = granted
     let { askedAt } = granted
     for (let renewals = 0; performance.now() - askedAt > leaseMs / 2; renewals += 1) {
-      if (renewals === RENEWALS) throw new StoreTimeout('answers take longer than the lease')
+      if (renewals === RENEWALS_OF_A_GRANT)
+        throw new StoreTimeout('answers take longer than the lease')
       askedAt = performance.now()
       const extending = this.#extend({ tenantId, key, operationId, attempt, leaseMs })
       if (!(await this.#inTime(extending))) return undefined

@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import type { Dispatch, Job, JobName, JobOutcome, Work } from '../dispatch/dispatch.js'
 import { type Report, reporter } from '../events.js'
 import type { ApplicationGuards } from '../guards.js'
+import { RENEWALS_OF_A_GRANT } from '../lease.js'
 import { batched } from '../store/batcher.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
@@ -59,7 +60,8 @@ export class Runner implements Work {
 
   /**
    * Makes the run of what was claimed. A claim that took long on its way may be over by now: then it
-   * is renewed first, and `undefined` means that somebody else was faster.
+   * is renewed first, as its renewal is if that takes as long. `undefined` means that another run was
+   * faster, or that the store is too slow to hold a lease.
    */
   async begin(
     endpoint: Endpoint,
@@ -71,7 +73,8 @@ export class Runner implements Work {
     const { prisma, clock, guards, storeTimeoutMs, dispatch } = this.#options
     const { leaseMs } = endpoint.settings
     let askedAt = claimedAt
-    if (performance.now() - askedAt > leaseMs / 2) {
+    for (let renewals = 0; performance.now() - askedAt > leaseMs / 2; renewals += 1) {
+      if (renewals === RENEWALS_OF_A_GRANT) return undefined
       askedAt = performance.now()
       const renewing = this.#extend({ id: stored.id, fence: stored.fence, leaseMs })
       if (!(await within(renewing, storeTimeoutMs).catch(() => false))) return undefined

@@ -124,6 +124,29 @@ test('a claim that is granted too late is given back, and is no attempt', async 
   t.equal((await postStripe(app, event)).json().outcome, 'processed')
 })
 
+test('a late claim whose renewal is as late is renewed once more before it is run', async (t) => {
+  const { app, pool } = await watchedApp(t, {}, { lease: 1_000 })
+  const asked: string[] = []
+  pool.after = async (name) => {
+    if (name !== 'fi_event_record' && name !== 'fi_event_extend') return
+    asked.push(name)
+    // Longer than half a lease.
+    if (asked.length < 3) await new Promise((resolve) => setTimeout(resolve, 550))
+  }
+  t.equal((await postStripe(app, stripeEvent())).json().outcome, 'processed')
+  t.strictSame(asked.slice(0, 3), ['fi_event_record', 'fi_event_extend', 'fi_event_extend'])
+})
+
+test('a claim that stays late is not run', async (t) => {
+  const { app, pool, counted } = await watchedApp(t, {}, { lease: 1_000 })
+  pool.after = async (name) => {
+    if (name !== 'fi_event_record' && name !== 'fi_event_extend') return
+    await new Promise((resolve) => setTimeout(resolve, 550))
+  }
+  t.equal((await postStripe(app, stripeEvent())).json().outcome, 'running')
+  t.equal(counted.runs, 0)
+})
+
 test('an ending that cannot be stored is no success, and storing it goes on', async (t) => {
   const events = collectEvents(t)
   const { app, pool, counted } = await watchedApp(t)
