@@ -243,7 +243,7 @@ export class Claims {
     try {
       taken = await this.#inTime(taking)
     } catch (error) {
-      if (giveBack !== undefined) this.#undo(taking, () => giveBack(token))
+      if (giveBack !== undefined) this.#undoTakeover(taking, token === begun, () => giveBack(token))
       throw error
     }
     if (taken === undefined) return undefined
@@ -311,6 +311,19 @@ export class Claims {
    */
   #undo(asking: Promise<unknown>, giveBack: () => Promise<unknown>): void {
     asking.then(giveBack, (error) => (isOfItsData(error) ? undefined : giveBack())).catch(() => {})
+  }
+
+  /**
+   * The next attempt at the same operation has a number that any of those who want it would get: only an
+   * answer tells that it was granted here. An operation that is begun anew has an id of its own.
+   */
+  #undoTakeover(
+    taking: Promise<Taken | undefined>,
+    isAnew: boolean,
+    giveBack: () => Promise<unknown>,
+  ): void {
+    if (isAnew) this.#undo(taking, giveBack)
+    else taking.then((taken) => taken && giveBack()).catch(() => {})
   }
 }
 

@@ -329,6 +329,40 @@ t.test('a takeover that comes too late is given back', async (t) => {
   t.match(await recordOf(w), { status: 'released', attempt: 2 })
 })
 
+for (const outcome of ['failed', 'did not match'] as const) {
+  t.test(`a takeover that ${outcome} does not release the attempt that was faster`, async (t) => {
+    const other = processOn(t)
+    const w = other.wish()
+    await claimOf(await other.claims.begin(w)).release('over', 5_000)
+    let arrive: () => void = () => {}
+    const late = new Promise<void>((resolve) => {
+      arrive = resolve
+    })
+    const finished: unknown[] = []
+    const { claims } = processOn(
+      t,
+      {
+        takeOver: async (list) => {
+          t.match(await other.claims.begin(w), { kind: 'run', claim: { attempt: 2 } })
+          if (outcome === 'failed') throw Object.assign(new Error('gone'), { code: 'ECONNRESET' })
+          await late
+          return list.map(() => undefined)
+        },
+        finish: async (list) => {
+          finished.push(...list)
+          return database.finish(list)
+        },
+      },
+      outcome === 'failed' ? 5_000 : 100,
+    )
+    await t.rejects(claims.begin(w), { code: outcome === 'failed' ? 'ECONNRESET' : 'ETIMEDOUT' })
+    arrive()
+    await new Promise(setImmediate)
+    t.strictSame(finished, [])
+    t.match(await recordOf(w), { status: 'in_progress', attempt: 2 })
+  })
+}
+
 t.test('a response that could not be stored is stored later', async (t) => {
   let failures = 2
   let stored: (value: unknown) => void = () => {}
