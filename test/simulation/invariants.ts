@@ -217,7 +217,8 @@ export class Invariants implements Watch {
     if (before.status === 'completed') {
       this.check(
         isSame(before, after) && textOf(before) === textOf(after),
-        () => `${name} was completed and changed: ${textOf(before)} → ${textOf(after)}`,
+        () =>
+          `${name} was completed with ${textOf(before).trim()}, and is with ${textOf(after).trim()}`,
       )
       return
     }
@@ -290,8 +291,12 @@ export class Invariants implements Watch {
     const { key, attempt: number, resumed, body } = attempt
     const name = `${key}#${number}`
     const isHeld = this.#isHeldBy(attempt, row)
+    // One that was forced is told when it renews its lease.
+    const { operationId } = row ?? {}
+    const isForced =
+      operationId !== undefined && this.#forced.has(tokenOf({ operationId, attempt: number }))
     this.check(
-      isHeld || attempt.isTold() || attempt.isLate,
+      isHeld || attempt.isTold() || attempt.isLate || isForced,
       () => `${name} at ${attempt.operation} begins, and the record is ${brief(row)}`,
     )
     const operation = this.#operations.get(attempt.operation)

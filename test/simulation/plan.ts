@@ -23,6 +23,8 @@ export interface KeyPlan {
   readonly clients: number
   /** In which time all of them have begun to ask. */
   readonly withinMs: number
+  /** How long after the first of them the others begin. */
+  readonly othersAfterMs: number
   /** How many different bodies are sent with it. */
   readonly bodies: number
   readonly waitMs: number
@@ -139,7 +141,8 @@ export function drawPlan(random: Random): Plan {
   if (draw < 0.03) return burst(random)
   if (draw < 0.06) return forgetful(random)
   if (draw < 0.1) return aging(random)
-  if (draw < 0.14) return healthy(random)
+  if (draw < 0.13) return healthy(random)
+  if (draw < 0.14) return contested(random)
   if (draw < 0.24) return webhooks(random)
   if (draw < 0.25) return large(random)
   return usual(random)
@@ -186,8 +189,11 @@ function usual(random: Random): Plan {
 /** Many at once on one process: what they ask travels together. */
 function burst(random: Random): Plan {
   const { count } = chances(random)
+  const plain = usual(random)
   return {
-    ...usual(random),
+    ...plain,
+    // With nothing else in the way, leases are renewed until the tables are locked.
+    weather: random.chance(0.5) ? CALM : plain.weather,
     way: random.chance(0.9) ? 'statements' : 'prisma',
     servers: 1,
     keys: keysOf(random, random.integer(4, 12), (plain) => ({
@@ -286,12 +292,32 @@ function healthy(random: Random): Plan {
   }
 }
 
+/**
+ * Many requests at once while a transaction stands still that has inserted the key of one or two of them:
+ * these wait for it, and no other may.
+ */
+function contested(random: Random): Plan {
+  return {
+    ...healthy(random),
+    way: 'statements',
+    keys: keysOf(random, 8, ({ key }) => ({
+      key: key.replace('run\t', ''),
+      // The others of the atomic key go to a route that is not atomic.
+      kind: key.endsWith('0') ? 'atomic request' : 'request',
+      ...{ clients: random.integer(2, 4), bodies: 2, othersAfterMs: LEASE_MS / 5 },
+      ...{ withinMs: LEASE_MS / 500, waitMs: 0, forced: 0, refusal: 0 },
+      handler: NO_MISHAPS,
+    })),
+    standstills: 2,
+  }
+}
+
 /** Events that providers deliver, some of them many at once. */
 function webhooks(random: Random): Plan {
   const { sometimes } = chances(random)
   const plain = usual(random)
   const isBurst = random.chance(0.15)
-  const count = isBurst ? random.integer(5, 10) : random.integer(1, 3)
+  const count = isBurst ? random.integer(8, 14) : random.integer(1, 3)
   return {
     ...plain,
     servers: isBurst ? 1 : plain.servers,
@@ -299,7 +325,7 @@ function webhooks(random: Random): Plan {
     events: Array.from({ length: count }, (_, n) => ({
       eventId: `event ${n}`,
       mode: random.chance(0.5) ? 'inline' : 'deferred',
-      object: random.chance(0.4) ? random.pick(['a', 'b']) : undefined,
+      object: random.chance(isBurst ? 0.1 : 0.4) ? random.pick(['a', 'b']) : undefined,
       deliveries: random.integer(1, 3),
       withinMs: LEASE_MS * random.pick([0.01, 0.1, 2]),
       givesUpAfter: random.chance(0.2) ? random.integer(1, 4) : 1_000,
@@ -310,6 +336,7 @@ function webhooks(random: Random): Plan {
     retentionMs: 10_000 * LEASE_MS,
     prunesAt: [],
     // As in a burst of requests.
+    ...(isBurst && random.chance(0.5) && { weather: CALM }),
     ...(isBurst && { tableLocks: random.integer(1, 3), tableLockMs: 0.9 * LEASE_MS }),
   }
 }
@@ -329,6 +356,7 @@ function keyOf(random: Random, n: number): KeyPlan {
     kind,
     clients: random.integer(1, 3),
     withinMs: LEASE_MS * random.pick([0.1, 2]),
+    othersAfterMs: 0,
     bodies: random.chance(0.1) ? 2 : 1,
     waitMs: random.pick([0, 0, LEASE_MS / 2]),
     poisoned: 'nothing',

@@ -73,7 +73,8 @@ export async function simulate(seed: number, { isTraced = false } = {}): Promise
       servers.begin()
       for (const key of plan.keys) {
         for (let n = 0; n < key.clients; n += 1) {
-          const startsIn = world.random.between(0, key.withinMs)
+          const afterMs = n === 0 ? 0 : key.othersAfterMs
+          const startsIn = afterMs + world.random.between(0, key.withinMs)
           const isPoison = n === 0 && key.clients > 1 && key.poisoned === 'request'
           const body = isPoison ? 'poison \0' : `body ${n % key.bodies}`
           startClient(`client ${n + 1}`, startsIn, key, body, clients)
