@@ -62,8 +62,9 @@ export interface RouteOptions {
   keepStatus?: (statusCode: number) => boolean
   /**
    * What must stay the same when a key is used again on the same route, in place of parameters,
-   * query and body. Called before validation, once for each request with a key. Needed for bodies that
-   * Fastify does not parse, such as multipart uploads. It returns text, numbers, dates, bytes, or plain
+   * query and body. Called before validation, once for each request with a key; where Fastify does not
+   * parse the body, after all hooks that may read it. Needed for bodies that the handler reads itself,
+   * such as uploads that it streams. It returns text, numbers, dates, bytes, or plain
    * objects, lists, maps and sets of them; for `undefined`, an instance of a class of your own or a
    * function, the request fails with 500 and nothing runs.
    */

@@ -12,6 +12,11 @@ export type ReceivedKey = ParsedKey | { kind: 'unkeyed' }
 /** What a request came with, before validation and other hooks could change it. */
 export type Received =
   | { kind: 'keyed'; key: string; fingerprint: string }
+  /**
+   * Its body had not been read, and may be by the time the handler would run; `undefined` when it cannot be
+   * compared in reasonable time.
+   */
+  | { kind: 'unread'; key: string; fingerprint: () => Promise<string | undefined> }
   /** It has a key, and a body that cannot be compared in reasonable time. */
   | { kind: 'unusable' }
   | Exclude<ReceivedKey, { kind: 'key' }>
@@ -48,7 +53,9 @@ export async function whatIsAsked(
   const caller = await identifyCaller(request, settings, report)
   if (caller.kind !== 'known') return caller
   const { tenantId, principal } = caller
-  const { key, fingerprint: value } = received
+  const { key } = received
+  const value = received.kind === 'keyed' ? received.fingerprint : await received.fingerprint()
+  if (value === undefined) return { kind: 'refused', error: new BodyUnusable() }
   const fingerprint = principal === undefined ? value : bindToPrincipal(value, principal)
   return { kind: 'key', key, tenantId, fingerprint }
 }

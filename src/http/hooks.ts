@@ -107,6 +107,10 @@ export function bindHooks(
     }
     // Nothing is compared of a request that is refused because of its key, or needs none.
     if (key.kind !== 'key') return protect(key)
+    // A hook that comes later may read the body, as @fastify/multipart does.
+    if (hasUnparsedBody(request)) {
+      return protect({ ...key, kind: 'unread', fingerprint: () => comparisonOf(route, request) })
+    }
     comparisonOf(route, request).then(
       (value) =>
         protect(

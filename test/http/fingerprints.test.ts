@@ -1,5 +1,6 @@
 // What counts as the same request, and what it costs to find out.
-import type { FastifyInstance } from 'fastify'
+import multipart from '@fastify/multipart'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
 import t, { test } from 'tap'
 import { buildApp, collectEvents, newKey, recordOf, send, WatchedPool } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
@@ -129,6 +130,36 @@ test('a body that refers to itself is compared', async (t) => {
   t.equal((await send(app, '/pay', { key, headers, payload: '1000' })).statusCode, 422)
   t.notOk(events.kinds().includes('body_not_compared'))
 })
+
+for (const attachFieldsToBody of [true, 'keyValues'] as const) {
+  for (const isOwn of [false, true]) {
+    test(`a form is compared where a later hook reads it: ${attachFieldsToBody}, ${isOwn ? 'by a fingerprint' : 'as a whole'}`, async (t) => {
+      let runs = 0
+      type Form = { amount: { value: string } | string }
+      const amountOf = ({ amount }: Form) => (typeof amount === 'string' ? amount : amount.value)
+      const own = { fingerprint: (request: FastifyRequest) => amountOf(request.body as Form) }
+      const app = await buildApp(t, database, {
+        routes: async (app) => {
+          await app.register(multipart, { attachFieldsToBody })
+          app.post('/pay', { config: { idempotency: isOwn ? own : true } }, () => `run ${++runs}`)
+        },
+      })
+      const pay = async (key: string, amount: string, file: string) => {
+        const form = new FormData()
+        form.append('amount', amount)
+        form.append('file', new Blob([file]), 'invoice.txt')
+        const { headers, body } = new Response(form) as Response & { body: ReadableStream }
+        const payload = Buffer.from(await new Response(body).arrayBuffer())
+        return send(app, '/pay', { key, payload, headers: Object.fromEntries(headers) })
+      }
+      const key = newKey()
+      t.equal((await pay(key, '10', 'a')).body, 'run 1')
+      t.equal((await pay(key, '10', 'a')).body, 'run 1')
+      t.equal((await pay(key, '1000', 'a')).statusCode, 422)
+      t.equal((await pay(key, '10', 'b')).statusCode, isOwn ? 200 : 422)
+    })
+  }
+}
 
 test('a body that repeats itself beyond all measure is answered 400 and leaves the key free', async (t) => {
   const pool = new WatchedPool(database)
