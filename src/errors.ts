@@ -202,7 +202,7 @@ export const NotAtomic = createError(
   'request.idempotency.tx is there in the handler of an atomic route alone: give the route config: { idempotency: { atomic: true } }, or write await request.idempotency.transaction((tx) => …)',
   500,
 )
-/** A step, a transaction or `run` in the handler of an atomic route; says which. */
+/** A step, a transaction, `keyFor` or `run` in the handler of an atomic route; says which. */
 export const NotInAtomic: FastifyErrorConstructor<{ code: 'IDEMPOTENCY_NOT_IN_ATOMIC' }, [string]> =
   createError(
     'IDEMPOTENCY_NOT_IN_ATOMIC',

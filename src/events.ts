@@ -223,7 +223,7 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   busy: ['info', 'A request with this idempotency key is running'],
   mismatch: ['warn', 'Idempotency key was used before with another request'],
   uncertain: ['warn', 'An interrupted operation waits for a decision'],
-  not_replayable: ['warn', 'The response of a finished operation was not kept'],
+  not_replayable: ['info', 'The response of a finished operation was not kept'],
   completed: ['debug', 'Response stored'],
   response_omitted: ['warn', 'Operation recorded without its response'],
   response_not_stored: ['error', 'Response could not be stored; storing it goes on'],

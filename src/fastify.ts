@@ -67,7 +67,7 @@ declare module 'fastify' {
   }
 
   interface FastifyContextConfig {
-    /** `false` leaves the route alone; `true` or options protect it, whatever its method. */
+    /** `false` leaves the route alone; `true` or options protect it, also a PUT or DELETE. Refused for a GET. */
     idempotency?: boolean | IdempotencyOptions
   }
 }

@@ -105,6 +105,11 @@ const tables = [
     defaults: RECOVER_DEFAULTS,
   },
   {
+    heading: 'Of `resolve()`',
+    options: () => membersOf('src/operations/options.ts', 'ResolveOptions'),
+    defaults: {},
+  },
+  {
     heading: 'Of `atomic',
     options: () => membersOf('src/options.ts', 'AtomicOptions'),
     defaults: ATOMIC_DEFAULTS,
@@ -230,16 +235,15 @@ const WITH_SNIPPETS = [
   'docs/webhooks.md',
 ]
 
-// What the snippets take for granted: things of an application.
+// What the snippets take for granted: things of an application. What it must declare for itself is in the
+// README's own snippets, and nowhere else.
 const AROUND = `
   import type { FastifyInstance, FastifyRequest } from 'fastify'
-  import type { Redis } from 'ioredis'
   import type { WebhookEvent, WebhookHandler, WebhookOptions } from 'fastify-idempotency'
   import type { PrismaClient } from './generated/prisma/client.js'
   declare global {
     const app: FastifyInstance
     const prisma: PrismaClient
-    const redis: Redis
     const tenant: (request: FastifyRequest) => string
     const event: WebhookEvent
     const handler: WebhookHandler
@@ -257,25 +261,40 @@ const AROUND = `
     class AppModule {}
     const mailer: { send: (booking: unknown, options: { key: string }) => Promise<object> }
     const stripeClient: { events: { list: () => AsyncIterable<object> } }
+  }`
+
+// As strict as a generated client about what matters here: its models, and that data are an object.
+const CLIENT = `
+  type Call<Args> = (args: Args) => Promise<any>
+  interface Model {
+    create: Call<{ data: object }>
+    createMany: Call<{ data: object }>
+    createManyAndReturn: Call<{ data: object }>
+    findUnique: Call<{ where: object }>
+    findFirst: Call<object>
+    findMany: Call<object>
+    update: Call<{ where: object; data: object }>
+    updateMany: Call<{ where: object; data: object }>
+    deleteMany: Call<{ where: object }>
+    count: (args?: object) => Promise<number>
   }
-  declare module 'fastify' {
-    interface FastifyRequest { user?: { id: string; orgId: string } | undefined }
+  export declare class PrismaClient {
+    constructor(options: object)
+    idempotencyRecord: Model
+    account: Model; booking: Model; invoice: Model; mail: Model; order: Model; payment: Model
+    report: Model; subscription: Model; ticket: Model
+    $queryRawUnsafe<T>(query: string, ...values: unknown[]): Promise<T>
+    $disconnect(): Promise<void>
+    $transaction<T>(
+      fn: (tx: Omit<PrismaClient, '$transaction' | '$disconnect'>) => Promise<T>,
+      options?: object,
+    ): Promise<T>
   }`
 
 t.test('the snippets of the documents compile in a strict application', async (t) => {
   const files: NonNullable<Parameters<typeof t.testdir>[0]> = {
     'around.ts': AROUND,
-    generated: {
-      prisma: {
-        'client.ts': `export declare class PrismaClient {
-          constructor(options: object)
-          [model: string]: any
-          idempotencyRecord: any
-          $queryRawUnsafe: any
-          $transaction<T>(fn: (tx: any) => Promise<T>, options?: object): Promise<T>
-        }`,
-      },
-    },
+    generated: { prisma: { 'client.ts': CLIENT } },
     'tsconfig.json': JSON.stringify({
       compilerOptions: {
         ...{ strict: true, exactOptionalPropertyTypes: true, skipLibCheck: true, noEmit: true },

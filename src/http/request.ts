@@ -30,7 +30,7 @@ export interface RequestIdempotency extends Operation {
   /**
    * On an atomic route, the transaction that the handler runs in, the application's own client in it:
    * what is written with it is committed together with the stored response, or not at all. `step`,
-   * `transaction` and `run` are refused there.
+   * `transaction`, `keyFor` and `run` are refused there.
    *
    * @throws IDEMPOTENCY_NOT_ATOMIC anywhere else.
    */

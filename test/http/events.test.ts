@@ -177,7 +177,7 @@ const EVENTS: Record<
     event: {},
   },
   not_replayable: {
-    level: 'warn',
+    level: 'info',
     plugin: { maxBodyBytes: 100 },
     async run({ call }) {
       await call('/large')
