@@ -40,7 +40,7 @@ const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
   // Several such bodies may be under way, each as text of twice the size.
   maxBodyBytes: isInteger(0, 64 * 1024 * 1024),
   store: isBoolean,
-  redact: isFunction,
+  redact: isSynchronous,
   headers: isHeaderList,
   keepStatus: isFunction,
   fingerprint: isFunction,
@@ -52,6 +52,12 @@ const ROUTE_CHECKS: Record<keyof RouteOptions, Check> = {
       : 'must be a function such as (request) => request.user?.id, or false',
   onUnknownCaller: isOneOf('reject', 'bypass'),
   atomic: isAtomic,
+}
+
+/** Nothing waits for a promise there: every response would be stored without its body. */
+function isSynchronous(value: unknown): string | undefined {
+  const isAsync = Object.prototype.toString.call(value) === '[object AsyncFunction]'
+  return isAsync ? 'must not be async' : isFunction(value)
 }
 
 // Rows stay locked and a connection stays taken for as long as such a transaction takes.
@@ -177,7 +183,23 @@ export function readRouteOptions(
   options: RouteOptions,
 ): RouteSettings {
   check(where, ROUTE_CHECKS, options)
+  refuseContradictions(where, options)
   return settingsOf(where, { ...DEFAULTS, ...defined(plugin), ...defined(options) })
+}
+
+/** What is said of one route must have an effect. What the plugin says of all of them gives way to it. */
+function refuseContradictions(where: string, options: RouteOptions): void {
+  const { store, redact, atomic, onLeaseExpired } = options
+  if (store === false && redact !== undefined) {
+    throw new OptionInvalid(
+      `option "redact"${where} has no effect beside store: false, which stores nothing of a response; remove one of them`,
+    )
+  }
+  if (atomic && onLeaseExpired === 'uncertain') {
+    throw new OptionInvalid(
+      `option "onLeaseExpired"${where} has no effect beside "atomic": a crash leaves nothing behind to be decided; remove one of them`,
+    )
+  }
 }
 
 function settingsOf(

@@ -45,8 +45,11 @@ export function bindHooks(
   app.decorateRequest(EXCHANGE, null)
   app.decorateRequest(THROWN_ERROR, null)
 
+  /** What protected routes were configured with. */
+  const configs = new WeakSet<object>()
   app.addHook('onRoute', (route) => {
     const own = route.config?.idempotency
+    refuseMisplaced(route)
     if (own === false || (own === undefined && !protection.settings.isGlobal)) return
     const methods = [route.method].flat()
     const protectedMethods = methods.filter((method) =>
@@ -54,8 +57,8 @@ export function bindHooks(
     )
     const name = `${methods.join(',')} ${route.url}`
     if (protectedMethods.length === 0) {
-      // Fastify adds a HEAD route beside a GET, with the same config.
-      if (own === undefined || route.method === 'HEAD') return
+      // Fastify adds a HEAD route beside a GET, which may be one with a POST, with the same config.
+      if (own === undefined || configs.has(Object(route.config))) return
       throw new OptionInvalid(
         `route ${name} has config.idempotency, but ${methods.join(' and ')} can be repeated as it is; remove it`,
       )
@@ -67,6 +70,7 @@ export function bindHooks(
     if (settings.atomic && protection.atomic === undefined) {
       throw new OptionInvalid(`option "atomic" of route ${name} needs PostgreSQL; leave it out`)
     }
+    if (route.config !== undefined) configs.add(route.config)
     const { handler } = route
     route.config = {
       ...route.config,
@@ -136,6 +140,14 @@ export function bindHooks(
     request[EXCHANGE]?.onError(error)
     done()
   })
+}
+
+/** @throws OptionInvalid for options that Fastify would ignore, and the route run unprotected. */
+function refuseMisplaced(route: FastifyRoute): void {
+  if (!Object.hasOwn(route, 'idempotency')) return
+  throw new OptionInvalid(
+    `route ${[route.method].flat().join(',')} ${route.url} has "idempotency" beside "config", where nothing reads it; write config: { idempotency: { … } }`,
+  )
 }
 
 /** Whether a route should be protected, but was there before the plugin: nothing may run on it. */

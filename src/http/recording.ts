@@ -1,3 +1,4 @@
+import type { ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
@@ -210,7 +211,7 @@ export class Recording {
     const reply = this.#reply
     const { settings } = this.#terms
     if (claim.isSettled || this.#isSending || !reply.sent) return
-    if (!reply.raw.writableFinished) {
+    if (!isAllWritten(reply.raw)) {
       return claim.abandon('the connection closed while the response was written past the hooks')
     }
     const { statusCode } = reply.raw
@@ -218,4 +219,9 @@ export class Recording {
     if (!settings.keepStatus(statusCode)) return this.#release(`status ${statusCode}`)
     await this.#completeWithout(statusCode, 'written past the hooks')
   }
+}
+
+/** Whether all bytes of a closed response were handed on. `app.inject` closes it before its socket says so. */
+function isAllWritten(raw: ServerResponse): boolean {
+  return raw.writableFinished || (raw.writableEnded && Reflect.has(raw, 'isLightMyRequest'))
 }

@@ -236,6 +236,25 @@ test('a hijacked reply that was written to its end: done, and not replayable', a
   }
 })
 
+test('a hijacked reply under app.inject is recorded as one over HTTP', async (t) => {
+  const events = collectEvents(t)
+  let runs = 0
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/things', (_request, reply) => {
+        runs += 1
+        reply.hijack()
+        reply.raw.write('data: 1\n\n')
+        reply.raw.end('data: 2\n\n')
+      }),
+  })
+  const key = newKey()
+  t.equal((await send(app, '/things', { key })).body, 'data: 1\n\ndata: 2\n\n')
+  await Promise.race([events.first('completed'), events.first('abandoned')])
+  t.match((await send(app, '/things', { key })).json(), { code: 'IDEMPOTENCY_NOT_REPLAYABLE' })
+  t.equal(runs, 1)
+})
+
 test('a hijacked reply that was broken off: nobody knows, so the lease runs out and a retry may run', async (t) => {
   const events = collectEvents(t)
   let runs = 0

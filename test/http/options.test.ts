@@ -337,6 +337,66 @@ test('options of a route that are no object are refused', async (t) => {
   }
 })
 
+test('options of a route that contradict each other are refused, those of the plugin give way', async (t) => {
+  const redact = () => ({})
+  for (const [config, says] of [
+    [{ store: false, redact }, /"redact" of route POST \/things has no effect beside store: false/],
+    [
+      { atomic: true, onLeaseExpired: 'uncertain' },
+      /"onLeaseExpired" of route POST \/things has no effect beside "atomic"/,
+    ],
+    [{ redact: async () => ({}) }, /"redact" of route POST \/things must not be async/],
+  ] as const) {
+    const error = await errorOf(register(complete, config))
+    t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID')
+    t.match(error.message, says)
+  }
+  await t.resolves(register({ ...complete, redact }, { store: false }))
+  await t.resolves(register({ ...complete, onLeaseExpired: 'uncertain' }, { onStoreError: 'fail' }))
+  if (database.kind === 'postgres') {
+    await t.resolves(register({ ...complete, onLeaseExpired: 'uncertain' }, { atomic: true }))
+  }
+})
+
+test('a method that can be repeated as it is is refused, HEAD as GET', async (t) => {
+  for (const method of ['GET', 'HEAD', 'OPTIONS']) {
+    const app = Fastify()
+    t.teardown(() => app.close())
+    await app.register(idempotency, { prisma, tenant: false })
+    const route = { method, url: '/things', config: { idempotency: {} }, handler: () => 'x' }
+    t.throws(() => app.route(route), {
+      code: 'IDEMPOTENCY_OPTION_INVALID',
+      message: new RegExp(`route ${method} /things has config.idempotency`),
+    })
+  }
+})
+
+test('a GET beside a POST, and the HEAD that Fastify adds to it, have the config of the POST', async (t) => {
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.route({
+        method: ['GET', 'POST'],
+        url: '/things',
+        config: { idempotency: { required: true } },
+        handler: () => 'x',
+      }),
+  })
+  t.equal((await send(app, '/things', { method: 'HEAD' })).statusCode, 200)
+  t.equal((await send(app, '/things')).statusCode, 400)
+})
+
+test('options that are not in config are refused: the route would run unprotected', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(idempotency, { prisma, tenant: false, global: false })
+  const misplaced = { idempotency: { required: true } }
+  t.throws(() => app.post('/things', misplaced as object, () => 'x'), {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    message:
+      /route POST \/things has "idempotency" beside "config".*config: \{ idempotency: \{ … \} \}/,
+  })
+})
+
 test('without tenant there is no registration: its absence would share keys', async (t) => {
   await t.rejects(register({ prisma }), { message: /option "tenant" must be a function/ })
 })
