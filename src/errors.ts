@@ -27,13 +27,13 @@ export const BodyUnusable = createError(
 /** `tenant` returned nothing for this request. */
 export const TenantUnknown = createError(
   'IDEMPOTENCY_TENANT_UNKNOWN',
-  'An Idempotency-Key or a webhook needs a known tenant, and this request belongs to none',
+  'This request belongs to no tenant, and an Idempotency-Key, a webhook, or a method such as request.idempotency.reserve() needs one. Authenticate it; for requests without a user, let the tenant function return a name, or set onUnknownCaller',
   403,
 )
 /** `principal` returned nothing for this request. */
 export const PrincipalUnknown = createError(
   'IDEMPOTENCY_PRINCIPAL_UNKNOWN',
-  'An Idempotency-Key needs a known caller, and this request has none',
+  'An Idempotency-Key needs a known caller, and this request has none. Authenticate it; for requests without a user, let the principal function return a name, or set onUnknownCaller',
   403,
 )
 /** The same operation is running now. */
@@ -48,12 +48,11 @@ export const Uncertain = createError(
   'An earlier request with this Idempotency-Key was interrupted; whether it took effect must be found out before it is repeated',
   409,
 )
-/** The operation is done, but its response was not kept. */
-export const NotReplayable = createError(
-  'IDEMPOTENCY_NOT_REPLAYABLE',
-  'The request with this Idempotency-Key was processed, but its response was not kept and cannot be repeated',
-  409,
-)
+/** The operation is done, but its response, or its result, was not kept; says of what. */
+export const NotReplayable: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_NOT_REPLAYABLE' },
+  [string]
+> = createError('IDEMPOTENCY_NOT_REPLAYABLE', '%s was not kept and cannot be repeated', 409)
 /** This request lost its claim to another attempt while it ran. */
 export const LeaseLost = createError(
   'IDEMPOTENCY_LEASE_LOST',
@@ -84,10 +83,13 @@ export const TooManyKeys = createError(
   'Too many new Idempotency-Keys; retries with keys that were used already are still answered',
   429,
 )
-/** The database cannot be asked whether the operation was run. Nothing was executed. */
-export const StoreUnavailable = createError(
+/** The database cannot be asked whether the operation was run; says in which words. Nothing was executed. */
+export const StoreUnavailable: FastifyErrorConstructor<
+  { code: 'IDEMPOTENCY_STORE_UNAVAILABLE' },
+  [string, { cause: unknown }?]
+> = createError(
   'IDEMPOTENCY_STORE_UNAVAILABLE',
-  'Whether this request was processed before cannot be found out now; nothing was executed, repeat it later',
+  'Whether %s cannot be found out now; nothing was executed, repeat it later',
   503,
 )
 
@@ -145,7 +147,7 @@ export const StepNotStorable: FastifyErrorConstructor<
   [string, string]
 > = createError(
   'IDEMPOTENCY_STEP_NOT_STORABLE',
-  'The result of step %s cannot be stored for a later attempt: %s. Return plain data: objects, lists, text, numbers, dates; a Decimal as text',
+  'The %s cannot be stored for a later attempt: %s. Use plain data: objects, lists, text, numbers, dates; a Decimal as text',
   500,
 )
 /** A transaction within, or beside, another one or a step of the same handler, or the reverse. */
@@ -250,7 +252,7 @@ export const ModelsMissing: FastifyErrorConstructor<
   [string]
 > = createError(
   'IDEMPOTENCY_MODELS_MISSING',
-  'fastify-idempotency: the Prisma client lacks %s. Add what is missing to the schema with `npx fastify-idempotency init`, then run `npx prisma migrate dev` and `npx prisma generate`',
+  'fastify-idempotency: the Prisma client lacks %s. Run `npx fastify-idempotency init`: it adds models, and prints the lines to write into a model that is there already. Then run `npx prisma migrate dev` and `npx prisma generate`',
   500,
 )
 /** The schema maps the library's models to other tables or columns; thrown at registration. */

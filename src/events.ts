@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { channel } from 'node:diagnostics_channel'
+import { fileURLToPath } from 'node:url'
 import type { FastifyBaseLogger } from 'fastify'
 import type { EventStatus } from './core/event.js'
 import type { HeldBy, RecordKey } from './core/record.js'
@@ -241,7 +242,7 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
     'error',
     'Commit of an atomic operation not confirmed; its response was held back',
   ],
-  store_unavailable: ['error', 'Idempotency store does not answer'],
+  store_unavailable: ['error', 'Idempotency store failed or did not answer'],
   too_many_keys: ['warn', 'Too many new idempotency keys'],
   limiter_failed: ['warn', 'A limit could not be counted; nobody was held up'],
   body_not_compared: [
@@ -271,7 +272,7 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   webhook_refused: ['warn', 'Webhook refused: its signature was not accepted'],
   webhook_handshake: ['info', 'Webhook handshake answered'],
   webhook_not_verified: ['error', 'Webhook could not be verified; it was not acknowledged'],
-  inbox_unavailable: ['error', 'Inbox does not answer; the webhook was not acknowledged'],
+  inbox_unavailable: ['error', 'Inbox failed or did not answer; the webhook was not acknowledged'],
   dispatch_failed: [
     'warn',
     'Webhook events that are due could not be handed on; trying again later',
@@ -342,22 +343,36 @@ export function failureOf(error: unknown): Failure {
     name: error instanceof Error ? error.name : typeof error,
     code,
     hint: code === undefined ? undefined : HINTS[code],
-    at: error instanceof Error ? firstFrameOf(error) : undefined,
+    at: error instanceof Error ? frameOf(error) : undefined,
   }
   known.add(failure)
   return failure
 }
 
-/** The stack begins with the message, which may quote a stack, or anything. */
-function firstFrameOf({ stack = '', message }: Error): string | undefined {
+// Where this file is, in src or in dist: the library's own code.
+const LIBRARY = fileURLToPath(new URL('.', import.meta.url))
+
+/**
+ * Where an error comes from: the first line of its stack that is the application's, or the first one. The
+ * stack begins with the message, which may quote a stack, or anything.
+ */
+function frameOf({ stack = '', message }: Error): string | undefined {
   const messageAt = stack.indexOf(message)
   if (messageAt === -1) return undefined
-  return /\n +at (.+)/.exec(stack.slice(messageAt + message.length))?.[1]
+  const lines = stack.slice(messageAt + message.length).matchAll(/\n +at (.+)/g)
+  const frames = [...lines].map(([, frame]) => frame as string)
+  return frames.find(isOfApplication) ?? frames[0]
+}
+
+function isOfApplication(frame: string): boolean {
+  return !/[\\/]node_modules[\\/]|\(?(node:|<anonymous>)/.test(frame) && !frame.includes(LIBRARY)
 }
 
 const MIGRATE =
   'the tables are missing or old: run `npx prisma migrate deploy` (after `npx fastify-idempotency init`)'
 const UNREACHABLE = 'the database cannot be reached'
+const NO_DATABASE = 'the server has no database of this name'
+const NO_ACCESS = 'the server refuses the user or its password'
 const ONE_PROCESS =
   'the SQLite file is locked by another process: SQLite is for an application of one process'
 
@@ -366,8 +381,20 @@ const HINTS: Record<string, string> = {
   '42703': MIGRATE,
   P2021: MIGRATE,
   P2022: MIGRATE,
+  // MySQL and MariaDB: no such table, no such column.
+  1146: MIGRATE,
+  1054: MIGRATE,
   P1001: UNREACHABLE,
   ECONNREFUSED: UNREACHABLE,
+  ENOTFOUND: UNREACHABLE,
+  EAI_AGAIN: UNREACHABLE,
+  '3D000': NO_DATABASE,
+  1049: NO_DATABASE,
+  '28000': NO_ACCESS,
+  '28P01': NO_ACCESS,
+  1045: NO_ACCESS,
+  // All that the pool of MariaDB's driver says.
+  45028: `${UNREACHABLE}, refuses its user, or has no free connection in the pool`,
   P1008: ONE_PROCESS,
   5: ONE_PROCESS,
   SQLITE_BUSY: ONE_PROCESS,

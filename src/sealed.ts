@@ -21,10 +21,10 @@ const originals = new WeakMap<object, unknown>()
 
 /** An error of the library's own in place of another one, of which only what is safe is its cause. */
 export function sealIn(
-  Sealed: new (options: { cause: Failure }) => FastifyError,
+  create: (options: { cause: Failure }) => FastifyError,
   error: unknown,
 ): FastifyError {
-  return keepOriginal(new Sealed({ cause: failureOf(error) }), error)
+  return keepOriginal(create({ cause: failureOf(error) }), error)
 }
 
 /**

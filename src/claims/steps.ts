@@ -1,5 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { DevalueError, parse, stringify } from 'devalue'
+import { parse } from 'devalue'
 import { downstreamKey } from '../core/downstream-key.js'
 import { ISOLATION_LEVELS } from '../core/isolation.js'
 import type { StepResults } from '../core/record.js'
@@ -13,7 +13,6 @@ import {
   StepNameInvalid,
   StepNameUsed,
   StepNested,
-  StepNotStorable,
   StepTooLate,
   TransactionEnded,
   TransactionOpen,
@@ -23,6 +22,7 @@ import { seal } from '../sealed.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import { HiddenDuplicate, isRolledBack, sayAgain } from '../store/say-again.js'
 import { boundInteractive, isStillOpen } from '../store/transaction-bounds.js'
+import { encode } from './encode.js'
 
 export interface TransactionOptions {
   /** Tells this transaction from others of the same handler. Default `'transaction'`. */
@@ -65,6 +65,9 @@ interface Place {
 type Kind = 'step' | 'part' | 'transaction'
 
 const CALLS: Record<Kind, string> = { step: 'step()', part: 'run()', transaction: 'transaction()' }
+
+/** What each is for people. */
+const CALLED: Record<Kind, string> = { step: 'step', part: 'handler', transaction: 'transaction' }
 
 const place = new AsyncLocalStorage<Place>()
 
@@ -161,7 +164,7 @@ export class Steps {
     return this.#once(kind, name, async (path) => {
       checkFunction('step', fn)
       const value = await this.#ownFunction(() => place.run(inside, fn))
-      const text = encode(name, value)
+      const text = encode(`result of ${CALLED[kind]} ${JSON.stringify(name)}`, value)
       crashPoint('step:done')
       const keep = await this.#prepare(false)
       await this.#alone(async () => {
@@ -195,7 +198,7 @@ export class Steps {
       checkOptions(options)
       this.#isOpen = true
       try {
-        return await sayAgain(() => this.#transact(path, fn, final, options))
+        return await sayAgain(() => this.#transact({ path, name }, fn, final, options))
       } catch (error) {
         if (error instanceof Undone) return error.value as T
         throw error
@@ -206,7 +209,7 @@ export class Steps {
   }
 
   #transact<T>(
-    name: string,
+    { path, name }: { readonly path: string; readonly name: string },
     fn: (tx: ApplicationTransaction) => Promise<T>,
     isFinal: boolean,
     options: TransactionOptions,
@@ -222,7 +225,8 @@ export class Steps {
         const value = await this.#ownFunction(() => fn(tx as ApplicationTransaction))
         if (this.#isUndone) throw new Undone(value)
         if (!(await isStillOpen(this.#prisma, tx))) throw new TransactionEnded()
-        results = { ...this.#results, [name]: encode(name, value) }
+        const text = encode(`result of transaction ${JSON.stringify(name)}`, value)
+        results = { ...this.#results, [path]: text }
         crashPoint('transaction:inside')
         // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.
         if (!(await keep(tx, results))) throw new LeaseLost()
@@ -368,19 +372,4 @@ function checkOptions({ isolationLevel, maxWait, timeout, ...unknown }: Transact
 /** @throws StepNameInvalid */
 function checkName(name: unknown): void {
   if (!isStorableText(name)) throw new StepNameInvalid()
-}
-
-/** At once, and not when a later attempt wants it back. */
-export function encode(name: string, value: unknown): string {
-  try {
-    return stringify(value)
-  } catch (error) {
-    throw new StepNotStorable(JSON.stringify(name), reasonOf(error))
-  }
-}
-
-/** Without anything of the value: an error of its getters may quote it. */
-function reasonOf(error: unknown): string {
-  if (error instanceof DevalueError) return error.message
-  return error instanceof RangeError ? 'it is nested too deeply' : 'reading it failed'
 }

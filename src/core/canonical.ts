@@ -323,7 +323,7 @@ function sort(keys: string[]): void {
   }
 }
 
-function classNameOf(value: object): string {
+export function classNameOf(value: object): string {
   const made: unknown = Reflect.get(Object.getPrototypeOf(value), 'constructor')
   return (typeof made === 'function' && made.name) || 'a class'
 }

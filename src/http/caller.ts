@@ -3,7 +3,7 @@ import { PrincipalFailed, PrincipalUnknown, TenantFailed, TenantUnknown } from '
 import { type Failure, failureOf, type IgnoredReason, type Report } from '../events.js'
 import type { PluginSettings, RouteSettings } from '../options.js'
 import { hasStatus } from '../sealed.js'
-import { NoTenant, principalOf, tenantOf } from './tenant.js'
+import { InvalidName, NoTenant, principalOf, tenantOf } from './tenant.js'
 
 /** The options that say who the caller is. */
 export type CallerSettings = Pick<PluginSettings, 'tenant' | 'storeTimeoutMs'> &
@@ -47,6 +47,7 @@ export async function identifyCaller(
 
 /** Nearly always, these are functions that read a property of a user who is not there. */
 function withHint(failure: Failure, error: unknown): Failure {
+  if (error instanceof InvalidName) return { ...failure, hint: error.hint }
   if (!(error instanceof TypeError)) return failure
   const hint =
     'for a request without a user, return nothing: (request) => request.user?.orgId; `onUnknownCaller` says what happens then'

@@ -231,7 +231,7 @@ export class Exchange {
 
   #unavailable(error: unknown): FastifyReply {
     this.#report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
-    return this.#answer(new StoreUnavailable(), STORE_RETRY_S)
+    return this.#answer(new StoreUnavailable('this request was processed before'), STORE_RETRY_S)
   }
 
   async #runAtomic(claim: AtomicClaim): Promise<unknown> {
@@ -297,7 +297,8 @@ export class Exchange {
   #replay(response: StoredResponse, waitedMs: number): FastifyReply {
     if (response.body === null) {
       this.#report({ kind: 'not_replayable' })
-      return this.#answer(new NotReplayable())
+      const what = 'The request with this Idempotency-Key was processed, but its response'
+      return this.#answer(new NotReplayable(what))
     }
     this.#report({ kind: 'replayed', statusCode: response.statusCode, waitedMs })
     this.#replayed = response

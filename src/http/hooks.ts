@@ -171,10 +171,14 @@ async function comparisonOf(
   const { method, params, query, body } = request
   if (settings.fingerprint !== undefined) {
     const own = await settings.fingerprint(request)
-    if (own === undefined) throw new TypeError('the fingerprint function returned nothing')
+    if (own === undefined) {
+      throw new OptionInvalid(
+        `the fingerprint function of ${name} returned nothing: return what must stay the same in a retry, such as (request) => request.params`,
+      )
+    }
     const taken = await fingerprintInTurns(ofValue([method, identity, own]), nextTurn)
     if (taken.kind === 'exact') return taken.value
-    throw new TypeError(
+    throw new OptionInvalid(
       `the fingerprint function of ${name} returned ${obstacleIn(taken)}, alone or within other values, which cannot be compared: return text, numbers, or plain objects and lists of them`,
     )
   }

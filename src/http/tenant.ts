@@ -3,6 +3,17 @@ import { isStorable, isStorableText } from '../core/text.js'
 import type { PluginSettings, RouteSettings } from '../options.js'
 import { within } from '../within.js'
 
+/** What a `tenant` or `principal` function returned is no name. */
+export class InvalidName extends TypeError {
+  /** For people, without anything of the value. */
+  readonly hint: string
+
+  constructor(option: 'tenant' | 'principal', returned: string) {
+    super(`the ${option} function returned no name`)
+    this.hint = `it returned ${returned}: return text, a safe integer or a bigint; for a request without a user, nothing`
+  }
+}
+
 /** The request belongs to no tenant. */
 export class NoTenant extends Error {}
 
@@ -22,7 +33,10 @@ export async function tenantOf(
   const name = nameFrom('tenant', await answerOf(tenant(request), timeoutMs))
   if (name === undefined) throw new NoTenant()
   if (!isStorableText(name)) {
-    throw new TypeError('the tenant function returned more than 255 characters, or no valid text')
+    throw new InvalidName(
+      'tenant',
+      'more than 255 characters, or text that cannot be stored as it is',
+    )
   }
   return name
 }
@@ -40,7 +54,7 @@ export async function principalOf(
   const name = nameFrom('principal', await answerOf(principal(request), timeoutMs))
   // Of any length, because it is hashed. Halves of characters would all be hashed as the same one.
   if (name === undefined || isStorable(name)) return name
-  throw new TypeError('the principal function returned no valid text')
+  throw new InvalidName('principal', 'text that cannot be stored as it is')
 }
 
 /** Bounded, where there is something to wait for. */
@@ -49,13 +63,17 @@ function answerOf(answer: unknown, timeoutMs: number): unknown {
   return isPending ? within(Promise.resolve(answer), timeoutMs) : answer
 }
 
+const RETURNED: Partial<Record<string, string>> = {
+  object: 'an object',
+  number: 'a number that is no safe integer',
+  string: '"NaN"',
+}
+
 function nameFrom(option: 'tenant' | 'principal', value: unknown): string | undefined {
   if (value === undefined || value === null || value === '') return undefined
   const isWhole = typeof value === 'bigint' || Number.isSafeInteger(value)
   const name = isWhole ? String(value) : value
   if (typeof name === 'string' && name !== 'NaN') return name
   // Beyond the safe integers, two ids may have been rounded to one number.
-  throw new TypeError(
-    `the ${option} function returned ${typeof value}; it must return a string, a safe integer or a bigint`,
-  )
+  throw new InvalidName(option, RETURNED[typeof value] ?? `a ${typeof value}`)
 }

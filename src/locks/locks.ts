@@ -116,7 +116,7 @@ export class Locks {
       // It may yet be taken, for nobody.
       asking.then((late) => late.kind === 'acquired' && late.held.release()).catch(() => {})
       report({ kind: 'lock_unavailable', failure: failureOf(error) })
-      throw sealIn(LockUnavailable, error)
+      throw sealIn((options) => new LockUnavailable(options), error)
     }
   }
 

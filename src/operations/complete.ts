@@ -4,8 +4,6 @@ import type { Report } from '../events.js'
 import { storedResult } from './stored.js'
 
 export interface CompleteTerms {
-  /** Names the result in errors. */
-  readonly name: string
   readonly storeTimeoutMs: number
   readonly report: Report
 }
@@ -18,16 +16,16 @@ export interface Completed {
 }
 
 /**
- * Ends an operation whose work has returned. It has run, and must not run again because its result is no
+ * Ends an operation whose work has returned. It has run, and must not run again because its result is not
  * plain data: then it is completed without one, as a response that is too large to keep.
  */
 export async function complete(
   claim: Claim,
   value: unknown,
-  { name, storeTimeoutMs, report }: CompleteTerms,
+  { storeTimeoutMs, report }: CompleteTerms,
 ): Promise<Completed> {
   try {
-    const result = storedResult(name, value)
+    const result = storedResult('run()', value)
     return { stored: await claim.complete(result, storeTimeoutMs), refused: undefined }
   } catch (error) {
     if (!(error instanceof StepNotStorable)) throw error

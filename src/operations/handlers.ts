@@ -1,7 +1,8 @@
 import { parse } from 'devalue'
 import type { Claim } from '../claims/claim.js'
+import { encode } from '../claims/encode.js'
 import { type Operation, operationOf } from '../claims/operation.js'
-import { encode, type Steps } from '../claims/steps.js'
+import type { Steps } from '../claims/steps.js'
 import { LeaseLost, OptionInvalid } from '../errors.js'
 import type { PluginOptions, RouteSettings } from '../options.js'
 import type { PrismaClientLike } from '../store/client.js'
@@ -81,7 +82,7 @@ export class Handlers {
 
 /** Who finishes an operation if this process does not. @throws StepNotStorable */
 export function recoveryBy({ name }: AnyHandler, input: unknown): Recovery {
-  return { handler: name, input: encode(`the input of ${name}`, input) }
+  return { handler: name, input: encode(`input of handler ${JSON.stringify(name)}`, input) }
 }
 
 /**

@@ -268,7 +268,7 @@ export class Operations {
       case 'replay':
         if (outcome.response.body === null) {
           report({ kind: 'not_replayable' })
-          throw new NotReplayable()
+          throw new NotReplayable('What run() was called with is done, but its result')
         }
         report({ kind: 'replayed', statusCode: 200, waitedMs: outcome.waitedMs })
         return { kind: 'replayed', value: resultOf(outcome.response) as T }
@@ -292,7 +292,6 @@ export class Operations {
       if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
       const { storeTimeoutMs } = settings
       const { stored, refused } = await complete(claim, value, {
-        name: key,
         storeTimeoutMs,
         report,
       })
@@ -311,7 +310,7 @@ export class Operations {
       return await this.#context.claims.begin(wish)
     } catch (error) {
       report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
-      throw sealIn(StoreUnavailable, error)
+      throw sealIn((options) => new StoreUnavailable('run() has done this before', options), error)
     }
   }
 
@@ -346,7 +345,8 @@ export class Operations {
     })
     return resolving.catch((error) => {
       report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
-      throw sealIn(StoreUnavailable, error)
+      const what = 'this decision of resolve() took effect'
+      throw sealIn((options) => new StoreUnavailable(what, options), error)
     })
   }
 

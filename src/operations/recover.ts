@@ -153,7 +153,7 @@ async function finish(
     if (isOfRun({ tenantId, key })) {
       const value = await untilLost(work())
       if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
-      const { stored } = await complete(claim, value, { name, storeTimeoutMs, report })
+      const { stored } = await complete(claim, value, { storeTimeoutMs, report })
       return stored === 'stored' ? finished() : stored === 'lost' ? 'skipped' : 'failed'
     }
     // Only the route can make a response of its result: that is a step now, and the key is free for

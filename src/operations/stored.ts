@@ -1,5 +1,5 @@
 import { parse } from 'devalue'
-import { encode } from '../claims/steps.js'
+import { encode } from '../claims/encode.js'
 import { fingerprint, obstacleIn, ofValue } from '../core/fingerprint.js'
 import type { RecordKey, StoredResponse } from '../core/record.js'
 import { OptionInvalid } from '../errors.js'
@@ -17,9 +17,9 @@ export const isOfRun = ({ key }: RecordKey): boolean => key.startsWith(RUN)
 export const givenKey = ({ key }: RecordKey): string =>
   key.startsWith(RUN) ? key.slice(RUN.length) : key
 
-/** @throws StepNotStorable */
-export function storedResult(key: string, value: unknown): StoredResponse {
-  return { statusCode: 200, headers: {}, body: Buffer.from(encode(key, value)) }
+/** `call`: what returned it, or was given it. @throws StepNotStorable */
+export function storedResult(call: 'run()' | 'resolve()', value: unknown): StoredResponse {
+  return { statusCode: 200, headers: {}, body: Buffer.from(encode(`result of ${call}`, value)) }
 }
 
 export function resultOf({ body }: StoredResponse): unknown {

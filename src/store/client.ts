@@ -209,6 +209,10 @@ export function errorCode(error: unknown, depth = 0): string | undefined {
   const inner: unknown = Reflect.get(Object(Reflect.get(error, 'meta')), 'driverAdapterError')
   const original: unknown = Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'originalCode')
   if (typeof original === 'string') return original
+  // As other calls than raw queries say it. No database has given a code.
+  if (Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'kind') === 'DatabaseNotReachable') {
+    return 'P1001'
+  }
   const code: unknown = Reflect.get(error, 'code')
   // Prisma's own name for a serialization failure or a deadlock.
   if (code === 'P2034') return '40001'

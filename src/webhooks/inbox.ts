@@ -76,6 +76,10 @@ export class Inbox {
     this.#endpoints.set(endpoint.name, endpoint)
   }
 
+  get endpointNames(): readonly string[] {
+    return [...this.#endpoints.keys()]
+  }
+
   endpoint(name: string): Endpoint | undefined {
     return this.#endpoints.get(name)
   }

@@ -160,7 +160,7 @@ export async function recordEvent(
   } catch (error) {
     const failure = failureOf(error)
     reporter(request.log, nameOf(request), undefined)({ kind: 'inbox_unavailable', failure })
-    throw sealIn(InboxUnavailable, error)
+    throw sealIn((options) => new InboxUnavailable(options), error)
   }
 }
 

@@ -176,7 +176,10 @@ export function bindWebhooks(
     async ingest(event) {
       const given = readEventToIngest(event)
       const endpoint = inbox().endpoint(given.endpoint)
-      if (endpoint === undefined) throw new EventMissing(`webhook endpoint ${given.endpoint}`)
+      if (endpoint === undefined) {
+        const names = inbox().endpointNames.join(', ') || 'none'
+        throw new EventMissing(`webhook endpoint ${given.endpoint}; there are ${names}`)
+      }
       const tenantId = given.tenantId ?? endpoint.fixedTenant
       if (tenantId === undefined) {
         throw new OptionInvalid(

@@ -196,22 +196,31 @@ t.test('no name of a step leads to the result of another one', async (t) => {
 
 t.test('what cannot be stored is refused at once, and says where it stands', async (t) => {
   class Money {}
+  const says = (message: RegExp) => ({ code: 'IDEMPOTENCY_STEP_NOT_STORABLE', message })
   const { steps, client } = stepsOf(fresh())
   const refused = { code: 'IDEMPOTENCY_STEP_NOT_STORABLE' }
   await t.rejects(
     steps.step('a', () => () => {}),
-    refused,
+    says(/The result of step "a" cannot be stored for a later attempt: it is a function\./),
   )
   await t.rejects(
     steps.step('b', () => ({ price: new Money() })),
-    refused,
+    says(/: `\.price` is an instance of Money\./),
   )
   await t.rejects(
     steps.transaction(async (tx) => {
       Reflect.get(tx, 'write').call(tx, 'effect')
       return new Money()
     }),
-    refused,
+    says(/The result of transaction "transaction" cannot be .*: it is an instance of Money\./),
+  )
+  await t.rejects(
+    steps.step('d', () => new Map([['canary', { 'a canary': [Symbol('canary')] }]])),
+    says(/: `\.get\(…\)\[…\]\[0\]` is a symbol\./),
+  )
+  await t.rejects(
+    steps.step('e', () => ({ [Symbol('canary')]: 1 })),
+    says(/: it has symbols as keys\./),
   )
   const hidden = Object.defineProperty({}, 'price', {
     enumerable: true,

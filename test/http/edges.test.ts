@@ -97,7 +97,12 @@ test('a fingerprint function that returns nothing protects nothing, so nothing r
     plugin: { fingerprint: () => undefined },
     routes: (app) => app.post('/things', () => ({ runs: ++runs })),
   })
-  t.equal((await send(app, '/things', { key: newKey() })).statusCode, 500)
+  const answer = await send(app, '/things', { key: newKey() })
+  t.match(answer.json(), {
+    status: 500,
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    detail: /fingerprint function of POST \/things returned nothing.*return/,
+  })
   t.equal(runs, 0)
 })
 

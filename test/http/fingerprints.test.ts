@@ -192,7 +192,10 @@ test('a fingerprint function that returns what cannot be compared protects nothi
     const key = newKey()
     const answer = await send(app, '/things', { key })
     t.equal(answer.statusCode, 500)
-    t.match(answer.json().message, /fingerprint function of POST \/things/)
+    t.match(answer.json(), {
+      code: 'IDEMPOTENCY_OPTION_INVALID',
+      detail: /fingerprint function of POST \/things/,
+    })
     t.equal(runs, 0)
     t.equal(await recordOf(database, key), null)
   }

@@ -199,6 +199,22 @@ test('a tenant or principal function that never answers is a 500 after storeTime
   }
 })
 
+test('a tenant or principal function that returns no name: the hint says what it returned', async (t) => {
+  const events = collectEvents(t)
+  for (const [value, hint] of [
+    [{ id: 7 }, /it returned an object: return text, a safe integer or a bigint/],
+    [true, /it returned a boolean: /],
+    [2 ** 53, /it returned a number that is no safe integer: /],
+    ['\ud800', /text that cannot be stored as it is: /],
+  ] as const) {
+    for (const option of ['tenant', 'principal']) {
+      const { app } = await countedApp(t, { [option]: () => value as never })
+      t.equal((await send(app, '/things', { key: newKey() })).statusCode, 500)
+      t.match(events.all.at(-1), { kind: 'caller_failed', option, failure: { hint } })
+    }
+  }
+})
+
 test('a route replaces the plugin’s principal, or takes it away', async (t) => {
   const app = await buildApp(t, database, {
     plugin: { principal: byHeader },

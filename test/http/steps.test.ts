@@ -269,13 +269,16 @@ test('a result that cannot be stored is an error at once, and named', async (t) 
   const { app } = await serve(t, (idempotency) =>
     idempotency.step('charge', () => {
       calls += 1
-      return calls === 1 ? { send: () => {} } : 'text'
+      return calls === 1 ? { sent: [{ send: () => {} }] } : 'text'
     }),
   )
   const key = newKey()
   const answer = await send(app, '/pay', { key })
   t.equal(answer.statusCode, 500)
-  t.match(answer.json(), { code: 'IDEMPOTENCY_STEP_NOT_STORABLE', detail: /step "charge"/ })
+  t.match(answer.json(), {
+    code: 'IDEMPOTENCY_STEP_NOT_STORABLE',
+    detail: /result of step "charge".*`\.sent\[0\]\.send` is a function/,
+  })
   t.equal((await send(app, '/pay', { key })).body, 'text')
 })
 

@@ -27,7 +27,11 @@ test('while nobody can say whether it ran, nothing is run, and the caller is tol
   const events = collectEvents(t)
   const { operations } = operationsProcess(t, way, { disturbed: { insert: down } })
   const running = operations.of('').run(newName(), () => t.fail('it ran'))
-  await t.rejects(running, { code: 'IDEMPOTENCY_STORE_UNAVAILABLE', statusCode: 503 })
+  await t.rejects(running, {
+    code: 'IDEMPOTENCY_STORE_UNAVAILABLE',
+    statusCode: 503,
+    message: /^Whether run\(\) has done this before cannot be found out now; nothing was executed/,
+  })
   t.match(await events.first('store_unavailable'), { failure: { code: 'ECONNREFUSED' } })
   t.notMatch(JSON.stringify(events.all), /canary/)
 })
@@ -59,11 +63,15 @@ test('work whose result cannot be stored is not run again: a later call gets a t
     const key = newName()
     await t.rejects(
       runs.run(key, () => result),
-      { code: 'IDEMPOTENCY_STEP_NOT_STORABLE' },
+      { code: 'IDEMPOTENCY_STEP_NOT_STORABLE', message: /^The result of run\(\) cannot be stored/ },
     )
     await t.rejects(
       runs.run(key, () => t.fail('it ran again')),
-      { code: 'IDEMPOTENCY_NOT_REPLAYABLE', statusCode: 409 },
+      {
+        code: 'IDEMPOTENCY_NOT_REPLAYABLE',
+        statusCode: 409,
+        message: /^What run\(\) was called with is done, but its result was not kept/,
+      },
     )
     t.match(await runs.run(key, () => t.fail('it ran'), { input: 1 }), { kind: 'mismatch' })
     t.match(await runs.resolve({ run: key }, { result: 1 }), { kind: 'completed' })
@@ -280,7 +288,10 @@ test('a record that an open transaction has locked is decided once that is over'
   })
   await isLocked.opened
   const decide = () => operations.of('').resolve({ run: key }, { release: true }, { force: true })
-  await t.rejects(decide(), { code: 'IDEMPOTENCY_STORE_UNAVAILABLE' })
+  await t.rejects(decide(), {
+    code: 'IDEMPOTENCY_STORE_UNAVAILABLE',
+    message: /^Whether this decision of resolve\(\) took effect cannot be found out now/,
+  })
   go.open()
   await standing
   t.strictSame(await decide(), { kind: 'resolved' })

@@ -118,6 +118,7 @@ test('what cannot be read is told without repeating it', async (t) => {
   }
   await t.rejects(app.idempotency.ingest({ endpoint: '/nowhere', payload: {} }), {
     code: 'IDEMPOTENCY_EVENT_MISSING',
+    message: /no webhook endpoint \/nowhere; there are .*\/bank/,
   })
 })
 
