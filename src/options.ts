@@ -43,11 +43,13 @@ export interface RouteOptions {
    */
   store?: boolean
   /**
-   * Called with a response before it is stored; what it returns is stored in place of the headers and
-   * the body, and is what retries get. The first client gets the response as it is. With `body: null`
-   * a retry gets 409 `IDEMPOTENCY_NOT_REPLAYABLE`, and also when the function throws, or returns
-   * anything else: nothing of the response is stored then. Called with the whole body of a stream, and
-   * not for a body larger than `maxBodyBytes`. It must not be async.
+   * Called with a copy of a response before it is stored; what it returns is stored in place of the
+   * headers and the body, and is what retries get. The first client gets the response as it is. It must
+   * return `body`: text, bytes, or `null`, with which a retry gets 409 `IDEMPOTENCY_NOT_REPLAYABLE`.
+   * `headers` may be left out, and then stay as they are. When it throws, or returns anything else
+   * (no `body`, a property that is `undefined`, a promise, headers that cannot be sent), nothing of the
+   * response is stored, and a retry gets that 409, too. Called with the whole body of a stream, and not
+   * for a body larger than `maxBodyBytes`.
    */
   redact?: (response: ResponseToRedact, request: FastifyRequest) => RedactedResponse
   /**
@@ -116,10 +118,10 @@ export interface ResponseToRedact {
   readonly body: Buffer
 }
 
-/** What is stored in place of it; what is left out stays as it is. */
+/** What is stored in place of it. Without `headers`, they stay as they are. */
 export interface RedactedResponse {
   readonly headers?: Readonly<Record<string, string | readonly string[]>>
-  readonly body?: string | Uint8Array | null
+  readonly body: string | Uint8Array | null
 }
 
 /** Options of atomic routes. */

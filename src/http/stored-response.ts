@@ -1,4 +1,4 @@
-import { validateHeaderValue } from 'node:http'
+import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { FastifyRequest } from 'fastify'
 import type { StoredResponse } from '../core/record.js'
 import { type Failure, failureOf, type OmittedReason } from '../events.js'
@@ -26,36 +26,57 @@ export function responseToStore(
   if (body === null || body.byteLength > maxBodyBytes) return tooLarge
   if (redact === undefined) return { response: { statusCode, headers, body } }
   try {
-    const bytes = Buffer.from(body.buffer, body.byteOffset, body.byteLength)
-    const redacted = check(redact({ statusCode, headers, body: bytes }, request))
-    const { headers: ownHeaders = headers, body: ownBody = bytes } = redacted
-    if (ownBody === null) return { response: bare }
-    const ownBytes = Buffer.from(ownBody)
-    if (ownBytes.byteLength > maxBodyBytes) return tooLarge
-    return { response: { statusCode, headers: ownHeaders, body: ownBytes } }
+    // A copy of all of it: what the function changes in place must not reach the client.
+    const copy = { statusCode, headers: copyOf(headers), body: Buffer.from(body) }
+    const redacted = read(redact(copy, request))
+    if (redacted.body === null) return { response: bare }
+    const ownBody = Buffer.from(redacted.body)
+    if (ownBody.byteLength > maxBodyBytes) return tooLarge
+    return { response: { statusCode, headers: redacted.headers ?? headers, body: ownBody } }
   } catch (error) {
     return { response: bare, omitted: { reason: 'redaction_failed', failure: failureOf(error) } }
   }
 }
 
-/** @throws {TypeError} for what cannot be stored, or not be sent later. */
-function check(redacted: unknown): RedactedResponse {
+function copyOf(headers: StoredResponse['headers']): StoredResponse['headers'] {
+  return Object.fromEntries(
+    Object.entries(headers).map(([name, value]) => [
+      name,
+      typeof value === 'string' ? value : [...value],
+    ]),
+  )
+}
+
+/**
+ * What the function returned, with lower-case names. A property that is `undefined` is refused: it is
+ * what a misspelt name looks like, and the secret would be stored.
+ *
+ * @throws {TypeError} for what cannot be stored, or not be sent later.
+ */
+function read(redacted: unknown): RedactedResponse {
   const isObject = typeof redacted === 'object' && redacted !== null
   if (!isObject || typeof Reflect.get(redacted, 'then') === 'function') {
     throw new TypeError('redact must return { headers, body }, and no promise')
   }
-  const { headers = {}, body = null } = redacted as Record<string, unknown>
+  const { body } = redacted as Record<string, unknown>
+  if (body !== null && typeof body !== 'string' && !(body instanceof Uint8Array)) {
+    throw new TypeError('redact must return the body as text, bytes or null')
+  }
+  return 'headers' in redacted ? { headers: readHeaders(redacted.headers), body } : { body }
+}
+
+function readHeaders(headers: unknown): StoredResponse['headers'] {
   if (typeof headers !== 'object' || headers === null || Array.isArray(headers)) {
     throw new TypeError('redact must return the headers as an object')
   }
+  const own: Record<string, string | string[]> = {}
   for (const [name, value] of Object.entries(headers)) {
+    validateHeaderName(name)
     for (const one of [value].flat()) {
       if (typeof one !== 'string') throw new TypeError('a header that redact returned is no text')
       validateHeaderValue(name, one)
     }
+    own[name.toLowerCase()] = value
   }
-  if (body !== null && typeof body !== 'string' && !(body instanceof Uint8Array)) {
-    throw new TypeError('redact must return the body as text, bytes or null')
-  }
-  return redacted as RedactedResponse
+  return own
 }

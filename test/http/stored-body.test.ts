@@ -127,10 +127,17 @@ for (const [name, config] of Object.entries(ROUTES)) {
     },
     'that returns nothing': () => undefined as never,
     'that returns a promise': () => Promise.resolve({}) as never,
+    'that returns an empty object': () => ({}) as never,
+    'that returns no body': () => ({ headers: {} }) as never,
+    'that returns an undefined body': () => ({ headers: {}, body: undefined }) as never,
+    'that returns undefined headers': () => ({ headers: undefined, body: 'x' }) as never,
     'that returns a body of no kind': () => ({ body: { token: 'secret' } }) as never,
-    'that returns headers of no kind': () => ({ headers: { location: { a: 1 } } }) as never,
+    'that returns headers of no kind': () =>
+      ({ headers: { location: { a: 1 } }, body: 'x' }) as never,
     'that returns a header which cannot be sent': () =>
-      ({ headers: { location: 'a\nb' } }) as never,
+      ({ headers: { location: 'a\nb' }, body: 'x' }) as never,
+    'that returns a header whose name cannot be sent': () =>
+      ({ headers: { 'bad name': '1' }, body: 'x' }) as never,
   })) {
     test(`${name}: a redact ${mistake} stores nothing of the response, and the handler is not run again`, async (t) => {
       const events = collectEvents(t)
@@ -146,6 +153,63 @@ for (const [name, config] of Object.entries(ROUTES)) {
       t.notMatch(JSON.stringify(await recordOf(database, key)), 'secret')
     })
   }
+
+  test(`${name}: a redact that leaves the headers out keeps them`, async (t) => {
+    const { app } = await oneRoute(t, { ...config, redact: () => ({ body: '{}' }) }, withToken)
+    const key = newKey()
+    const first = await send(app, '/things', { key })
+    const retry = await send(app, '/things', { key })
+    t.equal(retry.body, '{}')
+    t.equal(retry.headers.location, first.headers.location)
+    t.equal(retry.headers['content-type'], first.headers['content-type'])
+  })
+
+  test(`${name}: the names of the headers that redact returns may be in any case`, async (t) => {
+    const redact = () => ({ headers: { 'Content-Type': 'text/plain', LOCATION: '/' }, body: 'x' })
+    const { app } = await oneRoute(t, { ...config, redact }, withToken)
+    const key = newKey()
+    await send(app, '/things', { key })
+    const retry = await send(app, '/things', { key })
+    t.equal(retry.headers['content-type'], 'text/plain')
+    t.equal(retry.headers.location, '/')
+  })
+
+  test(`${name}: what redact changes in place does not reach the first client`, async (t) => {
+    const constant = Buffer.from('of the application')
+    const links = ['</a>; rel=a', '</b>; rel=b']
+    const handlers: Record<string, RouteHandlerMethod> = {
+      text: (_request, reply) => reply.headers({ link: links as never }).send('secret'),
+      bytes: (_request, reply) => reply.headers({ link: links as never }).send(constant),
+      ...(name === 'an atomic route'
+        ? {}
+        : {
+            'a stream': (_request, reply) =>
+              reply.headers({ link: links as never }).send(Readable.from([constant])),
+          }),
+    }
+    for (const [kind, handler] of Object.entries(handlers)) {
+      const { app } = await oneRoute(
+        t,
+        {
+          ...config,
+          redact: ({ headers, body }) => {
+            body.fill('*')
+            ;(headers.link as string[]).pop()
+            return { headers, body }
+          },
+        },
+        handler,
+      )
+      const key = newKey()
+      const first = await send(app, '/things', { key })
+      t.equal(first.body, kind === 'text' ? 'secret' : 'of the application', kind)
+      t.strictSame(first.headers.link, links, kind)
+      const retry = await send(app, '/things', { key })
+      t.match(retry.body, /^\*+$/, kind)
+      t.equal([retry.headers.link].flat().join(), '</a>; rel=a', kind)
+      t.equal(constant.toString(), 'of the application')
+    }
+  })
 
   test(`${name}: what redact makes larger than maxBodyBytes is not kept`, async (t) => {
     const events = collectEvents(t)
