@@ -192,10 +192,10 @@ export const StepNested = createError(
   'A step or transaction was begun within a step: put them one after the other, because a step that is done is not run again, with all that is in it',
   500,
 )
-/** A step or transaction that began after its operation had its result. */
+/** A step or transaction that began after its handler had ended. */
 export const StepTooLate = createError(
   'IDEMPOTENCY_STEP_TOO_LATE',
-  'A step, a transaction or a query of its transaction was begun after the handler had answered: do it before, or it would be done for no one',
+  'A step, a transaction or a query of its transaction was begun after the handler had ended, and nothing of it was done: begin it in the handler, and await it there',
   500,
 )
 /** `request.idempotency.tx` where there is no transaction of the route's own. */

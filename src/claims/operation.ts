@@ -29,6 +29,7 @@ export interface Operation {
    * What `fn` throws is thrown on unchanged.
    * @throws IDEMPOTENCY_TRANSACTION_OPEN within or beside another one of the same handler, or while a
    * step is in flight: await that first.
+   * @throws IDEMPOTENCY_STEP_TOO_LATE after the handler has ended. Nothing of it was done.
    */
   transaction<T>(
     fn: (tx: ApplicationTransaction) => Promise<T>,
@@ -43,6 +44,7 @@ export interface Operation {
    * @throws IDEMPOTENCY_STEP_NAME_INVALID, IDEMPOTENCY_STEP_NAME_USED before anything runs.
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over before the result was stored.
    * @throws IDEMPOTENCY_DATABASE_FAILED when the result could not be stored.
+   * @throws IDEMPOTENCY_STEP_TOO_LATE after the handler has ended. Nothing of it was done.
    */
   step<T>(name: string, fn: () => T | Promise<T>): Promise<T>
 

@@ -84,7 +84,8 @@ export class Steps {
   /** What functions of the application's own have thrown. All else comes from the library's statements. */
   readonly #ownErrors = new WeakSet<object>()
   #isOpen = false
-  #isClosed = false
+  /** Why nothing can be begun any more. */
+  #Refusal: (new () => Error) | undefined
   #isUndone = false
   #isFinal = false
   /** Results have been sent to the database, and its answer is awaited. */
@@ -122,17 +123,17 @@ export class Steps {
     this.#isUndone = this.#isOpen
   }
 
-  /** Nothing can be begun any more; fulfilled when what is under way is over, if something is. */
-  close(): Promise<void> | undefined {
-    this.#isClosed = true
-    return this.#underWay.size === 0 ? undefined : this.settle().then(() => {})
+  /**
+   * Nothing can be begun any more: it is refused before any of it runs. Fulfilled when what is under
+   * way is over; `undefined` when nothing is.
+   */
+  close(Refusal: new () => Error = StepTooLate): Promise<void> | undefined {
+    this.#Refusal ??= Refusal
+    return this.#underWay.size === 0 ? undefined : this.#settle()
   }
 
-  /** Waits for what is still under way; tells whether there was any: something was not awaited. */
-  async settle(): Promise<boolean> {
-    const hasUnfinished = this.#underWay.size > 0
+  async #settle(): Promise<void> {
     while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay)
-    return hasUnfinished
   }
 
   /** @throws StepNameInvalid */
@@ -258,7 +259,7 @@ export class Steps {
     checkName(name)
     if (this.#isOpen) throw new TransactionOpen()
     if (this.#place?.isStep) throw new StepNested()
-    if (this.#isClosed) throw new StepTooLate()
+    if (this.#Refusal !== undefined) throw new this.#Refusal()
     // Run again, it might take effect twice. The next attempt reads what has become of it.
     if (this.#unknownWrite) throw this.#unknownWrite.error
     // The record has room for one handler that recover() runs.

@@ -106,6 +106,7 @@ export class WebhookEvent<Payload = any> implements Guards {
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over: nothing of this one is kept.
    * @throws IDEMPOTENCY_TRANSACTION_OPEN within or beside another one of the same handler, or while a
    * step is in flight: await that first.
+   * @throws IDEMPOTENCY_STEP_TOO_LATE after the handler has ended. Nothing of it was done.
    */
   transaction<T>(
     fn: (tx: ApplicationTransaction) => Promise<T>,
@@ -120,6 +121,7 @@ export class WebhookEvent<Payload = any> implements Guards {
    * side `keyFor(name)` to recognize that by. Steps may run side by side, but not beside a transaction.
    *
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over before the result was stored.
+   * @throws IDEMPOTENCY_STEP_TOO_LATE after the handler has ended. Nothing of it was done.
    */
   step<T>(name: string, fn: () => T | Promise<T>): Promise<T> {
     return this.#steps.step(name, fn)

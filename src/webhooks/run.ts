@@ -3,7 +3,7 @@ import { type KeepSteps, Steps } from '../claims/steps.js'
 import { fullJitter } from '../core/backoff.js'
 import { KEPT_ERRORS, type RunError } from '../core/event.js'
 import { crashPoint } from '../crash-points.js'
-import { StepNotAwaited } from '../errors.js'
+import { LeaseLost, StepNotAwaited } from '../errors.js'
 import { failureOf, type Report, type WebhookSubject } from '../events.js'
 import type { ApplicationGuards } from '../guards.js'
 import { Lease } from '../lease.js'
@@ -105,10 +105,12 @@ export class Run {
     })
     try {
       await handler(event)
-      if (await steps.settle()) throw new StepNotAwaited()
+      const unfinished = steps.close()
+      await unfinished
+      if (unfinished !== undefined) throw new StepNotAwaited()
     } catch (error) {
       // What it began beside that is not cut off half way.
-      await steps.settle()
+      await steps.close()
       if (steps.isFinal) return this.#failedAfterEnd(error)
       return this.#wasHandedBack ? 'failed' : this.#failed(error)
     }
@@ -136,6 +138,7 @@ export class Run {
     this.#wasHandedBack = true
     const { attempts } = this.#stored
     this.#lease.lose('the server closes')
+    void this.#steps?.close(LeaseLost)
     await this.#end('failed', { status: 'retrying', dueInMs: 0, attempts: attempts - 1 })
     this.#report({ kind: 'webhook_handed_back', attempt: this.#lease.attempt })
   }
