@@ -41,6 +41,7 @@ export {
   type PluginOptions,
   type PrincipalId,
   type RedactedResponse,
+  type RedisLike,
   type ResponseToRedact,
   type RouteOptions,
   type TenantId,

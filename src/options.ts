@@ -146,6 +146,11 @@ export type PrincipalId = string | number | bigint | null | undefined
 /** Where locks are kept. */
 export type LocksKind = 'auto' | 'redis' | 'database' | 'memory'
 
+/** A client of ioredis, by its structure. */
+export interface RedisLike {
+  defineCommand(name: string, definition: { lua: string; numberOfKeys?: number }): void
+}
+
 /** Options of the plugin. */
 export interface PluginOptions extends RouteOptions {
   /** The application's own client, with the library's models in its schema. */
@@ -157,7 +162,7 @@ export interface PluginOptions extends RouteOptions {
    * wait for a lock away from the database. An odd number of them, of servers that know nothing of each
    * other, keeps locks by their majority; the first of them counts.
    */
-  redis?: object | readonly object[]
+  redis?: RedisLike | readonly RedisLike[]
   /**
    * What the names of locks and counters in Redis begin with, after the `keyPrefix` of the client.
    * The same in all processes of one application, and different for each application that uses the

@@ -11,12 +11,12 @@ export type Command =
 
 export const HELP = `fastify-idempotency init [path] [options]
 
-Adds the models of fastify-idempotency to the Prisma schema of an application. Text that is there
-already is never changed, and running it again adds nothing.
+Adds the models of fastify-idempotency to the Prisma schema of an application.
+Text that is there already is never changed, and running it again adds nothing.
 
-  path         The schema file, or the folder of a schema in several files. By default what
-               prisma.config.ts or package.json says, then schema.prisma, prisma/schema.prisma
-               and the folder prisma/.
+  path         The schema file, or the folder of a schema in several files. By
+               default what prisma.config.ts or package.json says, then
+               schema.prisma, prisma/schema.prisma and the folder prisma/.
 
 Options
   --dry-run    Print what would be added, and write nothing
@@ -24,7 +24,8 @@ Options
   --help       Print this
   --version    Print the version
 
-Exit codes: 0 done or nothing to do, 1 not possible or (--check) something is missing, 2 misuse.
+Exit codes: 0 done or nothing to do, 1 not possible or (--check) something is
+missing, 2 misuse.
 `
 
 /** Reads the words after the command's name. */
@@ -48,10 +49,10 @@ export function readCommand(words: readonly string[]): Command {
     if (!known.includes(token.name)) return misuse(`There is no option ${token.rawName}.`)
     if (token.value !== undefined) return misuse(`Option ${token.rawName} takes no value.`)
   }
-  if (values.help) return { kind: 'help' }
+  const [name, path, ...rest] = positionals
+  if (values.help || name === 'help') return { kind: 'help' }
   if (values.version) return { kind: 'version' }
 
-  const [name, path, ...rest] = positionals
   if (name === undefined) return misuse('There is no command; the only one is `init`.')
   if (name !== 'init') return misuse(`There is no command ${name}; the only one is \`init\`.`)
   if (path === '') return misuse('The path is empty.')

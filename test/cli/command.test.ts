@@ -1,5 +1,5 @@
 import { test } from 'tap'
-import { readCommand } from '../../src/cli/command.js'
+import { HELP, readCommand } from '../../src/cli/command.js'
 
 test('reads init, its path and its mode', async (t) => {
   t.same(readCommand(['init']), { kind: 'init', path: undefined, mode: 'write' })
@@ -9,10 +9,17 @@ test('reads init, its path and its mode', async (t) => {
 })
 
 test('reads help and version, alone or with a command', async (t) => {
-  for (const words of [['--help'], ['-h'], ['init', '--help']]) {
+  for (const words of [['--help'], ['-h'], ['help'], ['help', 'init'], ['init', '--help']]) {
     t.same(readCommand(words), { kind: 'help' })
   }
   t.same(readCommand(['--version']), { kind: 'version' })
+})
+
+test('help fits into 80 columns', async (t) => {
+  t.strictSame(
+    HELP.split('\n').filter((line) => line.length > 80),
+    [],
+  )
 })
 
 test('names what it cannot use', async (t) => {

@@ -9,7 +9,7 @@ import type {
   InboxHappening,
   OperationHappening,
 } from '../../src/events.js'
-import type { PluginOptions } from '../../src/index.js'
+import type { PluginOptions, RedisLike } from '../../src/index.js'
 import {
   begin,
   buildApp,
@@ -286,7 +286,7 @@ const EVENTS: Record<
             done(error)
           }
         },
-      },
+      } as RedisLike,
     },
     run: ({ call }) => call('/things'),
     event: { failure },

@@ -49,7 +49,7 @@ async function limitedApp(t: Teardown, max: number, plugin: Partial<PluginOption
 const backends: {
   name: string
   skip: string | false
-  options: (t: Teardown) => Promise<{ redis?: object }>
+  options: (t: Teardown) => Promise<{ redis?: Redis }>
 }[] = [
   { name: 'in memory', skip: false, options: async () => ({}) },
   {

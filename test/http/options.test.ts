@@ -571,6 +571,13 @@ test('a key is remembered for 24 hours, and run with a lease of 30 seconds, unle
   }
 })
 
+test('a pool is no Redis, for the compiler and at registration', async (t) => {
+  const pool = { connect: async () => ({ query: async () => ({ rows: [] }) }) }
+  // @ts-expect-error: it has no defineCommand.
+  const options: PluginOptions = { prisma, tenant: false, redis: pool }
+  t.match((await errorOf(register(options))).message, /option "redis" must be an ioredis client/)
+})
+
 test('locks in Redis alone need a Redis', async (t) => {
   const error = await errorOf(register({ ...complete, locks: 'redis' }))
   t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID')

@@ -55,7 +55,7 @@ async function guess(
 const backends: {
   name: string
   skip: string | false
-  options: (t: Teardown) => Promise<{ redis?: object }>
+  options: (t: Teardown) => Promise<{ redis?: Redis }>
 }[] = [
   { name: 'in memory', skip: false, options: async () => ({}) },
   {
