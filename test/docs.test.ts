@@ -232,6 +232,7 @@ const WITH_SNIPPETS = [
   'docs/locks.md',
   'docs/operations.md',
   'docs/reservations.md',
+  'docs/testing.md',
   'docs/webhooks.md',
 ]
 

@@ -45,7 +45,7 @@ function isBodyUnread({ body, headers }: FastifyRequest): boolean {
   return headers['transfer-encoding'] !== undefined || Number(headers['content-length']) > 0
 }
 
-/** What is copied holds something that is no plain data. */
+/** What is copied holds something that is not plain data. */
 class NotPlain extends Error {}
 
 /** Deeper than any body that an application reads, and no danger to the stack. */

@@ -74,7 +74,7 @@ export interface RunsOperations {
    *
    * @throws IDEMPOTENCY_STORE_UNAVAILABLE when nobody can say whether it ran; nothing was run.
    * @throws IDEMPOTENCY_LEASE_LOST when another attempt took over: its result counts.
-   * @throws IDEMPOTENCY_STEP_NOT_STORABLE when what `work` returned is no plain data. It has run, and does
+   * @throws IDEMPOTENCY_STEP_NOT_STORABLE when what `work` returned is not plain data. It has run, and does
    * not run again: later calls throw IDEMPOTENCY_NOT_REPLAYABLE.
    */
   run<T>(
