@@ -9,8 +9,8 @@ export interface BatcherOptions<I, O> {
   /** Names the row that an item reads or writes. A list never names one row twice. */
   readonly identify: (item: I) => string
   /**
-   * The result of an item that joined an earlier one of the same row while that was still queued: both
-   * are answered by one statement. Without it, the later item waits for a statement of its own.
+   * The result of an item that joined an earlier one of the same row while that was still queued, or was
+   * sent alone: both are answered by one statement. Without it, the later item waits for a statement of its own.
    */
   readonly join?: (first: I, result: O, joined: I) => O
   /** How many bytes an item carries. */
@@ -42,6 +42,9 @@ interface Entry<I, O> {
   reject(error: unknown): void
 }
 
+/** For so long a row that was locked is expected to be locked still. */
+const LOCKED_MS = 5_000
+
 /**
  * Puts a verb that takes a list behind a function that takes one item: a group commit.
  *
@@ -54,8 +57,9 @@ interface Entry<I, O> {
  * A slow call does not count as in flight: only `limit` bounds how many of those there are.
  *
  * A call that fails because of the data of one of its items is repeated item by item, so that this
- * item fails alone, without those that joined it. A call that fails for another reason fails for all of
- * its items.
+ * item fails alone, without those that joined it. So is one that had to wait for a row that stayed
+ * locked, and for a while what comes for that row is sent alone at once: nothing else waits with it. A
+ * call that fails for another reason fails for all of its items.
  */
 export function createBatcher<I, O>(
   verb: Verb<I, O>,
@@ -63,6 +67,10 @@ export function createBatcher<I, O>(
   { maxConcurrent, maxItems, maxBytes, timeoutMs, slowMs, limit }: BatcherLimits,
 ): (item: I) => Promise<O> {
   let queue: Entry<I, O>[] = []
+  /** What is in flight in a call of its own, by row: it may wait for a lock for long. */
+  const alone = new Map<string, Entry<I, O>>()
+  /** Rows that were locked for longer than a call may wait, and until when the next one goes alone. */
+  const locked = new Map<string, number>()
   let inFlight = 0
   let lastSize = 1
   let expiry: NodeJS.Timeout | undefined
@@ -109,8 +117,10 @@ export function createBatcher<I, O>(
   }
 
   async function send(batch: readonly Entry<I, O>[]): Promise<void> {
+    const [first] = batch as [Entry<I, O>, ...Entry<I, O>[]]
     inFlight += 1
     lastSize = batch.length
+    if (first.isAlone) alone.set(first.row, first)
     let slow: NodeJS.Timeout | undefined
     let isCounted = true
     const discount = () => {
@@ -120,6 +130,7 @@ export function createBatcher<I, O>(
     const finish = (settleAll: () => void) => {
       clearTimeout(slow)
       discount()
+      if (alone.get(first.row) === first) alone.delete(first.row)
       settleAll()
       flush()
     }
@@ -132,6 +143,7 @@ export function createBatcher<I, O>(
         return verb(batch.map(({ item }) => item))
       })
       finish(() => {
+        if (first.isAlone) locked.delete(first.row)
         for (const [i, entry] of batch.entries()) settle(entry, results[i] as O)
       })
     } catch (error) {
@@ -141,10 +153,17 @@ export function createBatcher<I, O>(
           queue = [...batch, ...queue]
           return
         }
-        if (isOfItsData(error) && !hasWaited(error)) return refuse(batch[0] as Entry<I, O>, error)
+        if (hasWaited(error)) noteLocked(first.row)
+        else if (isOfItsData(error)) return refuse(first, error)
         for (const entry of batch) reject(entry, error)
       })
     }
+  }
+
+  function noteLocked(row: string): void {
+    const now = performance.now()
+    for (const [other, until] of locked) if (until < now) locked.delete(other)
+    locked.set(row, now + LOCKED_MS)
   }
 
   function settle(entry: Entry<I, O>, result: O): void {
@@ -182,13 +201,14 @@ export function createBatcher<I, O>(
   return (item) =>
     new Promise((resolve, reject) => {
       const row = identify(item)
-      const queued = join && queue.find((entry) => entry.row === row)
-      if (queued) {
-        queued.joined.push({ item, resolve, reject })
+      const sameRow = join && (alone.get(row) ?? queue.find((entry) => entry.row === row))
+      if (sameRow) {
+        sameRow.joined.push({ item, resolve, reject })
         return
       }
       const queuedAt = performance.now()
-      queue.push({ item, row, queuedAt, joined: [], isAlone: false, resolve, reject })
+      const isAlone = (locked.get(row) ?? 0) > queuedAt
+      queue.push({ item, row, queuedAt, joined: [], isAlone, resolve, reject })
       flush()
     })
 }

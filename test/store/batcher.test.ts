@@ -188,6 +188,45 @@ t.test('an item that the database refuses does not fail those that joined it', a
   t.equal(await results[4], 50)
 })
 
+t.test('what comes for a row that stays locked keeps nothing else waiting', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const join = (_first: Item, result: number, joined: Item) => result + joined.n
+  const call = createBatcher(verb, { identify, join }, { ...limits, maxConcurrent: 2 })
+  const locked = () => Object.assign(new Error('locked'), { code: '55P03' })
+  const row = 'locked'
+  const [one, two, hot, other] = [{ n: 1 }, { n: 2 }, { n: 3, row }, { n: 4 }].map(call)
+  calls[0]?.end()
+  await one
+  t.strictSame(sent()[2], [3, 4])
+  calls[2]?.end(locked())
+  await turn()
+  t.strictSame(sent()[3], [3], 'one alone')
+  const joined = call({ n: 5, row })
+  calls[1]?.end()
+  await two
+  t.strictSame(sent()[4], [4])
+  calls[4]?.end()
+  t.equal(await other, 40)
+  t.equal(calls.length, 5, 'the other one of its row has joined it')
+  calls[3]?.end(locked())
+  await t.rejects(hot as Promise<number>, { message: 'locked' })
+  await t.rejects(joined, { message: 'locked' })
+
+  const later = [{ n: 6, row }, { n: 7 }, { n: 8 }, { n: 9, row }, { n: 10 }].map(call)
+  t.strictSame(sent().slice(5), [[6], [7]], 'alone at once')
+  calls[6]?.end()
+  await later[1]
+  t.strictSame(sent()[7], [8, 10], 'without those of the locked row')
+  calls[5]?.end()
+  calls[7]?.end()
+  t.strictSame(await Promise.all(later), [60, 70, 80, 69, 100])
+  const [again, beside] = [call({ n: 11, row }), call({ n: 12 })]
+  t.strictSame(sent().slice(8), [[11], [12]])
+  calls[8]?.end()
+  calls[9]?.end()
+  await Promise.all([again, beside])
+})
+
 t.test('those that joined an item whose row stayed locked do not wait once more', async (t) => {
   for (const code of ['55P03', '57014']) {
     const { verb, calls, sent } = latchedVerb()
