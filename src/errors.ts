@@ -192,6 +192,12 @@ export const StepNested = createError(
   'A step or transaction was begun within a step: put them one after the other, because a step that is done is not run again, with all that is in it',
   500,
 )
+/** A step or transaction in a hook before the handler of a request whose key is not claimed yet. */
+export const StepTooEarly = createError(
+  'IDEMPOTENCY_STEP_TOO_EARLY',
+  'A step, a transaction, a run or a keyFor() of request.idempotency was begun in a hook before the handler, where the Idempotency-Key is not claimed yet, and nothing of it was done: begin it in the handler',
+  500,
+)
 /** A step or transaction that began after its handler had ended. */
 export const StepTooLate = createError(
   'IDEMPOTENCY_STEP_TOO_LATE',

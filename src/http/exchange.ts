@@ -51,6 +51,13 @@ export interface ProtectedRoute {
   readonly handler: RouteHandlerMethod
 }
 
+/**
+ * What the steps of a request run under, if they may run: `unprotected` as they are, `claimed` under its
+ * claim. `unclaimed`: its handler has not begun; `answered`: it was answered without it; `atomic`: its
+ * route has no steps.
+ */
+export type Stage = 'unprotected' | 'unclaimed' | 'claimed' | 'answered' | 'atomic'
+
 /** One request to a protected route, from its header to its stored response. */
 export class Exchange {
   tenantId = ''
@@ -66,6 +73,8 @@ export class Exchange {
   #input: SavedInput | undefined
   #isCounted = false
   #hasTimedOut = false
+  #isBypassed = false
+  #isAnswered = false
   #replayed: StoredResponse | undefined
 
   constructor(
@@ -89,6 +98,13 @@ export class Exchange {
   /** The same, where the handler runs in a transaction. */
   get atomicClaim(): AtomicClaim | undefined {
     return this.#atomic?.claim
+  }
+
+  get stage(): Stage {
+    if (this.#isBypassed) return 'unprotected'
+    if (this.#route.settings.atomic !== undefined) return 'atomic'
+    if (this.claim !== undefined) return 'claimed'
+    return this.#isAnswered ? 'answered' : 'unclaimed'
   }
 
   /** Takes the handler's place: runs it, or answers without it. */
@@ -225,6 +241,7 @@ export class Exchange {
 
   #runUnprotected(): unknown {
     const { handler } = this.#route
+    this.#isBypassed = true
     // One that returns nothing answers later: its reply is what ends then.
     return handler.call(this.#request.server, this.#request, this.#reply) ?? this.#reply
   }
@@ -270,6 +287,7 @@ export class Exchange {
 
   /** The `onSend` hook: hands on what goes out. */
   onSend(payload: unknown, done: SendOn): void {
+    this.#isAnswered = true
     const recording = this.#recording ?? this.#atomic
     if (recording !== undefined) recording.onSend(payload, done)
     else done(null, this.#replayed ? this.#asStored(this.#replayed, payload) : payload)
@@ -302,6 +320,7 @@ export class Exchange {
     }
     this.#report({ kind: 'replayed', statusCode: response.statusCode, waitedMs })
     this.#replayed = response
+    this.#isAnswered = true
     return this.#reply
       .code(response.statusCode)
       .headers(response.headers as Record<string, string | string[]>)
@@ -311,6 +330,7 @@ export class Exchange {
 
   #answer(error: FastifyError, retryAfterS?: number): FastifyReply {
     const { docs } = this.#route.protection.settings
+    this.#isAnswered = true
     return this.#reply.send(problem(this.#reply, docs, error, retryAfterS))
   }
 }

@@ -11,8 +11,8 @@ import {
 import { OptionInvalid, RouteMissed } from '../errors.js'
 import { reporter } from '../events.js'
 import type { PluginOptions, PluginSettings } from '../options.js'
-import { type Received, receivedKey } from './asked.js'
-import { Exchange, type ProtectedRoute, type Protection } from './exchange.js'
+import { type Received, type ReceivedKey, receivedKey } from './asked.js'
+import { Exchange, type ProtectedRoute, type Protection, type Stage } from './exchange.js'
 import { asProblem, noteThrown, THROWN_ERROR } from './thrown-problem.js'
 
 const EXCHANGE = Symbol('fastify-idempotency.exchange')
@@ -20,16 +20,38 @@ const ROUTE = Symbol('fastify-idempotency.route')
 
 declare module 'fastify' {
   interface FastifyRequest {
-    [EXCHANGE]: Exchange | null
+    /** `null` until its key was read; `undefined` when nothing protects it. */
+    [EXCHANGE]: Exchange | null | undefined
   }
   interface FastifyContextConfig {
     [ROUTE]?: ProtectedRoute
   }
 }
 
-/** The exchange of a request to a protected route, if it is one. */
-export function exchangeOf(request: FastifyRequest): Exchange | null {
-  return request[EXCHANGE]
+/** The exchange of a request that its route protects, once its key was read. */
+export function exchangeOf(request: FastifyRequest): Exchange | undefined {
+  return request[EXCHANGE] ?? undefined
+}
+
+/** What the steps of a request run under now. */
+export function stageOf(request: FastifyRequest): Stage {
+  const exchange = request[EXCHANGE]
+  if (exchange === undefined) return 'unprotected'
+  if (exchange !== null) return exchange.stage
+  const route = request.routeOptions.config[ROUTE]
+  if (route === undefined || !isProtected(route, request, receivedKey(request)))
+    return 'unprotected'
+  return route.settings.atomic === undefined ? 'unclaimed' : 'atomic'
+}
+
+/** Whether a route protects a request with this key. */
+function isProtected(
+  { methods, settings }: ProtectedRoute,
+  { method }: FastifyRequest,
+  key: ReceivedKey,
+): boolean {
+  if (!methods.includes(method)) return false
+  return key.kind !== 'unkeyed' || settings.required || settings.atomic !== undefined
 }
 
 /** Methods that are protected without being asked for: their repetition is not harmless. */
@@ -86,9 +108,8 @@ export function bindHooks(
     // In the handler's place and not in a hook before it: whatever other hooks answer on the way,
     // such as a refusal by authentication, never becomes the stored response.
     route.handler = function (request, reply) {
-      return request[EXCHANGE] === null
-        ? handler.call(this, request, reply)
-        : request[EXCHANGE].handle()
+      const exchange = exchangeOf(request)
+      return exchange === undefined ? handler.call(this, request, reply) : exchange.handle()
     }
   })
 
@@ -101,10 +122,12 @@ export function bindHooks(
     if (route === undefined) {
       return done(isMissed(request, protection.settings) ? new RouteMissed() : undefined)
     }
-    if (!route.methods.includes(request.method)) return done()
     const key = receivedKey(request)
-    const { required, atomic } = route.settings
-    if (key.kind === 'unkeyed' && !required && atomic === undefined) return done()
+    if (!isProtected(route, request, key)) {
+      // For good: a header that a later hook adds is none that the client sent.
+      request[EXCHANGE] = undefined
+      return done()
+    }
     const protect = (received: Received) => {
       request[EXCHANGE] = new Exchange(route, request, reply, received)
       done()
@@ -129,9 +152,9 @@ export function bindHooks(
   // First among the hooks of its kind when registered first, so that the bytes are kept before
   // others compress them.
   app.addHook('onSend', (request, reply, payload, done) => {
-    const exchange = request[EXCHANGE]
+    const exchange = exchangeOf(request)
     const outgoing = asProblem(request, reply, payload, protection.settings.docs)
-    if (exchange === null) done(null, outgoing)
+    if (exchange === undefined) done(null, outgoing)
     else exchange.onSend(outgoing, done)
   })
 

@@ -2,17 +2,22 @@ import { randomUUID } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
 import type { Operation } from '../claims/operation.js'
 import { Steps } from '../claims/steps.js'
-import { NotAtomic, NotInAtomic } from '../errors.js'
+import { NotAtomic, NotInAtomic, StepTooEarly, StepTooLate } from '../errors.js'
 import type { OperationHandler } from '../operations/handlers.js'
 import type { Operations } from '../operations/operations.js'
 import type { ApplicationTransaction } from '../register.js'
 import type { PrismaClientLike } from '../store/client.js'
-import { exchangeOf } from './hooks.js'
+import { exchangeOf, stageOf } from './hooks.js'
 
 /**
  * What a handler can know of its own protection, and do under it. Where nothing protects the request
- * (it carries no key, or came while the store was bypassed), steps and transactions are run as they
- * are, and no later attempt knows of them.
+ * (it carries no key and its route requires none, or it came while the store was bypassed), steps and
+ * transactions are run as they are, and no later attempt knows of them.
+ *
+ * Steps, transactions, `run` and `keyFor` are for the handler. In a hook of a request that its route
+ * protects, they are refused: before the handler by `IDEMPOTENCY_STEP_TOO_EARLY`, because the key is not
+ * claimed yet; after it, and in a request that was answered without it (a replay, a refusal), by
+ * `IDEMPOTENCY_STEP_TOO_LATE`. Nothing of them is done then.
  */
 export interface RequestIdempotency extends Operation {
   /** The Idempotency-Key that protects this request; `undefined` when nothing does. */
@@ -58,12 +63,25 @@ export function requestIdempotency(
     unprotected ??= new Steps(prisma, randomUUID(), {}, async () => async () => true)
     return unprotected
   }
+  const refusalOf = (call: string): Error | undefined => {
+    switch (stageOf(request)) {
+      case 'atomic':
+        return new NotInAtomic(`request.idempotency.${call}`)
+      case 'unclaimed':
+        return new StepTooEarly()
+      case 'answered':
+        return new StepTooLate()
+      default:
+        return undefined
+    }
+  }
   // Refused by what it returns, as any other step; one that nobody awaits must not end the process.
-  const refusedIn = (what: string): Promise<never> | undefined => {
-    if (atomic() === undefined) return undefined
-    const refused = Promise.reject(new NotInAtomic(what))
-    refused.catch(() => {})
-    return refused
+  const refused = (call: string): Promise<never> | undefined => {
+    const refusal = refusalOf(call)
+    if (refusal === undefined) return undefined
+    const rejected = Promise.reject(refusal)
+    rejected.catch(() => {})
+    return rejected
   }
   const operation: RequestIdempotency = {
     get key() {
@@ -83,15 +101,15 @@ export function requestIdempotency(
       if (transaction === undefined) throw new NotAtomic()
       return transaction as ApplicationTransaction
     },
-    transaction: (fn, options) =>
-      refusedIn('request.idempotency.transaction') ?? steps().transaction(fn, options),
-    step: (name, fn) => refusedIn('request.idempotency.step') ?? steps().step(name, fn),
+    transaction: (fn, options) => refused('transaction') ?? steps().transaction(fn, options),
+    step: (name, fn) => refused('step') ?? steps().step(name, fn),
     keyFor(name) {
-      if (atomic() !== undefined) throw new NotInAtomic('request.idempotency.keyFor')
+      const refusal = refusalOf('keyFor')
+      if (refusal !== undefined) throw refusal
       return steps().keyFor(name)
     },
     run: (handler, input) =>
-      refusedIn('request.idempotency.run') ??
+      refused('run') ??
       operations.runIn(
         { claim: claim(), steps: steps(), tenantId: () => tenantOf(request) },
         handler,
