@@ -6,8 +6,10 @@ import type { StatementLimit } from './statement-limit.js'
 export type Verb<I, O> = (items: readonly I[]) => Promise<readonly O[]>
 
 export interface BatcherOptions<I, O> {
-  /** Names the row that an item reads or writes. A list never names one row twice. */
+  /** Names the row that an item reads or writes. A list never names one row twice, unless it may. */
   readonly identify: (item: I) => string
+  /** The verb answers each of several items of one row in one list. */
+  readonly mayRepeatRows?: boolean
   /**
    * The result of an item that joined an earlier one of the same row while that was still queued, or was
    * sent alone: both are answered by one statement. Without it, the later item waits for a statement of its own.
@@ -63,7 +65,7 @@ const LOCKED_MS = 5_000
  */
 export function createBatcher<I, O>(
   verb: Verb<I, O>,
-  { identify, join, sizeOf = () => 0 }: BatcherOptions<I, O>,
+  { identify, mayRepeatRows = false, join, sizeOf = () => 0 }: BatcherOptions<I, O>,
   { maxConcurrent, maxItems, maxBytes, timeoutMs, slowMs, limit }: BatcherLimits,
 ): (item: I) => Promise<O> {
   let queue: Entry<I, O>[] = []
@@ -77,7 +79,9 @@ export function createBatcher<I, O>(
 
   function flush(): void {
     while (queue.length > 0 && inFlight < (lastSize > maxConcurrent ? 1 : maxConcurrent)) {
-      void send(takeBatch())
+      const batch = takeBatch()
+      if (batch.length === 0) break
+      void send(batch)
     }
     if (queue.length === 0) {
       clearTimeout(expiry)
@@ -87,29 +91,26 @@ export function createBatcher<I, O>(
 
   /** The longest queued items that may travel together; the others stay, in their order. */
   function takeBatch(): Entry<I, O>[] {
-    const [first, ...others] = queue as [Entry<I, O>, ...Entry<I, O>[]]
-    const batch = [first]
-    const rows = new Set([first.row])
-    let bytes = sizeOf(first.item)
-    if (first.isAlone) {
-      queue = others
-      return batch
-    }
+    const batch: Entry<I, O>[] = []
     const left: Entry<I, O>[] = []
-    for (const [n, entry] of others.entries()) {
-      if (batch.length === maxItems) {
-        left.push(...others.slice(n))
+    // Of one row, the items keep their order, and wait for one that was sent alone.
+    const passed = new Set(alone.keys())
+    const sent = mayRepeatRows ? new Set<string>() : passed
+    let bytes = 0
+    for (const [n, entry] of queue.entries()) {
+      if (batch.length === maxItems || batch[0]?.isAlone) {
+        left.push(...queue.slice(n))
         break
       }
       const size = sizeOf(entry.item)
-      if (entry.isAlone || rows.has(entry.row) || bytes + size > maxBytes) {
+      const hasRoom = batch.length === 0 || (!entry.isAlone && bytes + size <= maxBytes)
+      if (!hasRoom || passed.has(entry.row)) {
         left.push(entry)
-        // Of one row, the items keep their order.
-        rows.add(entry.row)
+        passed.add(entry.row)
         continue
       }
       batch.push(entry)
-      rows.add(entry.row)
+      sent.add(entry.row)
       bytes += size
     }
     queue = left
@@ -153,17 +154,21 @@ export function createBatcher<I, O>(
           queue = [...batch, ...queue]
           return
         }
-        if (hasWaited(error)) noteLocked(first.row)
+        if (hasWaited(error)) rejectLocked(first.row, error)
         else if (isOfItsData(error)) return refuse(first, error)
         for (const entry of batch) reject(entry, error)
       })
     }
   }
 
-  function noteLocked(row: string): void {
+  /** What is queued for the row would wait, too. */
+  function rejectLocked(row: string, error: unknown): void {
     const now = performance.now()
     for (const [other, until] of locked) if (until < now) locked.delete(other)
     locked.set(row, now + LOCKED_MS)
+    const waiting = queue.filter((entry) => entry.row === row)
+    queue = queue.filter((entry) => entry.row !== row)
+    for (const entry of waiting) reject(entry, error)
   }
 
   function settle(entry: Entry<I, O>, result: O): void {

@@ -51,7 +51,7 @@ export class Inbox {
     this.#record = batched(
       store,
       store.record,
-      { identify: ({ id }) => id, sizeOf: ({ payload }) => payload.byteLength },
+      { identify: eventOf, mayRepeatRows: true, sizeOf: ({ payload }) => payload.byteLength },
       { timeoutMs: storeTimeoutMs, limit: limits.begin },
     )
   }
@@ -268,3 +268,7 @@ function asStored(arrival: Arrival, recorded: Recorded): StoredEvent {
     errors: [],
   }
 }
+
+/** Deliveries of one event write to one row. */
+const eventOf = ({ tenantId, provider, eventId, id }: Arrival) =>
+  eventId === null ? id : JSON.stringify([tenantId, provider, eventId])

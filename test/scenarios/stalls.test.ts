@@ -30,7 +30,7 @@ async function stalledApp(
   t: Test,
   database: PostgresDatabase,
   path: (typeof PATHS)[number],
-  { lease = '30s', storeTimeout = 1_000 }: { lease?: string | number; storeTimeout?: number } = {},
+  { lease = '30s', storeTimeout = 10_000 }: { lease?: string | number; storeTimeout?: number } = {},
 ) {
   const counts = new Map<string, number>()
   const held = latch()
@@ -196,9 +196,11 @@ for (const path of PATHS) {
     { skip },
     async (t) => {
       const database = await postgresDatabase(t, { max: 8 })
-      const leaseMs = 6_000
+      const leaseMs = 9_000
       const events = collectEvents(t)
-      const { app, counts, held } = await stalledApp(t, database, path, { lease: leaseMs })
+      const { app, counts, held } = await stalledApp(t, database, path, {
+        ...{ lease: leaseMs, storeTimeout: 1_500 },
+      })
       const keys = Array.from({ length: 16 }, newKey)
       const first = keys.map((key) => begin(app, '/held', { key }))
       while (counts.size < keys.length) await new Promise(setImmediate)
@@ -234,7 +236,7 @@ for (const path of PATHS) {
     async (t) => {
       const server = await ownPostgres(t)
       const database = clientOn(t, server.url, { max: 6 })
-      const { app, counts } = await stalledApp(t, database, path, { storeTimeout: 500 })
+      const { app, counts } = await stalledApp(t, database, path, { storeTimeout: 3_000 })
       await send(app, '/pay', { key: newKey() })
       // The lock shows which process executes the statement.
       const other = await otherTransaction(t, server)

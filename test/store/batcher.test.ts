@@ -227,6 +227,34 @@ t.test('what comes for a row that stays locked keeps nothing else waiting', asyn
   await Promise.all([again, beside])
 })
 
+t.test('items of one row travel together where the verb answers each of them', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(
+    verb,
+    { identify, mayRepeatRows: true },
+    { ...limits, maxConcurrent: 2 },
+  )
+  const locked = () => Object.assign(new Error('locked'), { code: '55P03' })
+  const row = 'a'
+  const first = [{ n: 1, row }, { n: 2, row }, { n: 3, row }, { n: 4, row }, { n: 5 }].map(call)
+  t.strictSame(sent(), [[1], [2]])
+  calls[0]?.end()
+  await first[0]
+  t.strictSame(sent()[2], [3, 4, 5])
+  calls[2]?.end(locked())
+  await turn()
+  calls[1]?.end()
+  await first[1]
+  t.strictSame(sent().slice(3), [[3], [5]], 'alone, one at a time')
+  const later = call({ n: 6, row })
+  calls[4]?.end()
+  t.equal(await first[4], 50)
+  t.equal(calls.length, 5, 'the others of the row wait for the one that is alone')
+  calls[3]?.end(locked())
+  for (const failed of [first[2], first[3], later]) await t.rejects(failed as Promise<number>)
+  t.equal(calls.length, 5, 'and share what it has waited for')
+})
+
 t.test('those that joined an item whose row stayed locked do not wait once more', async (t) => {
   for (const code of ['55P03', '57014']) {
     const { verb, calls, sent } = latchedVerb()
