@@ -237,6 +237,11 @@ function settingsOf(
       `option "retention"${where} must not be shorter than "maxRun" and "lease" together: a key must be remembered while its first request may still run`,
     )
   }
+  if (settings.atomic && settings.retentionMs < settings.atomic.timeoutMs) {
+    throw new OptionInvalid(
+      `option "retention"${where} must not be shorter than the "timeout" of "atomic": a key must be remembered while its first request may still run`,
+    )
+  }
   return settings
 }
 

@@ -417,6 +417,17 @@ test('a key is remembered at least as long as its first request may run', async 
     message: /option "retention" must not be shorter than "maxRun" and "lease" together/,
   })
   await t.resolves(register({ ...complete, lease: '1m', maxRun: '10m', retention: '11m' }))
+  await t.rejects(
+    buildApp(t, database, {
+      plugin: { lease: '1s', maxRun: '1s', retention: '2s' },
+      routes: (app) =>
+        app.post('/a', { config: { idempotency: { atomic: { timeout: '5s' } } } }, () => 'x'),
+    }),
+    {
+      code: 'IDEMPOTENCY_OPTION_INVALID',
+      message: /"retention" of route POST \/a must not be shorter than the "timeout" of "atomic"/,
+    },
+  )
 })
 
 test('a duration that a timer cannot hold is refused', async (t) => {
