@@ -2,7 +2,7 @@ import { readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { bundleFolder, bundler } from '../fixtures/bundle.js'
-import type { Mutation } from './mutations.js'
+import type { Mutation } from './mutations/mutation.js'
 import type { simulate } from './simulate.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -15,10 +15,9 @@ export interface Mutant {
 
 let mutants = 0
 
-/** Bundles the simulation with one file changed. */
+/** Bundles the simulation with its files changed. */
 export async function mutantOf(mutation: Mutation): Promise<Mutant> {
-  const contents = await mutatedText(mutation)
-  const path = join(root, mutation.file)
+  const texts = await mutatedTexts(mutation)
   mutants += 1
   const outfile = join(bundleFolder(), `mutant-${process.pid}-${mutants}.mjs`)
   const dispose = () => rm(outfile, { force: true })
@@ -34,9 +33,10 @@ export async function mutantOf(mutation: Mutation): Promise<Mutant> {
       {
         name: 'mutation',
         setup(build: Build) {
-          build.onLoad({ filter: /\.ts$/ }, (file) =>
-            file.path === path ? { contents, loader: 'ts' } : undefined,
-          )
+          build.onLoad({ filter: /\.ts$/ }, ({ path }) => {
+            const contents = texts.get(path)
+            return contents === undefined ? undefined : { contents, loader: 'ts' }
+          })
         },
       },
     ],
@@ -55,17 +55,22 @@ interface Build {
   onLoad(which: { filter: RegExp }, load: (file: { path: string }) => object | undefined): void
 }
 
-/** @throws where the list does not name exactly one place. */
-export async function mutatedText({ name, file, edits }: Mutation): Promise<string> {
-  let text = await readFile(join(root, file), 'utf8')
-  for (const [find, replace] of edits) {
-    const parts = text.split(find)
+/**
+ * The files of a mutation as it changes them, by their paths.
+ *
+ * @throws where an edit does not name exactly one place.
+ */
+export async function mutatedTexts({ name, file, edits }: Mutation): Promise<Map<string, string>> {
+  const texts = new Map<string, string>()
+  for (const [find, replace, where = file] of edits) {
+    const path = join(root, where)
+    const parts = (texts.get(path) ?? (await readFile(path, 'utf8'))).split(find)
     if (parts.length !== 2) {
-      throw new Error(`"${name}": ${file} has this ${parts.length - 1} times, not once: ${find}`)
+      throw new Error(`"${name}": ${where} has this ${parts.length - 1} times, not once: ${find}`)
     }
-    text = parts.join(replace)
+    texts.set(path, parts.join(replace))
   }
-  return text
+  return texts
 }
 
 /** The first of these seeds whose schedule shows that something is wrong, and what. */

@@ -1,0 +1,44 @@
+import type { Mutation } from './mutation.js'
+
+const BATCHER = 'src/store/batcher.ts'
+
+/** What travels together. */
+export const OF_BATCHES: readonly Mutation[] = [
+  {
+    name: 'a list gives everybody the first result',
+    file: BATCHER,
+    edits: [['settle(entry, results[i] as O)', 'settle(entry, results[i * 0] as O)']],
+    shownBy: 7,
+  },
+  {
+    name: 'an item that the database refuses fails the others of its list',
+    file: BATCHER,
+    edits: [['if (batch.length > 1 && isOfItsData(error)) {', 'if (false) {']],
+    shownBy: 941,
+  },
+  {
+    name: 'an item that was refused in a list travels with others again',
+    file: BATCHER,
+    edits: [['for (const entry of batch) entry.isAlone = true', '']],
+    shownBy: 308,
+  },
+  {
+    name: 'an error of the data is taken for one of the connection',
+    file: 'src/store/failures.ts',
+    edits: [['^(21|22|23|42|54)...$|', '^(21|23|42|54)...$|']],
+    shownBy: 4,
+  },
+  {
+    name: 'a list whose lock timed out fails for all of its items',
+    file: 'src/store/failures.ts',
+    edits: [['|^55P03$', '']],
+    shownBy:
+      'the others are told that their keys are held: only a retry of their clients is wasted',
+  },
+  {
+    name: 'a list waits for a locked row as long as a single item',
+    file: 'src/store/statements.ts',
+    edits: [['LIST_LOCK_TIMEOUT_MS = 200', 'LIST_LOCK_TIMEOUT_MS = 1_000']],
+    shownBy: 308,
+  },
+]

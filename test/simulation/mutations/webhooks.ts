@@ -1,0 +1,212 @@
+import type { Mutation } from './mutation.js'
+
+const RUNNER = 'src/webhooks/runner.ts'
+const RUN = 'src/webhooks/run.ts'
+const INBOX = 'src/webhooks/inbox.ts'
+const PRISMA = 'src/store/prisma-events.ts'
+const MODEL = 'test/simulation/model-event-statements.ts'
+
+/** Events that are run once, however often they are delivered. */
+export const OF_WEBHOOKS: readonly Mutation[] = [
+  {
+    name: 'webhooks: a claim that arrived late is not renewed',
+    file: RUNNER,
+    edits: [['performance.now() - askedAt > leaseMs / 2', 'false']],
+    shownBy: 1267,
+  },
+  {
+    name: 'webhooks: a late claim whose renewal is as late is run',
+    file: RUNNER,
+    edits: [
+      [
+        'performance.now() - askedAt > leaseMs / 2',
+        'renewals === 0 && performance.now() - askedAt > leaseMs / 2',
+      ],
+    ],
+    shownBy: 23_808,
+    isRare: true,
+  },
+  {
+    name: 'webhooks: a late claim is run though its renewal failed',
+    file: RUNNER,
+    edits: [['.catch(() => false))) return undefined', '.catch(() => true))) return undefined']],
+    shownBy: 3996,
+  },
+  {
+    name: 'webhooks: a late claim is run though its renewal did not match',
+    file: RUNNER,
+    edits: [
+      [
+        'if (!(await within(renewing, storeTimeoutMs).catch(() => false))) return undefined',
+        'if (!(await within(renewing.then(() => true), storeTimeoutMs).catch(() => false))) return undefined',
+      ],
+    ],
+    shownBy: 2500,
+  },
+  {
+    name: 'webhooks: a list renews one lease twice',
+    file: RUNNER,
+    edits: [
+      [
+        'batched(store, store.extend, { identify }, hold)',
+        'batched(store, store.extend, { identify: (item) => item as never }, hold)',
+      ],
+    ],
+    shownBy: 14_382,
+    isRare: true,
+  },
+  {
+    name: 'webhooks: a list ends one run twice',
+    file: RUNNER,
+    edits: [
+      [
+        'batched(store, store.end, { identify }, hold)',
+        'batched(store, store.end, { identify: (item) => item as never }, hold)',
+      ],
+    ],
+    shownBy:
+      'the run has ended either way: only its delivery is answered as if another run had the event',
+  },
+  {
+    name: 'webhooks: a claim that was granted too late is not given back',
+    file: RUNNER,
+    edits: [['for (const stored of claimed) this.giveBack(stored)', '']],
+    shownBy: 'it costs time alone: a worker takes it over once its lease has run out',
+  },
+  {
+    name: 'webhooks: an event that was recorded too late is not given back',
+    file: INBOX,
+    edits: [["if (arrival.status !== 'processing' || isOfItsData(failure)) return", 'return']],
+    shownBy: 'it costs time alone: a worker takes it over once its lease has run out',
+  },
+  {
+    name: 'webhooks: results are stored by whoever had the run',
+    file: RUN,
+    edits: [
+      ["where: { id, fence, status: 'processing' },", "where: { id, status: 'processing' },"],
+    ],
+    shownBy: 883,
+  },
+  {
+    name: 'webhooks: results are stored when the run has ended',
+    file: RUN,
+    edits: [["where: { id, fence, status: 'processing' },", 'where: { id, fence },']],
+    shownBy: 741,
+  },
+  {
+    name: 'webhooks: a handler that fails after its last transaction is run again',
+    file: RUN,
+    edits: [['if (steps.isFinal) return this.#failedAfterEnd(error)', '']],
+    shownBy:
+      'the end of a run that is processed matches nothing: only its delivery is answered differently',
+  },
+  {
+    name: 'webhooks: an event is processed while its work is under way',
+    file: RUN,
+    edits: [
+      [
+        '      await unfinished\n      if (unfinished !== undefined) throw new StepNotAwaited()',
+        '      void unfinished',
+      ],
+    ],
+    shownBy: 17,
+  },
+  {
+    name: 'webhooks: a run that was handed back stores its result',
+    file: RUN,
+    edits: [["if (this.#wasHandedBack) return 'failed'\n    const verdict", 'const verdict']],
+    shownBy: 'its lease has ended in this process, and stores nothing more',
+  },
+  {
+    name: 'webhooks, Prisma: whoever had the run ends it',
+    file: PRISMA,
+    edits: [
+      [
+        "where: { id, fence, status: { in: ['processing', status] } },",
+        "where: { id, status: { in: ['processing', status] } },",
+      ],
+    ],
+    shownBy: 434,
+  },
+  {
+    name: 'webhooks, Prisma: an event is claimed whatever run was seen',
+    file: PRISMA,
+    edits: [['where: { id, fence, ...guard },', 'where: { id, ...guard },']],
+    shownBy: 49_937,
+    isRare: true,
+  },
+  {
+    name: 'webhooks, Prisma: an event that runs is claimed',
+    file: PRISMA,
+    edits: [
+      [
+        "{ status: 'processing', dueAt: { lte: await clock.ask() } },\n        ],\n      })",
+        "{ status: 'processing' },\n        ],\n      })",
+      ],
+    ],
+    shownBy: 18,
+  },
+  {
+    name: 'webhooks, Prisma: a late renewal takes back what a later one gave',
+    file: PRISMA,
+    edits: [['where: { ...where, dueAt: { lt: dueAt } }', 'where']],
+    shownBy: 25_314,
+    isRare: true,
+  },
+  {
+    name: 'webhooks, statements: whoever had the run ends it',
+    file: MODEL,
+    edits: [
+      [
+        "row.fence === fence && (row.status === 'processing' || row.status === status)",
+        "fence > 0 && (row.status === 'processing' || row.status === status)",
+      ],
+    ],
+    shownBy: 193,
+  },
+  {
+    name: 'webhooks, statements: what was ended before its reply got lost is not recognized',
+    file: MODEL,
+    edits: [
+      [
+        "row.fence === fence && (row.status === 'processing' || row.status === status)",
+        "row.fence === fence && row.status === 'processing'",
+      ],
+    ],
+    shownBy: 'the run is over either way, and the next delivery is told so by the inbox',
+  },
+  {
+    name: 'webhooks, statements: whoever had the run renews it',
+    file: MODEL,
+    edits: [
+      [
+        "(row, { fence }) => row.fence === fence && row.status === 'processing',",
+        "(row, { fence }) => fence > 0 && row.status === 'processing',",
+      ],
+    ],
+    shownBy: 5494,
+    isRare: true,
+  },
+  {
+    name: 'webhooks, statements: an event that runs is claimed',
+    file: MODEL,
+    edits: [
+      [
+        "WAITING.includes(row.status) || (row.status === 'processing' && hasCome(row, database))\n      const row",
+        'OPEN.includes(row.status)\n      const row',
+      ],
+    ],
+    shownBy: 17,
+  },
+  {
+    name: 'webhooks, statements: a lane runs two events at once',
+    file: MODEL,
+    edits: [
+      [
+        '(row) => canRun(row) && !isLaneRunBy(seen, row),',
+        '(row) => canRun(row) && seen.length > 0,',
+      ],
+    ],
+    shownBy: 'the constraint of the lane refuses the second: only an error is saved',
+  },
+]
