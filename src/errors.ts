@@ -27,13 +27,13 @@ export const BodyUnusable = createError(
 /** `tenant` returned nothing for this request. */
 export const TenantUnknown = createError(
   'IDEMPOTENCY_TENANT_UNKNOWN',
-  'This request belongs to no tenant, and an Idempotency-Key, a webhook, or a method such as request.idempotency.reserve() needs one. Authenticate it; for requests without a user, let the tenant function return a name, or set onUnknownCaller',
+  'This request belongs to no tenant, and an Idempotency-Key, a webhook, or a method such as request.idempotency.reserve() needs one. Authenticate it, or let the tenant function name requests without a user; for requests with a key, see also onUnknownCaller',
   403,
 )
 /** `principal` returned nothing for this request. */
 export const PrincipalUnknown = createError(
   'IDEMPOTENCY_PRINCIPAL_UNKNOWN',
-  'An Idempotency-Key needs a known caller, and this request has none. Authenticate it; for requests without a user, let the principal function return a name, or set onUnknownCaller',
+  'An Idempotency-Key needs a known caller, and this request has none. Authenticate it, or let the principal function name requests without a user; see also onUnknownCaller',
   403,
 )
 /** The same operation is running now. */

@@ -12,7 +12,7 @@ export interface Failure {
   /** The code of Prisma, the database or the system, if there is one. */
   readonly code: string | undefined
   readonly hint: string | undefined
-  /** Where it was thrown: the first frame of its stack. */
+  /** Where it comes from: the first line of its stack that is the application's own, or the first. */
   readonly at: string | undefined
 }
 
