@@ -26,10 +26,10 @@ function reasonOf(error: unknown): string {
 
 function obstacleOf(value: unknown): string {
   if (typeof value !== 'object' || value === null) return `is a ${typeof value}`
+  const name = Object.getPrototypeOf(value) === null ? 'Object' : classNameOf(value)
+  if (name !== 'Object') return `is an instance of ${name}`
   if (Object.getOwnPropertySymbols(value).length > 0) return 'has symbols as keys'
-  if (Object.hasOwn(value, '__proto__')) return 'has a key __proto__'
-  const name = classNameOf(value)
-  return name === 'Object' ? 'has a prototype of its own' : `is an instance of ${name}`
+  return Object.hasOwn(value, '__proto__') ? 'has a key __proto__' : 'has a prototype of its own'
 }
 
 const LONGEST_PATH = 100

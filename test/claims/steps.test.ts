@@ -222,6 +222,18 @@ t.test('what cannot be stored is refused at once, and says where it stands', asy
     steps.step('e', () => ({ [Symbol('canary')]: 1 })),
     says(/: it has symbols as keys\./),
   )
+  class Request {
+    readonly [Symbol.for('socket')] = 1
+  }
+  await t.rejects(
+    steps.step('f', () => [new Request()]),
+    says(/: `\[0\]` is an instance of Request\./),
+  )
+  const withoutPrototype = Object.assign(Object.create(null), { [Symbol('canary')]: 1 })
+  await t.rejects(
+    steps.step('g', () => withoutPrototype),
+    says(/: it has symbols as keys\./),
+  )
   const hidden = Object.defineProperty({}, 'price', {
     enumerable: true,
     get() {
