@@ -203,7 +203,7 @@ const EVENTS: Record<InboxHappening['kind'], Provoked> = {
   },
   inbox_unavailable: {
     level: 'error',
-    text: 'Inbox does not answer; the webhook was not acknowledged',
+    text: 'Inbox failed or did not answer; the webhook was not acknowledged',
     async run({ post, pool }) {
       pool.before = down
       await post()
