@@ -222,11 +222,9 @@ t.test('what cannot be stored is refused at once, and says where it stands', asy
     steps.step('e', () => ({ [Symbol('canary')]: 1 })),
     says(/: it has symbols as keys\./),
   )
-  class Request {
-    readonly [Symbol.for('socket')] = 1
-  }
+  class Request {}
   await t.rejects(
-    steps.step('f', () => [new Request()]),
+    steps.step('f', () => [Object.assign(new Request(), { [Symbol('canary')]: 1 })]),
     says(/: `\[0\]` is an instance of Request\./),
   )
   const withoutPrototype = Object.assign(Object.create(null), { [Symbol('canary')]: 1 })
