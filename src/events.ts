@@ -69,6 +69,12 @@ export type WebhookHappening = WebhookSubject &
       }
     | { readonly kind: 'webhook_handed_back'; readonly attempt: number }
     | {
+        readonly kind: 'webhook_overdue'
+        readonly attempt: number
+        /** How many such handlers this process has, this one included. */
+        readonly overdue: number
+      }
+    | {
         readonly kind: 'webhook_end_not_stored'
         readonly attempt: number
         readonly failure: Failure
@@ -265,6 +271,10 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   webhook_failed: ['warn', 'Webhook event failed'],
   webhook_dead: ['error', 'Webhook event is dead; it needs a person'],
   webhook_handed_back: ['info', 'Webhook event handed back: the server closes'],
+  webhook_overdue: [
+    'warn',
+    'Handler of a webhook event still runs although its lease is over; its place was given up',
+  ],
   webhook_end_not_stored: [
     'error',
     'How a webhook event ended could not be stored; storing it goes on',

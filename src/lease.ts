@@ -58,6 +58,9 @@ export class Lease<Ending> {
   #heartbeat: NodeJS.Timeout
   #isSettled = false
   #hasEnded = false
+  #isOver = false
+  #onOver: (() => void) | undefined
+  #over: Promise<void> | undefined
   #wakeUp: (() => void) | undefined
 
   constructor(terms: LeaseTerms, context: LeaseContext<Ending>) {
@@ -74,6 +77,19 @@ export class Lease<Ending> {
     this.#lost ??= new AbortController()
     if (this.#lostWhy !== undefined) this.#lost.abort(this.#lostWhy)
     return this.#lost.signal
+  }
+
+  /**
+   * Fulfilled once it was lost for good, and what was left of it has passed, and still nothing was said
+   * of how the attempt ends: whatever the attempt does from now on, nobody needs to wait for it. It may
+   * still end; that counts if no other attempt has begun. Made when somebody asks for it, as `signal` is.
+   */
+  get over(): Promise<void> {
+    this.#over ??= new Promise((resolve) => {
+      this.#onOver = resolve
+      if (this.#isOver) resolve()
+    })
+    return this.#over
   }
 
   /** Whether it was said how the attempt ends. */
@@ -140,7 +156,8 @@ export class Lease<Ending> {
     const { leaseMs, maxRunMs } = this.#terms
     const askedAt = performance.now()
     if (askedAt - this.startedAt > maxRunMs) {
-      return this.lose('it ran longer than maxRun and its lease is not renewed any more')
+      this.lose('it ran longer than maxRun and its lease is not renewed any more')
+      return this.#letRunOut()
     }
     const leftMs = this.#endsAt - askedAt
     if (leftMs > leaseMs / 3 && this.#context.isBusy?.()) {
@@ -155,7 +172,7 @@ export class Lease<Ending> {
       if (!isRenewed) {
         // An ending of our own that is under way ends the lease as well, and says so itself.
         if (!this.#isSettled) this.lose('another attempt took over')
-        return
+        return this.#letRunOut()
       }
       this.#endsAt = askedAt + leaseMs
       // An answer may be read late: this process stood still, and its lease did not. Then it may be
@@ -174,6 +191,16 @@ export class Lease<Ending> {
       const pauseMs = untilEndMs > 0 ? Math.min(leaseMs / 10, untilEndMs) : leaseMs / 10
       this.#heartbeat = setTimeout(() => this.#renew(), pauseMs)
     }
+  }
+
+  /** It is renewed no more. What is left of it is for the attempt to end in. */
+  #letRunOut(): void {
+    const leftMs = Math.max(0, Math.ceil(this.#endsAt - performance.now()))
+    this.#heartbeat = setTimeout(() => {
+      if (this.#isSettled) return
+      this.#isOver = true
+      this.#onOver?.()
+    }, leftMs)
   }
 
   #abort(why: string): void {

@@ -4,14 +4,14 @@ import type { Report } from '../events.js'
 export interface Work {
   /**
    * Claims at most `limit` events that are due and starts to run them. Each promise is fulfilled
-   * when that run has ended, however it ended; none is rejected.
+   * when that run has ended, however it ended, or its lease is over; none is rejected.
    *
    * @throws what the store throws.
    */
   startDue(limit: number): Promise<Promise<void>[]>
   /**
-   * Runs the event of this job to its end, unless it was run since the job was made. Asking for it
-   * twice is harmless.
+   * Runs the event of this job to its end or the end of its lease, unless it was run since the job was
+   * made. Asking for it twice is harmless.
    *
    * @throws what the store throws.
    */

@@ -54,7 +54,11 @@ export interface WebhookOptions {
    * handler runs. Default `'30s'`, at least `'1s'`.
    */
   lease?: Duration
-  /** How long a lease is renewed for one run; then its `signal` is aborted. Default `'15m'`. */
+  /**
+   * How long a lease is renewed for one run; then its `signal` is aborted. Once the lease has expired, the
+   * event may be run again, and a handler that has not returned no longer counts towards `concurrency`.
+   * Default `'15m'`.
+   */
   maxRun?: Duration
   /**
    * How an event whose handler failed is run again: after a pause that doubles from `first` up to

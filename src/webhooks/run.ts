@@ -23,11 +23,16 @@ export interface RunContext {
   readonly storeTimeoutMs: number
   readonly log: FastifyBaseLogger
   readonly report: Report
+  /**
+   * Called once, when the lease is over and the handler is not: nobody waits for it any more. Returns
+   * how many such handlers there are.
+   */
+  readonly onOverdue: (run: Run) => number
   /** Called once, when the run has ended in this process, however it ended. */
   readonly onEnd: (run: Run) => void
 }
 
-/** What became of a run. `lost`: another one took over, and its result counts. */
+/** What became of a run. `lost`: another one took over, or may, and its result counts. */
 export type RunOutcome = 'processed' | 'ignored' | 'postponed' | 'failed' | 'dead' | 'lost'
 
 /** How long `defer()` puts an event back when it does not say. */
@@ -74,8 +79,20 @@ export class Run {
     )
   }
 
-  /** Runs the handler and stores how it ended. Never rejects. */
-  async execute(readPayload: () => unknown): Promise<RunOutcome> {
+  /**
+   * Runs the handler and stores how it ended. Never rejects, and is `lost` once its lease is over: a
+   * handler that never ends keeps neither a place nor a request.
+   */
+  execute(readPayload: () => unknown): Promise<RunOutcome> {
+    const overdue = this.#lease.over.then((): RunOutcome => {
+      const overdue = this.#context.onOverdue(this)
+      this.#report({ kind: 'webhook_overdue', attempt: this.#lease.attempt, overdue })
+      return 'lost'
+    })
+    return Promise.race([this.#execute(readPayload), overdue])
+  }
+
+  async #execute(readPayload: () => unknown): Promise<RunOutcome> {
     const { settings, handler } = this.#endpoint
     crashPoint('event:claimed')
     // Reached only by attempts that ended without saying so: the event kills its process.
@@ -112,11 +129,11 @@ export class Run {
       // What it began beside that is not cut off half way.
       await steps.close()
       if (steps.isFinal) return this.#failedAfterEnd(error)
-      return this.#wasHandedBack ? 'failed' : this.#failed(error)
+      return this.#lease.isSettled ? this.#endedWithoutIt : this.#failed(error)
     }
     if (steps.isFinal) return this.#processed(true)
     // It is somebody else's by now, and what this handler has decided is of no account.
-    if (this.#wasHandedBack) return 'failed'
+    if (this.#lease.isSettled) return this.#endedWithoutIt
     const verdict = WebhookEvent.verdictOf(event)
     switch (verdict?.kind) {
       case undefined:
@@ -146,6 +163,11 @@ export class Run {
   /** Stops without a word, as a crash would. */
   abandon(why: string): void {
     this.#lease.abandon(why)
+  }
+
+  /** What became of the run when its end was said before its handler ended. */
+  get #endedWithoutIt(): RunOutcome {
+    return this.#wasHandedBack ? 'failed' : 'lost'
   }
 
   /** Whether a transaction has made the event processed. */
@@ -257,7 +279,7 @@ export class Run {
       // Only its next delivery can run it: no worker is to look at it.
       ...(isLeft && { dueInMs: null }),
     }
-    if (this.#lease.isSettled) return this.#wasHandedBack ? 'failed' : 'lost'
+    if (this.#lease.isSettled) return this.#endedWithoutIt
     const { storeTimeoutMs } = this.#context
     crashPoint('event:ending')
     const settled = await this.#lease.settle(end, storeTimeoutMs)

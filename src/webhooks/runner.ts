@@ -32,6 +32,8 @@ export class Runner implements Work {
   readonly #options: RunnerOptions
   readonly #endpoints: ReadonlyMap<string, Endpoint>
   readonly #open = new Set<Run>()
+  /** Runs whose leases are over and whose handlers are not. Nothing waits for them. */
+  readonly #overdue = new Set<Run>()
   /** Claims under way, each of which may become a run. */
   readonly #starting = new Set<Promise<unknown>>()
   readonly #end: (end: RunEnd) => Promise<boolean>
@@ -94,9 +96,14 @@ export class Runner implements Work {
         }
         return isEnded
       },
+      onOverdue: (late) => {
+        this.#overdue.add(late)
+        this.#noLongerOpen(late)
+        return this.#overdue.size
+      },
       onEnd: (ended) => {
-        this.#open.delete(ended)
-        if (this.#open.size === 0) this.#onEmpty?.()
+        this.#overdue.delete(ended)
+        this.#noLongerOpen(ended)
         // The next one of its lane may run.
         if (stored.lane !== null) dispatch.lookAgain()
       },
@@ -172,7 +179,10 @@ export class Runner implements Work {
     await this.#options.dispatch.stop()
   }
 
-  /** Waits for the events that are running, and hands back those that take too long. */
+  /**
+   * Waits for the events that are running, and hands back those that take too long. Those whose leases
+   * are over are anybody's already.
+   */
   async close(): Promise<void> {
     const { drainMs, storeTimeoutMs, dispatch } = this.#options
     await Promise.allSettled(this.#starting)
@@ -184,7 +194,13 @@ export class Runner implements Work {
     await Promise.all([...this.#open].map((run) => run.handBack()))
     await within(emptied, storeTimeoutMs).catch(() => {})
     for (const run of this.#open) run.abandon('the server closed before it was recorded')
+    for (const run of this.#overdue) run.abandon('the server closed and its handler had not ended')
     await dispatch.close()
+  }
+
+  #noLongerOpen(run: Run): void {
+    this.#open.delete(run)
+    if (this.#open.size === 0) this.#onEmpty?.()
   }
 
   #served(): Endpoints {

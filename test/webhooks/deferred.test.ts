@@ -30,10 +30,11 @@ interface Setup {
   webhook?: Partial<WebhookOptions>
   plugin?: AppSetup['plugin']
   look?: typeof NEVER | typeof OFTEN
+  concurrency?: number
 }
 
 interface DispatchUnderTest {
-  create(queue: string, look: number | '1h'): Dispatch
+  create(queue: string, look: number | '1h', concurrency?: number): Dispatch
   /** Whether a process hears of what another one enqueues; or else it has to look. */
   readonly tellsOthers: boolean
 }
@@ -43,9 +44,9 @@ type Start = (handler: WebhookHandler, setup?: Setup) => ReturnType<typeof inbox
 /** Processes of one application that no other test has events of. */
 function processes(t: Test, { create }: DispatchUnderTest): Start {
   const name = newKey()
-  return (handler, { webhook, plugin, look = NEVER } = {}) =>
+  return (handler, { webhook, plugin, look = NEVER, concurrency = 10 } = {}) =>
     inboxApp(t, database, handler, {
-      plugin: { dispatch: create(name, look), ...plugin },
+      plugin: { dispatch: create(name, look, concurrency), ...plugin },
       webhook: { mode: 'deferred', name, ...webhook },
     })
 }
@@ -181,6 +182,139 @@ function deferredEvents(t: Test, dispatch: DispatchUnderTest): void {
     t.equal(stored.fence, 1)
     t.equal(runs, 1)
     t.equal(await effectsOf(stored), 1)
+  })
+
+  t.test('handlers that never end keep their places until their leases are over', async (t) => {
+    const start = processes(t, dispatch)
+    const events = collectEvents(t)
+    const go = latch()
+    const late: Promise<unknown>[] = []
+    const app = await start(
+      async (event) => {
+        if (event.type === 'endless' && event.attempt === 1) {
+          // As one does that waits for an answer, and does not listen to its signal.
+          await go.opened
+          const paying = event.transaction((tx) => pay(event, tx))
+          late.push(paying.catch((error) => error))
+          event.reject('too late')
+          return paying
+        }
+        return event.transaction((tx) => pay(event, tx))
+      },
+      { concurrency: 2, look: OFTEN, webhook: { lease: '1s', maxRun: '1s' } },
+    )
+    const endless = [stripeEvent({ type: 'endless' }), stripeEvent({ type: 'endless' })]
+    for (const event of endless) {
+      await postStripe(app, event)
+      await untilStatus(event, 'processing')
+    }
+    const other = stripeEvent()
+    await postStripe(app, other)
+    await untilStatus(other, 'processed')
+    const stored = await Promise.all(endless.map((event) => untilStatus(event, 'processed')))
+    t.match(stored, Array(2).fill({ fence: 2, attempts: 2, errors: [] }))
+    await events.first('webhook_overdue', 2)
+    const overdue = events.all.filter(({ kind }) => kind === 'webhook_overdue')
+    t.match(overdue, [
+      { attempt: 1, overdue: 1 },
+      { attempt: 1, overdue: 2 },
+    ])
+    const names = overdue.map((event) => Reflect.get(event, 'eventId'))
+    t.strictSame(new Set(names), new Set(endless.map(({ id }) => id)))
+
+    go.open()
+    await new Promise((resolve) => setImmediate(resolve))
+    t.match(await Promise.all(late), Array(2).fill({ code: 'IDEMPOTENCY_LEASE_LOST' }))
+    for (const before of stored) {
+      t.strictSame(await eventOf(database, before.eventId as string), before)
+      t.equal(await effectsOf(before), 1)
+    }
+    t.notOk(events.kinds().includes('webhook_dead'), 'what ends too late decides nothing')
+  })
+
+  t.test('serialize: a handler that never ends does not keep the lane', async (t) => {
+    const start = processes(t, dispatch)
+    const events = collectEvents(t)
+    const running: string[] = []
+    const ended: string[] = []
+    const app = await start(
+      async (event) => {
+        const run = `${event.type} ${event.attempt}`
+        running.push(run)
+        if (run === 'first 1') await new Promise(() => {})
+        await event.transaction((tx) => pay(event, tx))
+        ended.push(run)
+      },
+      { look: OFTEN, webhook: { serialize: true, lease: '1s', maxRun: '1s' } },
+    )
+    const data = { object: { id: newKey() } }
+    const [first, second] = [
+      stripeEvent({ data, type: 'first' }),
+      stripeEvent({ data, type: 'second' }),
+    ]
+    await postStripe(app, first)
+    await untilStatus(first, 'processing')
+    await postStripe(app, second)
+    await untilStatus(second, 'processed')
+    await events.first('webhook_overdue')
+    t.strictSame(running, ['first 1', 'first 2', 'second 1'])
+    t.strictSame(ended, ['first 2', 'second 1'])
+    t.match(await eventOf(database, first.id), { status: 'processed', fence: 2 })
+  })
+
+  t.test('a handler whose lease is over does not hold up a server that closes', async (t) => {
+    const start = processes(t, dispatch)
+    const events = collectEvents(t)
+    const go = latch()
+    const app = await start(
+      async ({ attempt }) => {
+        if (attempt === 1) await go.opened
+        if (attempt === 1) throw new Error('too late')
+      },
+      // Longer than this test may take.
+      { look: OFTEN, plugin: { drain: '1h' }, webhook: { lease: '1s', maxRun: '1s' } },
+    )
+    await listen(app)
+    const event = stripeEvent()
+    await postStripe(app, event)
+    const stored = await untilStatus(event, 'processed')
+    t.match(stored, { fence: 2, attempts: 2 })
+    await events.first('webhook_overdue')
+    await app.close()
+    t.match(await events.first('abandoned'), { attempt: 1 })
+    t.notOk(events.kinds().includes('webhook_handed_back'))
+    go.open()
+    await new Promise((resolve) => setImmediate(resolve))
+    t.strictSame(await eventOf(database, event.id), stored)
+  })
+
+  t.test('a handler that ends after its lease, before anybody took over, counts', async (t) => {
+    const start = processes(t, dispatch)
+    const events = collectEvents(t)
+    const go = latch()
+    const app = await start(() => go.opened, { webhook: { lease: '1s', maxRun: '1s' } })
+    const event = stripeEvent()
+    await postStripe(app, event)
+    const { id } = await untilStatus(event, 'processing')
+    // Nobody looks: it is its own for as long as nobody does.
+    t.match(await events.first('webhook_overdue'), { event: id, overdue: 1 })
+    go.open()
+    t.match(await untilStatus(event, 'processed'), { fence: 1, attempts: 1 })
+  })
+
+  t.test('replay() of one that never ends is told that it runs', async (t) => {
+    const start = processes(t, dispatch)
+    const app = await start(
+      ({ attempt }) => {
+        if (attempt === 1) throw new Error('replay it')
+        return new Promise(() => {})
+      },
+      { webhook: { lease: '1s', maxRun: '1s', retry: { attempts: 1 } } },
+    )
+    const event = stripeEvent()
+    await postStripe(app, event)
+    const { id } = await untilStatus(event, 'dead')
+    t.strictSame(await app.idempotency.replay(id), { kind: 'running' })
   })
 
   t.test('one whose process died is taken over when its lease has run out', async (t) => {
@@ -623,7 +757,7 @@ function deferredEvents(t: Test, dispatch: DispatchUnderTest): void {
 
 t.test('in the process', async (t) => {
   deferredEvents(t, {
-    create: (_queue, look) => inProcess({ pollEvery: look }),
+    create: (_queue, look, concurrency = 10) => inProcess({ pollEvery: look, concurrency }),
     tellsOthers: false,
   })
 })
@@ -633,7 +767,8 @@ t.test('BullMQ', { skip: await missing('redis') }, async (t) => {
   const connection = new Redis(url)
   t.teardown(() => connection.disconnect())
   deferredEvents(t, {
-    create: (queue, look) => bullmq({ connection, prefix, queue, sweepEvery: look }),
+    create: (queue, look, concurrency = 10) =>
+      bullmq({ connection, prefix, queue, sweepEvery: look, concurrency }),
     tellsOthers: true,
   })
 })

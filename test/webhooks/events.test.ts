@@ -169,6 +169,18 @@ const EVENTS: Record<InboxHappening['kind'], Provoked> = {
     },
     event: { attempt: 1 },
   },
+  webhook_overdue: {
+    level: 'warn',
+    text: 'Handler of a webhook event still runs although its lease is over; its place was given up',
+    webhook: { lease: '1s', maxRun: '1s' },
+    handler: hold,
+    async run({ post, go, events }) {
+      await post()
+      go()
+      await events.first('webhook_processed')
+    },
+    event: { attempt: 1, overdue: 1 },
+  },
   webhook_end_not_stored: {
     level: 'error',
     text: 'How a webhook event ended could not be stored; storing it goes on',

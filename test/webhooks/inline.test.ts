@@ -267,6 +267,26 @@ test('a run that another one took over is not acknowledged', async (t) => {
   t.match(await eventOf(database, event.id), { status: 'processing', fence: 7 })
 })
 
+test('a delivery does not wait for a handler whose lease is over', async (t) => {
+  const events = collectEvents(t)
+  const webhook = { lease: '1s', maxRun: '1s' } as const
+  const app = await inboxApp(
+    t,
+    database,
+    ({ attempt }) => (attempt === 1 ? new Promise(() => {}) : undefined),
+    { webhook },
+  )
+  const event = stripeEvent()
+  const answer = await postStripe(app, event)
+  t.equal(answer.statusCode, 503)
+  t.strictSame(answer.json(), { outcome: 'running' })
+  t.match(await events.first('webhook_overdue'), { eventId: event.id, attempt: 1, overdue: 1 })
+  // The database's lease began a moment later, and so it ends.
+  const dueAt = new Date(0)
+  await prisma.webhookEvent.updateMany({ where: { eventId: event.id }, data: { dueAt } })
+  t.strictSame((await postStripe(app, event)).json(), { outcome: 'processed' })
+})
+
 test('transaction: effect and step commit together, and a later attempt skips it', async (t) => {
   let runs = 0
   let effects = 0
