@@ -1,11 +1,15 @@
 import { validateHeaderValue } from 'node:http'
 import { PassThrough, pipeline, Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
+import type { PayloadForm } from '../core/payload-form.js'
 import type { StoredResponse } from '../core/record.js'
 import { type SavedHead, saveHead } from './reply-head.js'
 
 /** What is kept of a response besides its bytes. */
-export type Head = Pick<StoredResponse, 'statusCode' | 'headers'>
+export type Head = Pick<StoredResponse, 'statusCode' | 'headers'> & {
+  /** In which form the bytes are handed to later hooks. */
+  readonly form: PayloadForm | undefined
+}
 
 /** What is sent, and its bytes as far as they are known. */
 type Body =
@@ -34,9 +38,10 @@ export function captureResponse(
 ): Captured {
   let body: Body | undefined
   try {
-    body = withHeadAsBytes(reply, bodyOf(reply, payload))
+    body = bodyOf(reply, payload)
     const sent = saveHead(reply)
-    return { ...body, sent, kept: keptOf(sent, names) }
+    const form = formOf(body.payload, sent)
+    return { ...body, sent, kept: { ...keptOf(sent, names), form } }
   } catch (error) {
     discard(body === undefined ? payload : body.payload)
     throw error
@@ -70,9 +75,9 @@ function bodyOf(reply: FastifyReply, payload: unknown): Body {
   }
   if (typeof payload === 'string') return { kind: 'bytes', payload, body: Buffer.from(payload) }
   if (payload instanceof Uint8Array) {
-    // A copy, for both: the handler may use its buffer again while this one is being stored.
-    const copy = Buffer.from(payload)
-    return { kind: 'bytes', payload: copy, body: copy }
+    // A copy for each: the handler may use its buffer again, and later hooks may change theirs, while
+    // this one is still being stored.
+    return { kind: 'bytes', payload: Buffer.from(payload), body: Buffer.from(payload) }
   }
   if (isResponse(payload)) {
     // Fastify does this after the hooks; the status decides here whether to keep the response.
@@ -115,33 +120,18 @@ function isSentWithoutBody(statusCode: number): boolean {
   return statusCode === 304 || isWithoutBody(statusCode)
 }
 
-/**
- * Node writes a head together with a text behind it, in the encoding of that text: as UTF-8. Before
- * bytes, and so in a replay, it writes Latin-1. A head for which that makes a difference is given the
- * characters whose Latin-1 is its UTF-8, and bytes behind it: now, and in every replay.
- */
-function withHeadAsBytes(reply: FastifyReply, body: Body): Body {
-  const isText = typeof body.payload === 'string' && body.payload !== ''
-  if (body.kind === 'stream' || !isText || isSentWithoutBody(reply.statusCode)) return body
-  let isDifferent = false
-  for (const [name, value] of Object.entries(reply.getHeaders())) {
-    const values = [value].flat()
-    if (values.every(isAscii)) continue
-    for (const one of values) validateHeaderValue(name, one as string)
-    isDifferent = true
-    const asLatin1 = values.map((one) => Buffer.from(String(one)).toString('latin1'))
-    reply.removeHeader(name)
-    reply.header(name, Array.isArray(value) ? asLatin1 : asLatin1[0])
-  }
-  return isDifferent ? { ...body, payload: body.body } : body
+function formOf(payload: unknown, { headers }: SavedHead): PayloadForm | undefined {
+  if (payload === null) return 'null'
+  if (typeof payload === 'string') return 'text'
+  if (payload instanceof Uint8Array) return 'bytes'
+  const isStream = ['pipe', 'getReader'].some(
+    (name) => typeof Reflect.get(Object(payload), name) === 'function',
+  )
+  if (!isStream) return undefined
+  return headers['content-length'] === undefined ? 'stream' : 'sized stream'
 }
 
-function isAscii(value: unknown): boolean {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: all of ASCII, whatever may be sent of it
-  return typeof value !== 'string' || /^[\x00-\x7f]*$/.test(value)
-}
-
-function keptOf({ statusCode, headers }: SavedHead, names: readonly string[]): Head {
+function keptOf({ statusCode, headers }: SavedHead, names: readonly string[]): Omit<Head, 'form'> {
   for (const [name, value] of Object.entries(headers)) validateHeaderValue(name, value as string)
   const kept: Record<string, string | string[]> = {}
   for (const name of names) {

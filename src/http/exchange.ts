@@ -19,10 +19,10 @@ import { isOfItsData } from '../store/failures.js'
 import { sayAgain } from '../store/say-again.js'
 import { type Received, whatIsAsked } from './asked.js'
 import { AtomicRecording } from './atomic-recording.js'
-import { discard } from './capture.js'
 import type { Limiter } from './limiter.js'
 import { BUSY_RETRY_S, problem, STORE_RETRY_S } from './problem.js'
 import { Recording, type RecordingTerms } from './recording.js'
+import { Replay } from './replay.js'
 import { restoreHead, saveHead } from './reply-head.js'
 import { type SavedInput, saveInput } from './request-input.js'
 import type { SendOn } from './sends.js'
@@ -75,7 +75,7 @@ export class Exchange {
   #hasTimedOut = false
   #isBypassed = false
   #isAnswered = false
-  #replayed: StoredResponse | undefined
+  #replay: Replay | undefined
 
   constructor(
     route: ProtectedRoute,
@@ -222,7 +222,7 @@ export class Exchange {
       case 'run atomic':
         return this.#runAtomic(outcome.claim)
       case 'replay':
-        return this.#replay(outcome.response, outcome.waitedMs)
+        return this.#sendReplay(outcome.response, outcome.waitedMs)
       case 'busy':
         // Which process holds it is for the log alone.
         report(outcome)
@@ -290,42 +290,27 @@ export class Exchange {
     this.#isAnswered = true
     const recording = this.#recording ?? this.#atomic
     if (recording !== undefined) recording.onSend(payload, done)
-    else done(null, this.#replayed ? this.#asStored(this.#replayed, payload) : payload)
-  }
-
-  /** What hooks in front of this one made of a replay is undone: they had their turn already. */
-  #asStored({ headers, body }: StoredResponse, payload: unknown): unknown {
-    discard(payload)
-    // Fastify calls bytes an octet stream where the first response had no type.
-    for (const name of ['content-type', 'content-encoding']) {
-      const value = headers[name]
-      if (value === undefined) this.#reply.removeHeader(name)
-      else this.#reply.header(name, value)
-    }
-    this.#reply.removeHeader('content-length')
-    return bytesOf(body)
+    else done(null, this.#replay === undefined ? payload : this.#replay.onSend(payload))
   }
 
   onError(error: FastifyError): void {
     if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#hasTimedOut = true
     const recording = this.#recording ?? this.#atomic
     recording?.onError(error)
+    this.#replay?.onError()
   }
 
-  #replay(response: StoredResponse, waitedMs: number): FastifyReply {
-    if (response.body === null) {
+  #sendReplay(response: StoredResponse, waitedMs: number): FastifyReply {
+    const { statusCode, body } = response
+    if (body === null) {
       this.#report({ kind: 'not_replayable' })
       const what = 'The request with this Idempotency-Key was processed, but its response'
       return this.#answer(new NotReplayable(what))
     }
-    this.#report({ kind: 'replayed', statusCode: response.statusCode, waitedMs })
-    this.#replayed = response
+    this.#report({ kind: 'replayed', statusCode, waitedMs })
+    this.#replay = new Replay(this.#reply, response, body)
     this.#isAnswered = true
-    return this.#reply
-      .code(response.statusCode)
-      .headers(response.headers as Record<string, string | string[]>)
-      .header('idempotent-replayed', 'true')
-      .send(bytesOf(response.body))
+    return this.#replay.send()
   }
 
   #answer(error: FastifyError, retryAfterS?: number): FastifyReply {
@@ -333,13 +318,6 @@ export class Exchange {
     this.#isAnswered = true
     return this.#reply.send(problem(this.#reply, docs, error, retryAfterS))
   }
-}
-
-/** As Fastify sends it: nothing at all, or bytes. */
-function bytesOf(body: Uint8Array | null): Buffer | undefined {
-  return body === null || body.byteLength === 0
-    ? undefined
-    : Buffer.from(body.buffer, body.byteOffset, body.byteLength)
 }
 
 function closeSignal(reply: FastifyReply): AbortSignal {

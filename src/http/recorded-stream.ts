@@ -70,7 +70,8 @@ export function recordStream(source: Readable, recording: StreamRecording): Read
     const end = bytesToPass()
     while (passed < end && isWanted) {
       const next = Math.min(end, passed + PASS_BYTES)
-      const piece = kept.view(passed - keptFrom, next - keptFrom)
+      // A copy: what a later hook changes in place must not be what is stored.
+      const piece = Buffer.from(kept.view(passed - keptFrom, next - keptFrom))
       passed = next
       // It may be read on within this call.
       isWanted = false

@@ -1,5 +1,7 @@
+import { isUtf8 } from 'node:buffer'
 import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { FastifyRequest } from 'fastify'
+import { type PayloadForm, withForm } from '../core/payload-form.js'
 import type { StoredResponse } from '../core/record.js'
 import { type Failure, failureOf, type OmittedReason } from '../events.js'
 import type { RedactedResponse, RouteSettings } from '../options.js'
@@ -17,14 +19,16 @@ type Settings = Pick<RouteSettings, 'isStored' | 'redact' | 'maxBodyBytes'>
 export function responseToStore(
   request: FastifyRequest,
   { isStored, redact, maxBodyBytes }: Settings,
-  { statusCode, headers }: Head,
+  { statusCode, headers, form }: Head,
   body: Uint8Array | null,
 ): ToStore {
   const bare = { statusCode, headers: {}, body: null }
   if (!isStored) return { response: bare }
   const tooLarge = { response: bare, omitted: { reason: 'too large' } } as const
   if (body === null || body.byteLength > maxBodyBytes) return tooLarge
-  if (redact === undefined) return { response: { statusCode, headers, body } }
+  if (redact === undefined) {
+    return { response: { statusCode, headers: withForm(headers, form), body } }
+  }
   try {
     // A copy of all of it: what the function changes in place must not reach the client.
     const copy = { statusCode, headers: copyOf(headers), body: Buffer.from(body) }
@@ -32,10 +36,17 @@ export function responseToStore(
     if (redacted.body === null) return { response: bare }
     const ownBody = Buffer.from(redacted.body)
     if (ownBody.byteLength > maxBodyBytes) return tooLarge
-    return { response: { statusCode, headers: redacted.headers ?? headers, body: ownBody } }
+    const ownHeaders = withForm(redacted.headers ?? headers, formOfRedacted(form, ownBody))
+    return { response: { statusCode, headers: ownHeaders, body: ownBody } }
   } catch (error) {
     return { response: bare, omitted: { reason: 'redaction_failed', failure: failureOf(error) } }
   }
+}
+
+/** Later hooks get what was redacted in the form of the first response, where it can have that. */
+function formOfRedacted(form: PayloadForm | undefined, body: Buffer): PayloadForm | undefined {
+  if (form === 'text' && !isUtf8(body)) return 'bytes'
+  return form === 'null' && body.byteLength > 0 ? undefined : form
 }
 
 function copyOf(headers: StoredResponse['headers']): StoredResponse['headers'] {

@@ -1,6 +1,7 @@
 import { validateHeaderName, validateHeaderValue } from 'node:http'
 import { type Check, check, isInteger } from '../checks.js'
 import { MAX_KEY_LENGTH } from '../core/key.js'
+import { withForm } from '../core/payload-form.js'
 import type { StoredResponse } from '../core/record.js'
 import { OptionInvalid } from '../errors.js'
 import { readName } from './options.js'
@@ -85,7 +86,7 @@ function readResponse(response: ResponseToKeep): StoredResponse {
   const isText = typeof body === 'string'
   kept['content-type'] ??= isText ? 'text/plain; charset=utf-8' : 'application/json; charset=utf-8'
   const text = isText ? body : jsonOf(body)
-  return { statusCode, headers: kept, body: Buffer.from(text) }
+  return { statusCode, headers: withForm(kept, 'text'), body: Buffer.from(text) }
 }
 
 function jsonOf(body: unknown): string {

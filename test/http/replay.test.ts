@@ -1,14 +1,19 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { PassThrough, Readable } from 'node:stream'
-import type { FastifyInstance, RouteHandlerMethod, RouteShorthandOptions } from 'fastify'
+import type {
+  FastifyInstance,
+  FastifyReply,
+  RouteHandlerMethod,
+  RouteShorthandOptions,
+} from 'fastify'
 import t, { type Test, test } from 'tap'
 import type { RouteOptions } from '../../src/index.js'
 import {
   type Answer,
+  begin,
   buildApp,
   collectEvents,
-  exchangeBytes,
   latch,
   listen,
   newKey,
@@ -16,6 +21,7 @@ import {
   postText,
   recordOf,
   send,
+  WatchedPool,
 } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 
@@ -444,6 +450,7 @@ test('only listed headers are stored', async (t) => {
   const key = newKey()
   await send(app, '/things', { key })
   t.same((await recordOf(database, key))?.headers, {
+    ':payload': 'text',
     'content-type': 'text/plain; charset=utf-8',
     location: '/things/1',
     link: '</things/1>; rel="self"',
@@ -638,8 +645,7 @@ test('a client that disconnects in the middle of a stream gets all of it by a re
   socket.destroy()
   source.end('and last')
   t.match(await events.first('completed'), { statusCode: 200, bytes: 14 })
-  const retry = await exchangeBytes(t, port, text)
-  t.equal(retry.body.toString(), 'first and last')
+  t.equal((await send(app, '/things', { key })).body, 'first and last')
   t.equal(runs(), 1)
 })
 
@@ -721,4 +727,291 @@ test('a stream that another hook throws away does not keep the key busy', async 
   t.equal((await send(app, '/things', { key })).statusCode, 500)
   await Promise.race([events.first('completed'), events.first('released')])
   t.not((await recordOf(database, key))?.status, 'in_progress')
+})
+
+/** What a hook can see of a payload, and of how it is framed. */
+async function formOf(t: Test, reply: FastifyReply, payload: unknown): Promise<[unknown, unknown]> {
+  const length = payload instanceof Readable ? reply.getHeader('content-length') : undefined
+  const read = async () => {
+    if (!(payload instanceof Readable)) return payload
+    const pieces: unknown[] = await payload.toArray()
+    if (payload.readableObjectMode) return ['objects', pieces]
+    t.ok(pieces.every((piece) => Buffer.isBuffer(piece)))
+    return ['a stream', payload.readableObjectMode, Buffer.concat(pieces as Buffer[]).toString()]
+  }
+  return [await read(), length]
+}
+
+/** Each kind of payload that a hook can be given. */
+const PAYLOADS: Record<string, RouteHandlerMethod> = {
+  JSON: () => ({ internal: 'secret', id: 1 }),
+  text: () => 'héllo',
+  'an empty text': () => '',
+  'text below a header beyond ASCII': (_request, reply) =>
+    reply.header('location', '/ü').send('text'),
+  'an empty text with 204': (_request, reply) => reply.code(204).send(''),
+  'text with 304': (_request, reply) => reply.code(304).type('text/plain').send('not sent'),
+  HTML: (_request, reply) => reply.type('text/html').send('<p>ü</p>'),
+  bytes: () => Buffer.from('bytes'),
+  'a typed array': () => new Uint8Array([1, 2, 3]),
+  'empty bytes': () => Buffer.alloc(0),
+  nothing: (_request, reply) => reply.send(),
+  null: (_request, reply) => reply.type('text/plain').send(null),
+  'null as JSON': () => null,
+  'a fetch Response without a body': () => new Response(null, { status: 201 }),
+}
+/** Those that an atomic route does not answer with. */
+const OTHERS: Record<string, RouteHandlerMethod> = {
+  'an error': () => {
+    throw Object.assign(new Error('no funds'), { statusCode: 402 })
+  },
+  'a stream': () => Readable.from(['one', 'two']),
+  'an empty stream': () => Readable.from([]),
+  'a stream with content-length': (_request, reply) =>
+    reply.header('content-length', '6').send(Readable.from(['one', 'two'])),
+  'a web stream': () => new Blob(['one']).stream(),
+  'a fetch Response': () => new Response('one', { headers: { 'content-type': 'text/plain' } }),
+}
+const FORM_ROUTES = {
+  'a protected route': { config: {}, payloads: { ...PAYLOADS, ...OTHERS } },
+  'an atomic route': { config: { atomic: true }, payloads: PAYLOADS },
+} as const
+
+for (const [route, { config, payloads }] of Object.entries(FORM_ROUTES)) {
+  test(`${route}: later hooks get a replay in the form of the first response`, async (t) => {
+    for (const [name, handler] of Object.entries<RouteHandlerMethod>(payloads)) {
+      const seen: unknown[] = []
+      const began = latch()
+      const go = latch()
+      const pool = new WatchedPool(database)
+      const app = await buildApp(t, database, {
+        plugin: { wait: '1m', ...(!('atomic' in config) && { pool }) },
+        before: (app) => {
+          // As frameworks do that choose a serializer by what the client accepts.
+          app.addHook('preHandler', async (_request, reply) => {
+            reply.serializer((value) => JSON.stringify(value))
+          })
+        },
+        routes(app) {
+          app.addHook('onSend', async (_request, reply, payload) => {
+            seen.push(await formOf(t, reply, payload))
+            return 'in its place'
+          })
+          app.post('/things', { config: { idempotency: config } }, async function (...call) {
+            began.open()
+            await go.opened
+            return handler.apply(this, call)
+          })
+        },
+      })
+      const key = newKey()
+      const first = begin(app, '/things', { key })
+      await began.opened
+      const duplicate = begin(app, '/things', { key })
+      if (!('atomic' in config)) await pool.untilAnswered('fi_insert', 2)
+      go.open()
+      const answers = [await first, await duplicate, await send(app, '/things', { key })]
+      t.strictSame(
+        answers.map(({ headers }) => headers['idempotent-replayed']),
+        [undefined, 'true', 'true'],
+        name,
+      )
+      t.equal(seen.length, 3)
+      t.strictSame(seen[1], seen[0], `${name}: the duplicate that waited`)
+      t.strictSame(seen[2], seen[0], `${name}: the retry`)
+      // A stream becomes one of the plugin's own.
+      if (/stream|Response/.test(name)) continue
+      await send(app, '/things')
+      t.strictSame(seen[3], seen[0], `${name}: as without a key`)
+    }
+  })
+
+  test(`${route}: a later hook that removes a part of the text removes it from replays, too`, async (t) => {
+    const app = await buildApp(t, database, {
+      routes(app) {
+        app.addHook('onSend', async (_request, _reply, payload) =>
+          typeof payload === 'string' ? payload.replace('secret', '***') : payload,
+        )
+        app.post('/things', { config: { idempotency: config } }, () => ({ internal: 'secret' }))
+      },
+    })
+    const key = newKey()
+    for (const turn of ['first', 'retry']) {
+      const answer = await send(app, '/things', { key })
+      t.same(answer.json(), { internal: '***' }, turn)
+      t.match(answer.headers['content-type'], /json/)
+    }
+  })
+}
+
+test('what a person decided is replayed in the form that was given', async (t) => {
+  const seen: unknown[] = []
+  let began = latch()
+  let go = latch()
+  const { app } = await oneRoute(
+    t,
+    async () => {
+      began.open()
+      await go.opened
+      return 'too late'
+    },
+    {},
+    (app) => {
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        seen.push(payload)
+        return payload
+      })
+    },
+  )
+  for (const [given, body] of [
+    ['text', 'text'],
+    ['', ''],
+    [{ a: 1 }, '{"a":1}'],
+    [Buffer.from('bytes'), Buffer.from('bytes')],
+    [undefined, undefined],
+  ]) {
+    began = latch()
+    go = latch()
+    const key = newKey()
+    const first = begin(app, '/things', { key })
+    await began.opened
+    const decision = { response: { statusCode: 200, body: given } }
+    t.match(await app.idempotency.resolve(key, decision, { force: true }), { kind: 'resolved' })
+    const retry = await send(app, '/things', { key })
+    t.equal(retry.headers['idempotent-replayed'], 'true')
+    t.strictSame(seen.at(-1), body)
+    go.open()
+    await first
+  }
+})
+
+test('a record of no known form is replayed as bytes', async (t) => {
+  const seen: unknown[] = []
+  const { app } = await oneRoute(
+    t,
+    () => 'text',
+    {},
+    (app) => {
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        seen.push(payload)
+        return payload
+      })
+    },
+  )
+  for (const headers of [{}, { ':payload': 'of another version' }]) {
+    const key = newKey()
+    await send(app, '/things', { key })
+    await database.prisma.idempotencyRecord.update({
+      where: { tenantId_key: { tenantId: '', key } },
+      data: { headers },
+    })
+    const retry = await send(app, '/things', { key })
+    t.equal(retry.body, 'text')
+    t.notOk(':payload' in retry.headers)
+    t.ok(Buffer.isBuffer(seen.at(-1)))
+  }
+})
+
+test('each replay has bytes and lists of headers of its own', async (t) => {
+  const change = (payload: unknown) => {
+    if (Buffer.isBuffer(payload) && payload.length > 0) payload[0] = (payload[0] ?? 0) + 1
+    return payload
+  }
+  const handlers: Record<string, RouteHandlerMethod> = {
+    bytes: () => Buffer.from('a---'),
+    'a stream': () => Readable.from(['a---']),
+  }
+  for (const [name, handler] of Object.entries(handlers)) {
+    const { app } = await oneRoute(
+      t,
+      (request, reply) => {
+        reply.header('x-list', ['a', 'b'] as never)
+        return handler.call(app, request, reply)
+      },
+      { config: { headers: ['x-list'] } },
+      (app) => {
+        app.addHook('onSend', async (_request, reply, payload) => {
+          ;(reply.getHeader('x-list') as unknown as string[]).push('c')
+          return payload instanceof Readable ? payload.map(change) : change(payload)
+        })
+      },
+    )
+    const key = newKey()
+    const answers = [await send(app, '/things', { key })]
+    answers.push(
+      ...(await Promise.all(Array.from({ length: 20 }, () => send(app, '/things', { key })))),
+    )
+    t.strictSame(
+      answers.map(({ body, headers }) => [body, headers['x-list']]),
+      answers.map(() => ['b---', ['a', 'b', 'c']]),
+      name,
+    )
+  }
+})
+
+test('what a later hook changes in place is not stored, however late the response is', async (t) => {
+  const pool = new WatchedPool(database)
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes(app) {
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        pool.before = () => {}
+        return (payload as Buffer).fill('*')
+      })
+      app.post('/things', () => Buffer.from('bytes'))
+    },
+  })
+  pool.before = (name) => {
+    if (name === 'fi_finish') throw new Error('read ECONNRESET')
+  }
+  const key = newKey()
+  t.equal((await send(app, '/things', { key })).body, '*****')
+  await pool.untilAnswered('fi_finish', 1)
+  t.equal(Buffer.from((await recordOf(database, key))?.body ?? []).toString(), 'bytes')
+})
+
+test('what hooks in front of the plugin do to a replay in place is undone', async (t) => {
+  let isReplay = false
+  const app = await buildApp(t, database, {
+    before: (app) =>
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        if (isReplay && Buffer.isBuffer(payload)) payload.fill(42)
+        return payload
+      }),
+    routes: (app) => app.post('/things', () => Buffer.from('bytes')),
+  })
+  const key = newKey()
+  await send(app, '/things', { key })
+  isReplay = true
+  t.equal((await send(app, '/things', { key })).body, 'bytes')
+  t.equal((await send(app, '/things', { key })).body, 'bytes')
+})
+
+test('a replay that a later hook turns into an error is the error, and no replay', async (t) => {
+  let fails = false
+  const { app } = await oneRoute(
+    t,
+    (_request, reply) => reply.code(201).header('location', '/things/1').send({ id: 1 }),
+    {},
+    (app) => {
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        if (!fails) return payload
+        // Once: the hooks run for the error, too.
+        fails = false
+        throw new Error('the audit log is down')
+      })
+    },
+  )
+  const key = newKey()
+  await send(app, '/things', { key })
+  fails = true
+  const failed = await send(app, '/things', { key })
+  t.equal(failed.statusCode, 500)
+  t.match(failed.json(), { message: 'the audit log is down' })
+  for (const name of ['idempotent-replayed', 'location']) t.notOk(name in failed.headers, name)
+  const retry = await send(app, '/things', { key })
+  t.equal(retry.statusCode, 201)
+  t.equal(retry.headers['idempotent-replayed'], 'true')
+  t.equal(retry.headers.location, '/things/1')
+  t.same(retry.json(), { id: 1 })
 })
