@@ -1,5 +1,4 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { parse } from 'devalue'
 import { downstreamKey } from '../core/downstream-key.js'
 import { ISOLATION_LEVELS } from '../core/isolation.js'
 import type { StepResults } from '../core/record.js'
@@ -22,7 +21,7 @@ import { seal } from '../sealed.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import { HiddenDuplicate, isRolledBack, sayAgain } from '../store/say-again.js'
 import { boundInteractive, isStillOpen } from '../store/transaction-bounds.js'
-import { encode } from './encode.js'
+import { decode, encode } from './codec.js'
 
 export interface TransactionOptions {
   /** Tells this transaction from others of the same handler. Default `'transaction'`. */
@@ -269,7 +268,7 @@ export class Steps {
     const path = stepPath(this.#scope, name)
     if (this.#used.has(path)) throw new StepNameUsed(JSON.stringify(name))
     this.#used.add(path)
-    if (Object.hasOwn(this.#results, path)) return parse(this.#results[path] as string) as T
+    if (Object.hasOwn(this.#results, path)) return decode(this.#results[path] as string) as T
     this.#inFlight.set(path, kind)
     try {
       return await run(path)

@@ -104,7 +104,7 @@ function bytes(
   return { kind: 'bytes', tag: CLASS_TAGS[name], bytes }
 }
 
-/** A Buffer is a Uint8Array here, as it is wherever it is stored. */
+/** A Buffer is compared as the Uint8Array that it is. */
 function ofView(view: ArrayBufferView): Contents {
   const name = viewName.call(view) ?? 'DataView'
   if (!Object.hasOwn(CLASS_TAGS, name)) return HIDDEN

@@ -1,6 +1,5 @@
-import { parse } from 'devalue'
 import type { Claim } from '../claims/claim.js'
-import { encode } from '../claims/encode.js'
+import { decode, encode } from '../claims/codec.js'
 import { type Operation, operationOf } from '../claims/operation.js'
 import type { Steps } from '../claims/steps.js'
 import { LeaseLost, OptionInvalid } from '../errors.js'
@@ -105,7 +104,7 @@ export async function forgetRecovery(prisma: PrismaClientLike, claim: Claim): Pr
 
 /** A handler gets its input as it is stored, also in its first attempt: a caller may change its own. */
 export const inputOf = (noted: unknown): unknown =>
-  typeof noted === 'string' ? parse(noted) : undefined
+  typeof noted === 'string' ? decode(noted) : undefined
 
 /** A claim as its handler sees it, the same in `run()`, in a request and in `recover()`. */
 export function runningOperation(claim: Claim): RunningOperation {

@@ -1,5 +1,4 @@
-import { parse } from 'devalue'
-import { encode } from '../claims/encode.js'
+import { decode, encode } from '../claims/codec.js'
 import { fingerprint, obstacleIn, ofValue } from '../core/fingerprint.js'
 import type { RecordKey, StoredResponse } from '../core/record.js'
 import { OptionInvalid } from '../errors.js'
@@ -23,7 +22,7 @@ export function storedResult(call: 'run()' | 'resolve()', value: unknown): Store
 }
 
 export function resultOf({ body }: StoredResponse): unknown {
-  return parse(Buffer.from(body ?? new Uint8Array()).toString())
+  return decode(Buffer.from(body ?? new Uint8Array()).toString())
 }
 
 /**

@@ -52,12 +52,13 @@ t.test('a step runs once over all attempts, and later ones get its result', asyn
   let runs = 0
   const charge = () => {
     runs += 1
-    return { id: 'ch_1', at: new Date(7), cents: 12n }
+    return { id: 'ch_1', at: new Date(7), cents: 12n, token: Buffer.from('a') }
   }
   const first = await stepsOf(row).steps.step('charge', charge)
   const second = await stepsOf(row).steps.step('charge', charge)
   t.strictSame(second, first)
-  t.strictSame(second, { id: 'ch_1', at: new Date(7), cents: 12n })
+  t.strictSame(second, { id: 'ch_1', at: new Date(7), cents: 12n, token: Buffer.from('a') })
+  t.equal(second.token.toString('hex'), '61')
   t.equal(runs, 1)
 })
 
