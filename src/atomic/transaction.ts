@@ -23,11 +23,13 @@ export type Commit =
  */
 const lastResortMs = (timeoutMs: number) => 2 * timeoutMs + 1_000
 
-/** The server's own bounds: late enough that it never speaks first while this process lives. */
+/**
+ * The server's own bounds. Later than our own timer, which has the better answer, also on a machine that is
+ * slow. A process that lives is silent in its transaction until that timer, and no longer.
+ */
 const boundsOf = ({ timeoutMs }: AtomicSettings): Bounds => ({
-  // Later than our own timer, which has the better answer, also on a machine that is slow.
   statementMs: Math.ceil(timeoutMs) + 500,
-  silenceMs: Math.ceil(lastResortMs(timeoutMs)) + 1_000,
+  silenceMs: Math.ceil(timeoutMs) + 1_000,
 })
 
 /** One interactive transaction of the application's client, held open from outside of its function. */
