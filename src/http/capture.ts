@@ -55,6 +55,12 @@ export function discard(payload: unknown): void {
   else if (stream instanceof ReadableStream && !stream.locked) stream.cancel().catch(() => {})
 }
 
+/** How many bytes of a body the head announces, if it does. */
+export function announcedBytes({ statusCode, headers }: SavedHead): number | undefined {
+  const length = headers['content-length']
+  return length === undefined || isSentWithoutBody(statusCode) ? undefined : Number(length)
+}
+
 /**
  * How many bytes of a stream a client may have and still know that there are more: none where only the
  * end of the connection, or the head alone, tells that; all but one where the length is known. With

@@ -4,6 +4,8 @@ import { Readable } from 'node:stream'
 export interface StreamRecording {
   /** The largest body that is kept, in bytes. */
   readonly limit: number
+  /** How many bytes the source has, where that is known: with more or fewer it has failed. */
+  readonly announced?: number | undefined
   /**
    * How many bytes the client may have before the response is recorded: fewer than complete it for
    * the client. Read whenever bytes pass, because later hooks may change how the body is framed.
@@ -18,6 +20,13 @@ export interface StreamRecording {
   readonly onError: (error: unknown) => Promise<void>
 }
 
+/** A source that has more or fewer bytes than it was to have. */
+export class LengthMismatch extends Error {
+  constructor(relation: 'shorter' | 'longer') {
+    super(`the stream of its response was ${relation} than its content-length`)
+  }
+}
+
 /** How many bytes wait in the client's stream, and pass at once. */
 const PASS_BYTES = 64 * 1024
 
@@ -30,7 +39,7 @@ const PASS_BYTES = 64 * 1024
  * once; from then on the source is read at the client's speed.
  */
 export function recordStream(source: Readable, recording: StreamRecording): Readable {
-  const { limit, passableBytes, record, onError } = recording
+  const { limit, announced, passableBytes, record, onError } = recording
   const kept = new GrowingBuffer()
   /** Where `kept` begins in the body, and how much of the body the client's stream was given. */
   let keptFrom = 0
@@ -85,10 +94,13 @@ export function recordStream(source: Readable, recording: StreamRecording): Read
   }
 
   async function pass(): Promise<void> {
+    let size = 0
     try {
       for await (const chunk of source) {
         const piece = bytesOf(chunk)
         if (piece.byteLength === 0) continue
+        size += piece.byteLength
+        if (announced !== undefined && !(size <= announced)) throw new LengthMismatch('longer')
         if (!isRecorded && kept.size + piece.byteLength > limit) {
           await record(null)
           isRecorded = true
@@ -104,6 +116,7 @@ export function recordStream(source: Readable, recording: StreamRecording): Read
         kept.append(piece, limit)
         passOn()
       }
+      if (announced !== undefined && size < announced) throw new LengthMismatch('shorter')
       if (!isRecorded) await record(kept.view(0, kept.size))
       isRecorded = true
       isEndDue = true

@@ -7,9 +7,16 @@ import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
 import { watchThen } from './awaited-reply.js'
-import { type Captured, captureResponse, discard, type Head, passableBytes } from './capture.js'
+import {
+  announcedBytes,
+  type Captured,
+  captureResponse,
+  discard,
+  type Head,
+  passableBytes,
+} from './capture.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
-import { recordStream } from './recorded-stream.js'
+import { LengthMismatch, recordStream } from './recorded-stream.js'
 import { type Outgoing, type SendOn, Sends } from './sends.js'
 import { responseToStore, type ToStore } from './stored-response.js'
 
@@ -132,7 +139,7 @@ export class Recording {
       return { payload: captured.payload, head }
     }
     if (captured.kind === 'stream' && settings.isStored) {
-      this.#outgoing = this.#recordStream(captured.payload, kept)
+      this.#outgoing = this.#recordStream(captured.payload, captured)
       return { payload: this.#outgoing, head }
     }
     if (await this.#complete(kept, captured.kind === 'bytes' ? captured.body : null)) {
@@ -142,16 +149,20 @@ export class Recording {
     return { payload: problemInstead(reply, settings.headers, docs, new LeaseLost(), BUSY_RETRY_S) }
   }
 
-  #recordStream(source: Readable, kept: Head): Readable {
+  #recordStream(source: Readable, { kept, sent }: Captured): Readable {
     const { claim } = this
     claim.signal.addEventListener('abort', () => source.destroy(claim.signal.reason))
     return recordStream(source, {
       limit: this.#terms.settings.maxBodyBytes,
+      announced: announcedBytes(sent),
       passableBytes: () => passableBytes(this.#reply),
       record: async (body) => {
         if (!(await this.#complete(kept, body))) throw claim.signal.reason
       },
-      onError: () => this.#release('the stream of its response failed'),
+      onError: (error) => {
+        const isMismatch = error instanceof LengthMismatch
+        return this.#release(isMismatch ? error.message : 'the stream of its response failed')
+      },
     })
   }
 

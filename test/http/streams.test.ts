@@ -410,6 +410,70 @@ test('a piece that is no text and no bytes is an error that frees the key', asyn
   t.equal((await send(app, '/report', { key })).body, 'done')
 })
 
+/** Sources that disagree with the 10 bytes that their content-length announces. */
+const MISMATCHES: Record<string, readonly string[]> = {
+  'ends early': ['abc'],
+  'ends at once': [],
+  'has one byte more': ['abcde', 'fghijk'],
+  'has many more': ['abcdefghij', 'HTTP/1.1 200 OK'],
+}
+
+for (const [mismatch, parts] of Object.entries(MISMATCHES)) {
+  for (const maxBodyBytes of [MiB, 10]) {
+    test(`a source that ${mismatch}, against its content-length, is one that failed: ${maxBodyBytes} bytes are kept`, async (t) => {
+      const events = collectEvents(t)
+      let runs = 0
+      const app = await oneRoute(
+        t,
+        (_request, reply) => {
+          runs += 1
+          reply.header('content-length', '10')
+          return reply.send(Readable.from(runs === 1 ? parts : ['abcde', 'fghij']))
+        },
+        { maxBodyBytes },
+      )
+      const port = await listen(app)
+      const key = newKey()
+      const text = postText('/report', keyLine(key))
+      const first = await exchangeBytes(t, port, text)
+      t.not(first.statusCode === 200 && first.body.length >= 10, true, 'no complete response')
+      t.match(await events.first('released'), { why: /content-length/ })
+      t.equal((await recordOf(database, key))?.status, 'released')
+      const second = await exchangeBytes(t, port, text)
+      t.equal(second.body.toString(), 'abcdefghij')
+      const retry = await exchangeBytes(t, port, text)
+      t.match(retry.head, /idempotent-replayed: true/)
+      t.match(retry.head, /content-length: 10/)
+      t.equal(retry.body.toString(), 'abcdefghij')
+      t.equal(runs, 2)
+    })
+  }
+}
+
+test('a stream past the limit that ends before its content-length breaks off, and is not made again', async (t) => {
+  const app = await oneRoute(
+    t,
+    (_request, reply) => reply.header('content-length', '10').send(Readable.from(['abc', 'def'])),
+    { maxBodyBytes: 5 },
+  )
+  const port = await listen(app)
+  const text = postText('/report', keyLine(newKey()))
+  t.ok((await exchangeBytes(t, port, text)).body.length < 10)
+  t.match((await exchangeBytes(t, port, text)).body.toString(), 'IDEMPOTENCY_NOT_REPLAYABLE')
+})
+
+test('the content-length of a response that is sent without its body is no mismatch', async (t) => {
+  const app = await oneRoute(t, (_request, reply) =>
+    reply
+      .code(304)
+      .header('content-length', '10')
+      .send(Readable.from(['abc'])),
+  )
+  const key = newKey()
+  t.equal((await send(app, '/report', { key })).statusCode, 304)
+  t.equal((await send(app, '/report', { key })).headers['idempotent-replayed'], 'true')
+})
+
 test('what a source does with a buffer after it has passed it on changes nothing', async (t) => {
   const events = collectEvents(t)
   async function* reusing() {
