@@ -181,6 +181,12 @@ export type Happening =
       /** Of `redact`. */
       readonly failure?: Failure
     }
+  | {
+      readonly kind: 'keep_status_failed'
+      readonly attempt: number
+      readonly statusCode: number
+      readonly failure: Failure
+    }
   | { readonly kind: 'response_not_stored'; readonly attempt: number; readonly failure: Failure }
   | { readonly kind: 'released'; readonly attempt: number; readonly why: string }
   | { readonly kind: 'release_failed'; readonly attempt: number; readonly failure: Failure }
@@ -233,6 +239,10 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   not_replayable: ['info', 'The response of a finished operation was not kept'],
   completed: ['debug', 'Response stored'],
   response_omitted: ['warn', 'Operation recorded without its response'],
+  keep_status_failed: [
+    'error',
+    'keepStatus threw, or returned no boolean; the default rule decided whether to store a response',
+  ],
   response_not_stored: ['error', 'Response could not be stored; storing it goes on'],
   released: ['info', 'Idempotency key released'],
   release_failed: ['warn', 'Idempotency key could not be released; its lease will run out'],

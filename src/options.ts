@@ -60,6 +60,9 @@ export interface RouteOptions {
   /**
    * Whether a response with this status is the operation's answer. Any other releases the key, and
    * a retry runs the handler again. Default: below 500, except 401, 403, 408, 425 and 429.
+   *
+   * Where it throws, or returns no boolean, the default decides, and `keep_status_failed` is reported: the
+   * handler has taken effect by then.
    */
   keepStatus?: (statusCode: number) => boolean
   /**

@@ -15,6 +15,7 @@ import {
 import { isInFailedTransaction } from '../store/atomic.js'
 import { watchThen } from './awaited-reply.js'
 import { captureResponse, discard } from './capture.js'
+import { isKept } from './kept-status.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import type { RecordingTerms } from './recording.js'
 import { type Outgoing, type SendOn, Sends } from './sends.js'
@@ -142,17 +143,19 @@ export class AtomicRecording {
   #answerOf(payload: unknown): Answer {
     const { settings, report } = this.#terms
     const captured = captureResponse(this.#reply, payload, settings.headers)
+    const { attempt } = this.claim
     const { kept, sent: head } = captured
     const outgoing = { payload: captured.payload, head }
     try {
       const { statusCode } = kept
-      if (!settings.keepStatus(statusCode)) return { outgoing, statusCode, response: undefined }
+      if (!isKept(settings, statusCode, attempt, report)) {
+        return { outgoing, statusCode, response: undefined }
+      }
       if (captured.kind === 'stream') throw new AtomicStream()
       // What it answered is not the result of what it has done: a mistake, to be seen at once.
       if (!this.claim.isIdle) throw new StepNotAwaited()
       const { request } = this.#reply
       const { response, omitted } = responseToStore(request, settings, kept, captured.body)
-      const attempt = this.claim.attempt
       if (omitted !== undefined) report({ kind: 'response_omitted', attempt, ...omitted })
       return { outgoing, statusCode, response }
     } catch (error) {

@@ -15,6 +15,7 @@ import {
   type Head,
   passableBytes,
 } from './capture.js'
+import { isKept } from './kept-status.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import { LengthMismatch, recordStream } from './recorded-stream.js'
 import { type Outgoing, type SendOn, Sends } from './sends.js'
@@ -119,7 +120,7 @@ export class Recording {
     let isAnswer: boolean
     try {
       captured = captureResponse(reply, payload, settings.headers)
-      isAnswer = settings.keepStatus(captured.kept.statusCode)
+      isAnswer = this.#isKept(captured.kept.statusCode)
       // What it answered is not the result of what it has done: a mistake, to be seen at once.
       if (isAnswer && this.#unfinished !== undefined) throw new StepNotAwaited()
     } catch (error) {
@@ -149,6 +150,11 @@ export class Recording {
     return { payload: problemInstead(reply, settings.headers, docs, new LeaseLost(), BUSY_RETRY_S) }
   }
 
+  #isKept(statusCode: number): boolean {
+    const { settings, report } = this.#terms
+    return isKept(settings, statusCode, this.claim.attempt, report)
+  }
+
   #recordStream(source: Readable, { kept, sent }: Captured): Readable {
     const { claim } = this
     claim.signal.addEventListener('abort', () => source.destroy(claim.signal.reason))
@@ -168,10 +174,9 @@ export class Recording {
 
   /** The handler has ended well, but Fastify had answered for it. What would it have said? */
   async #afterTimeout(head: Head): Promise<void> {
-    const { settings } = this.#terms
     const { statusCode } = this.#reply
     await this.claim.closeSteps()
-    const isFailure = statusCode !== head.statusCode && !settings.keepStatus(statusCode)
+    const isFailure = statusCode !== head.statusCode && !this.#isKept(statusCode)
     if (isFailure) await this.#release(`status ${statusCode}`)
     else await this.#completeWithout(head.statusCode, 'timed out')
   }
@@ -220,14 +225,13 @@ export class Recording {
   async #recordPastHooks(): Promise<void> {
     const { claim } = this
     const reply = this.#reply
-    const { settings } = this.#terms
     if (claim.isSettled || this.#isSending || !reply.sent) return
     if (!isAllWritten(reply.raw)) {
       return claim.abandon('the connection closed while the response was written past the hooks')
     }
     const { statusCode } = reply.raw
     await claim.closeSteps()
-    if (!settings.keepStatus(statusCode)) return this.#release(`status ${statusCode}`)
+    if (!this.#isKept(statusCode)) return this.#release(`status ${statusCode}`)
     await this.#completeWithout(statusCode, 'written past the hooks')
   }
 }

@@ -200,16 +200,6 @@ test('a buffer that the handler uses again does not change what is sent or store
   t.equal((await send(app, '/things', { key })).body, 'correct')
 })
 
-test('a keepStatus that answers with a promise is a mistake, not a yes', async (t) => {
-  const app = await buildApp(t, database, {
-    plugin: { keepStatus: (async () => false) as never },
-    routes: (app) => app.post('/things', () => 'x'),
-  })
-  const key = newKey()
-  t.equal((await send(app, '/things', { key })).statusCode, 500)
-  t.equal((await recordOf(database, key))?.status, 'released')
-})
-
 test('the signal of an unprotected request collects no listeners of others', async (t) => {
   const signals = new Set<AbortSignal>()
   const app = await buildApp(t, database, {

@@ -191,6 +191,16 @@ const EVENTS: Record<
     run: ({ call }) => call('/large'),
     event: { attempt: 1, reason: 'too large' },
   },
+  keep_status_failed: {
+    level: 'error',
+    plugin: {
+      keepStatus() {
+        throw new TypeError(CANARY.body)
+      },
+    },
+    run: ({ call }) => call('/things'),
+    event: { attempt: 1, statusCode: 201, failure: { name: 'TypeError' } },
+  },
   response_not_stored: {
     level: 'error',
     async run({ call, pool }) {

@@ -303,19 +303,33 @@ test('keepStatus says which answers are kept', async (t) => {
   t.equal(runs(), 2)
 })
 
-test('a keepStatus that throws does not keep the key busy', async (t) => {
-  const { app } = await oneRoute(t, () => 'x', {
-    config: {
-      keepStatus() {
-        throw new Error('a mistake')
-      },
-    },
+const MISTAKES: Record<string, () => unknown> = {
+  throws() {
+    throw new Error('a mistake')
+  },
+  'returns a promise': async () => false,
+  'returns text': () => 'yes',
+  'returns nothing': () => undefined,
+}
+
+for (const [name, keepStatus] of Object.entries(MISTAKES)) {
+  test(`a keepStatus that ${name} undoes nothing: the default rule decides`, async (t) => {
+    const events = collectEvents(t)
+    const config = { keepStatus: keepStatus as never }
+    await replays(t, await oneRoute(t, () => 'x', { config }))
+    t.match(await events.first('keep_status_failed'), {
+      attempt: 1,
+      statusCode: 200,
+      failure: { name: /Error$/ },
+    })
+    const failing = await oneRoute(t, (_request, reply) => reply.code(500).send('x'), { config })
+    const key = newKey()
+    for (let turn = 1; turn <= 2; turn += 1) {
+      t.equal((await send(failing.app, '/things', { key })).statusCode, 500)
+      t.equal(failing.runs(), turn)
+    }
   })
-  const key = newKey()
-  t.equal((await send(app, '/things', { key })).statusCode, 500)
-  t.not((await send(app, '/things', { key })).statusCode, 409)
-  t.not((await recordOf(database, key))?.status, 'in_progress')
-})
+}
 
 test('the answer of a custom error handler is replayed', async (t) => {
   const route = await oneRoute(
