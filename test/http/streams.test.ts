@@ -462,6 +462,17 @@ test('a stream past the limit that ends before its content-length breaks off, an
   t.match((await exchangeBytes(t, port, text)).body.toString(), 'IDEMPOTENCY_NOT_REPLAYABLE')
 })
 
+test('the replay of an empty stream is framed as its first response', async (t) => {
+  const app = await oneRoute(t, () => Readable.from([]))
+  const port = await listen(app)
+  const text = postText('/report', keyLine(newKey()))
+  const first = await exchangeBytes(t, port, text)
+  const retry = await exchangeBytes(t, port, text)
+  t.match(retry.head, /idempotent-replayed: true/)
+  t.match(first.head, /content-length: 0/i)
+  t.match(retry.head, /content-length: 0/i)
+})
+
 test('the content-length of a response that is sent without its body is no mismatch', async (t) => {
   const app = await oneRoute(t, (_request, reply) =>
     reply
