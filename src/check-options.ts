@@ -189,15 +189,10 @@ export function readRouteOptions(
 
 /** What is said of one route must have an effect. What the plugin says of all of them gives way to it. */
 function refuseContradictions(where: string, options: RouteOptions): void {
-  const { store, redact, atomic, onLeaseExpired } = options
+  const { store, redact } = options
   if (store === false && redact !== undefined) {
     throw new OptionInvalid(
       `option "redact"${where} has no effect beside store: false, which stores nothing of a response; remove one of them`,
-    )
-  }
-  if (atomic && onLeaseExpired === 'uncertain') {
-    throw new OptionInvalid(
-      `option "onLeaseExpired"${where} has no effect beside "atomic": a crash leaves nothing behind to be decided; remove one of them`,
     )
   }
 }

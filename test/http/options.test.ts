@@ -341,10 +341,6 @@ test('options of a route that contradict each other are refused, those of the pl
   const redact = () => ({})
   for (const [config, says] of [
     [{ store: false, redact }, /"redact" of route POST \/things has no effect beside store: false/],
-    [
-      { atomic: true, onLeaseExpired: 'uncertain' },
-      /"onLeaseExpired" of route POST \/things has no effect beside "atomic"/,
-    ],
     [{ redact: async () => ({}) }, /"redact" of route POST \/things must not be async/],
   ] as const) {
     const error = await errorOf(register(complete, config))
