@@ -144,6 +144,12 @@ export type GuardHappening =
 export type OperationHappening =
   | { readonly kind: 'recovered'; readonly attempt: number; readonly tookMs: number }
   | { readonly kind: 'recovery_failed'; readonly attempt: number; readonly failure: Failure }
+  | {
+      readonly kind: 'recovery_overdue'
+      readonly attempt: number
+      /** How many such handlers this process has, this one included. */
+      readonly overdue: number
+    }
   | { readonly kind: 'recover_failed'; readonly failure: Failure }
   | {
       readonly kind: 'resolved'
@@ -251,6 +257,10 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   abandoned: ['warn', 'Attempt given up; its lease will run out'],
   recovered: ['info', 'Interrupted operation finished by its handler'],
   recovery_failed: ['warn', 'Handler of an interrupted operation failed; trying again later'],
+  recovery_overdue: [
+    'warn',
+    'Handler of an interrupted operation still runs although its lease is over; its place was given up',
+  ],
   recover_failed: ['warn', 'Interrupted operations could not be looked for; trying again later'],
   resolved: ['info', 'Interrupted operation ended as a person decided'],
   rolled_back: ['info', 'Atomic operation rolled back; nothing of it is kept'],

@@ -80,9 +80,10 @@ export class Lease<Ending> {
   }
 
   /**
-   * Fulfilled once it was lost for good, and what was left of it has passed, and still nothing was said
-   * of how the attempt ends: whatever the attempt does from now on, nobody needs to wait for it. It may
-   * still end; that counts if no other attempt has begun. Made when somebody asks for it, as `signal` is.
+   * Fulfilled once it was lost for good, and what was left of it has passed, or it was abandoned, and
+   * nothing was said of how the attempt ends: whatever the attempt does from now on, nobody needs to wait
+   * for it. If its lease has run out, it may still end; that counts if no other attempt has begun. Made
+   * when somebody asks for it, as `signal` is.
    */
   get over(): Promise<void> {
     this.#over ??= new Promise((resolve) => {
@@ -100,10 +101,12 @@ export class Lease<Ending> {
   /** Stops renewing the lease without saying how the attempt ended, as a crash would. */
   abandon(why: string): void {
     if (this.#hasEnded) return
+    const wasSettled = this.#isSettled
     this.#isSettled = true
     this.#context.report({ kind: 'abandoned', attempt: this.attempt, why })
     this.#abort(why)
     this.close()
+    if (!wasSettled) this.#endWaiting()
   }
 
   /**
@@ -197,10 +200,13 @@ export class Lease<Ending> {
   #letRunOut(): void {
     const leftMs = Math.max(0, Math.ceil(this.#endsAt - performance.now()))
     this.#heartbeat = setTimeout(() => {
-      if (this.#isSettled) return
-      this.#isOver = true
-      this.#onOver?.()
+      if (!this.#isSettled) this.#endWaiting()
     }, leftMs)
+  }
+
+  #endWaiting(): void {
+    this.#isOver = true
+    this.#onOver?.()
   }
 
   #abort(why: string): void {

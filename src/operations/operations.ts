@@ -126,6 +126,7 @@ export class Operations {
   readonly #handlers: Handlers
   readonly #running = new Set<Promise<unknown>>()
   readonly #recovering = new Set<Promise<void>>()
+  readonly #overdue = new Set<Promise<unknown>>()
   readonly #stop = new AbortController()
   #isClosed = false
 
@@ -183,6 +184,7 @@ export class Operations {
       handlers: this.#handlers,
       storeTimeoutMs: settings.storeTimeoutMs,
       reportOf: (record) => reporter(log, undefined, record),
+      overdue: this.#overdue,
       stopped: this.#stop.signal,
     }
   }

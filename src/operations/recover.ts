@@ -1,9 +1,9 @@
-import type { Claim } from '../claims/claim.js'
 import type { Claims } from '../claims/claims.js'
 import { StepNotAwaited } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
+import { within } from '../within.js'
 import { complete } from './complete.js'
 import { forgetRecovery, type Handlers, inputOf, runningOperation } from './handlers.js'
 import type { RecoverOptions } from './options.js'
@@ -13,7 +13,10 @@ import { isOfRun } from './stored.js'
 export interface Recovered {
   /** Finished. */
   readonly finished: number
-  /** Their handlers failed; they are tried again when their leases would have run out. */
+  /**
+   * Their handlers failed, or had not ended when their leases were over; they are tried again when their
+   * leases would have run out.
+   */
   readonly failed: number
   /** Somebody else was faster. */
   readonly skipped: number
@@ -25,6 +28,8 @@ export interface RecoverContext {
   readonly claims: Claims
   readonly handlers: Handlers
   readonly storeTimeoutMs: number
+  /** Handlers that have not ended although their leases are over. Nothing waits for them. */
+  readonly overdue: Set<Promise<unknown>>
   /** Aborted when nothing more is to be begun. */
   readonly stopped: AbortSignal
   readonly reportOf: (record: { tenantId: string; key: string }) => Report
@@ -57,7 +62,8 @@ export async function recover(
 /**
  * Looks for interrupted operations and begins each of them as soon as fewer than `concurrency` are
  * `running`. Fulfilled once the last has begun, not when it has ended: a handler that never ends keeps
- * its place and nothing else. Nothing more is begun once the database has failed one of them.
+ * its place until its lease is over, and nothing else. Nothing more is begun once the database has failed
+ * one of them.
  *
  * @throws what the database throws when it is looked for them.
  */
@@ -67,9 +73,11 @@ export async function beginRecovery(
   running: Set<Promise<void>>,
   onBegun: (finishing: Promise<keyof Recovered>) => void,
 ): Promise<void> {
-  const now = await context.clock.ask()
+  const { storeTimeoutMs } = context
+  const now = await within(context.clock.ask(), storeTimeoutMs)
+  const finding = findInterrupted(context, now, limit, attempts)
   let hasFailed = false
-  for (const interrupted of await findInterrupted(context, now, limit, attempts)) {
+  for (const interrupted of await within(finding, storeTimeoutMs)) {
     while (running.size >= concurrency) await Promise.race(running)
     if (hasFailed || context.stopped.aborted) return
     const finishing = finish(context, interrupted, now)
@@ -116,7 +124,7 @@ async function findInterrupted(
 }
 
 async function finish(
-  { prisma, claims, handlers, storeTimeoutMs, reportOf }: RecoverContext,
+  { prisma, claims, handlers, storeTimeoutMs, overdue, reportOf }: RecoverContext,
   {
     tenantId,
     key,
@@ -144,6 +152,16 @@ async function finish(
   if (claim === undefined) return 'skipped'
   const operation = runningOperation(claim)
   const work = () => handler.work(operation, inputOf(input))
+  /** One that never ends must not keep its place: others wait for it. */
+  const untilOver = <T>(working: Promise<T>): Promise<T> => {
+    const over = claim.over.then((): never => {
+      overdue.add(working)
+      const ended = () => void overdue.delete(working)
+      working.then(ended, ended)
+      throw new Overdue()
+    })
+    return Promise.race([working, over])
+  }
   const finished = (): 'finished' => {
     const tookMs = Math.round(performance.now() - claim.startedAt)
     report({ kind: 'recovered', attempt: claim.attempt, tookMs })
@@ -151,33 +169,29 @@ async function finish(
   }
   try {
     if (isOfRun({ tenantId, key })) {
-      const value = await untilLost(work())
+      const value = await untilOver(work())
       if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
       const { stored } = await complete(claim, value, { storeTimeoutMs, report })
       return stored === 'stored' ? finished() : stored === 'lost' ? 'skipped' : 'failed'
     }
     // Only the route can make a response of its result: that is a step now, and the key is free for
     // the client's retry.
-    await untilLost(claim.steps.part(name, work))
+    await untilOver(claim.steps.part(name, work))
     if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
-    await forgetRecovery(prisma, claim)
+    await within(forgetRecovery(prisma, claim), storeTimeoutMs)
     await claim.release('it was recovered', storeTimeoutMs)
     return finished()
   } catch (error) {
-    report({ kind: 'recovery_failed', attempt: claim.attempt, failure: failureOf(error) })
+    const { attempt } = claim
+    if (error instanceof Overdue)
+      report({ kind: 'recovery_overdue', attempt, overdue: overdue.size })
+    else report({ kind: 'recovery_failed', attempt, failure: failureOf(error) })
     // What it left under way keeps the key until it is over. Nobody waits for that here.
     const release = () => claim.release('its handler failed', storeTimeoutMs)
     void (claim.closeSteps() ?? Promise.resolve()).then(release)
     return 'failed'
   }
-
-  /** One that never ends must not keep the others from being looked for. */
-  function untilLost<T>(working: Promise<T>): Promise<T> {
-    const { signal } = claim as Claim
-    const lost = new Promise<never>((_, reject) => {
-      signal.addEventListener('abort', () => reject(signal.reason))
-      if (signal.aborted) reject(signal.reason)
-    })
-    return Promise.race([working, lost])
-  }
 }
+
+/** The lease of a handler is over, and the handler has not ended. */
+class Overdue extends Error {}

@@ -219,22 +219,31 @@ test('each thing that happens after a crash is told, and no input with it', asyn
 
 test('a database that does not answer to recoverEvery is told, and asked again', async (t) => {
   const events = collectEvents(t)
-  let failures = 1
+  let failures = 2
+  const again = latch()
   const broken = prisma.$extends({
     query: {
       idempotencyRecord: {
-        findMany: ({ args, query }) => (failures-- > 0 ? down() : query(args)),
+        findMany: ({ args, query }) => {
+          failures -= 1
+          if (failures === 1) return down()
+          if (failures === 0) return new Promise<never>(() => {})
+          again.open()
+          return query(args)
+        },
       },
     },
   })
   const app = await buildApp(t, database, {
-    plugin: { prisma: broken as never, recoverEvery: '1s' },
+    plugin: { prisma: broken as never, recoverEvery: '1s', storeTimeout: '500ms' },
     routes(app) {
       app.idempotency.handler('idle', async () => {})
     },
   })
   await app.listen({ port: 0, host: '127.0.0.1' })
   t.match(await events.first('recover_failed'), { failure: { code: 'ECONNREFUSED' } })
+  t.match(await events.first('recover_failed', 2), { failure: { code: 'ETIMEDOUT' } })
+  await again.opened
 })
 
 test('a handler that never ends keeps recoverEvery from nothing else', async (t) => {
@@ -264,6 +273,43 @@ test('a handler that never ends keeps recoverEvery from nothing else', async (t)
   await stuck.opened
   await interrupt('settle')
   t.match(await events.first('recovered'), { attempt: 2 })
+})
+
+test('handlers that never end keep the places of recoverEvery until their leases are over', async (t) => {
+  const events = collectEvents(t)
+  const allStuck = latch()
+  let stuck = 0
+  const app = await buildApp(t, database, {
+    plugin: { recoverEvery: '1s', drain: 0 },
+    routes(app) {
+      app.idempotency.handler(
+        'stuck',
+        () => {
+          stuck += 1
+          if (stuck === 4) allStuck.open()
+          return new Promise(() => {})
+        },
+        { lease: '1s', maxRun: '1s' },
+      )
+      app.idempotency.handler('settle', async () => 'settled')
+    },
+  })
+  const interrupt = (handler: string) => {
+    const key = newName()
+    const data = {
+      ...{ tenantId: '', key: storedKey(key), operationId: key, fingerprint: 'f', handler },
+      ...{ status: 'in_progress', leaseUntil: new Date(0), input: '[1]' },
+      expiresAt: new Date(Date.now() + 60_000),
+    }
+    return prisma.idempotencyRecord.create({ data })
+  }
+  // As many as run at once.
+  for (let n = 0; n < 4; n += 1) await interrupt('stuck')
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  await allStuck.opened
+  await interrupt('settle')
+  t.match(await events.first('recovered'), { attempt: 2 })
+  t.match(await events.first('recovery_overdue'), { overdue: 1 })
 })
 
 test('a record that an open transaction has locked is decided once that is over', {
@@ -400,6 +446,7 @@ test('a key of a client can be resolved, whatever its length', async (t) => {
 })
 
 test('a handler that never ends keeps nobody else from being recovered', async (t) => {
+  const events = collectEvents(t)
   const { operations } = operationsProcess(t, way, { lease: '1s', maxRun: '1s' })
   const names = [newName(), newName()]
   let calls = 0
@@ -414,6 +461,43 @@ test('a handler that never ends keeps nobody else from being recovered', async (
     await letLeaseRunOut(way, storedKey(key))
   }
   t.match(await operations.recover({ concurrency: 1 }), { finished: 1, failed: 1 })
+  t.match(await events.first('recovery_overdue'), { attempt: 2, overdue: 1 })
+  t.notOk(events.kinds().includes('recovery_failed'))
+})
+
+test('a handler that ends in what is left of its lease after maxRun has ended in time', async (t) => {
+  const { operations } = operationsProcess(t, way, { lease: '1s', maxRun: '1s' })
+  const key = newName()
+  let calls = 0
+  const settle = operations.handler('obeys its signal', async ({ signal }) => {
+    calls += 1
+    if (calls === 1) throw new Error('not yet')
+    await new Promise((resolve) => signal.addEventListener('abort', resolve))
+    return 'done'
+  })
+  await t.rejects(operations.of('').run(key, settle))
+  await letLeaseRunOut(way, storedKey(key))
+  t.match(await operations.recover(), { finished: 1, failed: 0 })
+  t.match(await operations.of('').run(key, settle), { kind: 'replayed', value: 'done' })
+})
+
+test('recover() ends with its process, whatever its handlers do', async (t) => {
+  const { operations, die } = operationsProcess(t, way, { drain: 0 })
+  const key = newName()
+  const began = latch()
+  let calls = 0
+  const stuck = operations.handler('never ends, too', async () => {
+    calls += 1
+    if (calls === 1) throw new Error('not yet')
+    began.open()
+    await new Promise(() => {})
+  })
+  await t.rejects(operations.of('').run(key, stuck))
+  await letLeaseRunOut(way, storedKey(key))
+  const recovering = operations.recover()
+  await began.opened
+  await die()
+  t.match(await recovering, { finished: 0, failed: 1 })
 })
 
 test('recover() runs as many at once as it may, and all of them', async (t) => {
