@@ -153,14 +153,14 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     for: helpersOf,
     handler: (name, work, times) => operations.handler(name, work, times),
     recover: (options) => operations.recover(options),
-    prune: () => sealed('prune()', () => pruneAll(prunes(), report)),
+    prune: () => sealed('prune()', () => pruneAll(prunes(), storeTimeoutMs, report)),
   }
   app.decorate('idempotency', api)
   const { pruneEveryMs, recoverEveryMs } = settings
   const patienceMs = storeTimeoutMs
   if (pruneEveryMs !== undefined) {
     const prune = (isWanted: () => boolean) =>
-      pruneAll(prunes(), report, isWanted).catch((error) =>
+      pruneAll(prunes(), storeTimeoutMs, report, isWanted).catch((error) =>
         report({ kind: 'prune_failed', failure: failureOf(error) }),
       )
     regularly(app, prune, { everyMs: pruneEveryMs, patienceMs })

@@ -1,4 +1,6 @@
 import t, { test } from 'tap'
+import { pruneAll } from '../src/retention.js'
+import { StoreTimeout } from '../src/within.js'
 import { buildApp, collectEvents, listen, newKey, send } from './fixtures/app.js'
 import { anyDatabase } from './fixtures/database.js'
 
@@ -37,6 +39,14 @@ test('several that prune at once delete every expired record once, and no other'
   t.strictSame(
     left.map((record) => record.key),
     [key],
+  )
+})
+
+test('a batch that the database does not answer ends the turn', async (t) => {
+  const batches = [() => Promise.resolve(3), () => new Promise<number>(() => {})]
+  await t.rejects(
+    pruneAll(batches, 10, () => t.fail('it has pruned')),
+    StoreTimeout,
   )
 })
 
