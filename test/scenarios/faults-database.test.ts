@@ -1,4 +1,5 @@
 // The database goes away, or its answers do, while operations are under way.
+import { isDeepStrictEqual } from 'node:util'
 import pg from 'pg'
 import t from 'tap'
 import {
@@ -31,6 +32,16 @@ async function effects(url: string): Promise<Map<string, number>> {
   } finally {
     await connection.end()
   }
+}
+
+/**
+ * A response that the database did not take in time is sent all the same. When its lease runs out before
+ * the database is back, a later attempt answers with what the first one has done.
+ */
+function isSameAnswer(again: Answer, first: Answer): boolean {
+  const { attempt, ...done } = bodyOf(again)
+  const { attempt: firstAttempt, ...firstDone } = bodyOf(first)
+  return attempt >= firstAttempt && isDeepStrictEqual(done, firstDone)
 }
 
 const PARALLEL = 20
@@ -77,7 +88,7 @@ t.test(
         const answer = await untilAnswered(send)
         const again = await untilAnswered(send)
         if (isEvent && bodyOf(again).outcome !== 'duplicate') wrong.push(`${operation}: ran again`)
-        if (!isEvent && !again.body.equals(answer.body)) wrong.push(`${operation}: another answer`)
+        if (!isEvent && !isSameAnswer(again, answer)) wrong.push(`${operation}: another answer`)
         done += 1
         for (const { count, open } of reached) if (done >= count) open()
       }
