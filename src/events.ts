@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url'
 import type { FastifyBaseLogger } from 'fastify'
 import type { EventStatus } from './core/event.js'
 import type { HeldBy, RecordKey } from './core/record.js'
+import { isThrown, readThrown } from './core/thrown.js'
 import { errorCode } from './store/client.js'
 
 /** What is known of a failure without repeating anything that came from a request. */
@@ -366,17 +367,23 @@ const known = new WeakSet<object>()
 
 // The messages of Prisma and of databases quote arguments and rows; only what cannot is passed on.
 export function failureOf(error: unknown): Failure {
-  const { cause } = Object(error)
-  if (known.has(Object(cause))) return cause
+  const cause = readThrown(error, 'cause')
+  if (known.has(Object(cause))) return cause as Failure
   const code = errorCode(error)
   const failure: Failure = {
-    name: error instanceof Error ? error.name : typeof error,
+    name: nameOf(error),
     code,
     hint: code === undefined ? undefined : HINTS[code],
-    at: error instanceof Error ? frameOf(error) : undefined,
+    at: isThrown(error, Error) ? frameOf(error) : undefined,
   }
   known.add(failure)
   return failure
+}
+
+function nameOf(error: unknown): string {
+  if (!isThrown(error, Error)) return typeof error
+  const name = readThrown(error, 'name')
+  return typeof name === 'string' ? name : 'Error'
 }
 
 // Where this file is, in src or in dist: the library's own code.
@@ -386,7 +393,10 @@ const LIBRARY = fileURLToPath(new URL('.', import.meta.url))
  * Where an error comes from: the first line of its stack that is the application's, or the first one. The
  * stack begins with the message, which may quote a stack, or anything.
  */
-function frameOf({ stack = '', message }: Error): string | undefined {
+function frameOf(error: Error): string | undefined {
+  const stack = readThrown(error, 'stack')
+  const message = readThrown(error, 'message')
+  if (typeof stack !== 'string' || typeof message !== 'string') return undefined
   const messageAt = stack.indexOf(message)
   if (messageAt === -1) return undefined
   const lines = stack.slice(messageAt + message.length).matchAll(/\n +at (.+)/g)

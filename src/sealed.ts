@@ -1,4 +1,5 @@
 import type { FastifyError } from '@fastify/error'
+import { isThrown, readThrown } from './core/thrown.js'
 import { DatabaseFailed, OptionInvalid } from './errors.js'
 import { type Failure, failureOf } from './events.js'
 import { isRolledBack } from './store/say-again.js'
@@ -50,7 +51,7 @@ export async function sealedInTransaction<T>(call: string, work: () => Promise<T
   try {
     return await work()
   } catch (error) {
-    if (!isRolledBack(error) || error instanceof WriteConflict) throw seal(call, error)
+    if (!isRolledBack(error) || isThrown(error, WriteConflict)) throw seal(call, error)
     const message = `the database rolled ${call} back, because of another transaction: repeat it`
     throw keepOriginal(new WriteConflict(message), error)
   }
@@ -59,8 +60,8 @@ export async function sealedInTransaction<T>(call: string, work: () => Promise<T
 /** What `sealed` throws for an error. */
 export function seal(call: string, error: unknown): unknown {
   const isError = typeof error === 'object' && error !== null
-  if (!isError || hasStatus(error) || error instanceof WriteConflict) return error
-  if (Reflect.get(error, 'name') === 'PrismaClientValidationError') {
+  if (!isError || hasStatus(error) || isThrown(error, WriteConflict)) return error
+  if (readThrown(error, 'name') === 'PrismaClientValidationError') {
     // No query was sent. Its message quotes the arguments.
     const what = `Prisma refused the arguments of ${call}: names and types must be those of the model. databaseErrorOf(error) returns Prisma's own error`
     return keepOriginal(new OptionInvalid(what), error)
@@ -79,7 +80,7 @@ export function databaseErrorOf(error: unknown): unknown {
 
 /** Whether an error says itself what to answer, as those of authentication do. */
 export function hasStatus(error: unknown): boolean {
-  const status: unknown = Reflect.get(Object(error), 'statusCode')
+  const status = readThrown(error, 'statusCode')
   return typeof status === 'number' && status >= 400
 }
 

@@ -16,7 +16,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   holder: [],
   checks: ['core', 'errors'],
   events: ['core', 'store'],
-  sealed: ['errors', 'events', 'store'],
+  sealed: ['core', 'errors', 'events', 'store'],
   dispatch: ['core', 'errors', 'events', 'checks', 'within'],
   lease: ['core', 'events', 'within'],
   locks: [

@@ -2,6 +2,7 @@ import { types } from 'node:util'
 import { DevalueError, defaultStringifyOperations, parse, stringify } from 'devalue'
 import { classNameOf } from '../core/canonical.js'
 import { isRoot } from '../core/class-contents.js'
+import { isThrown } from '../core/thrown.js'
 import { StepNotStorable } from '../errors.js'
 
 // How results and inputs are stored: as text from which a later attempt gets the same values of the same
@@ -99,8 +100,8 @@ function hasMore(value: object): boolean {
 
 /** Without anything of the value but names of properties: an error of its getters may quote it. */
 function reasonOf(error: unknown): string {
-  if (error instanceof RangeError) return 'it is nested too deeply'
-  if (!(error instanceof DevalueError)) return 'reading it failed'
+  if (isThrown(error, RangeError)) return 'it is nested too deeply'
+  if (!isThrown(error, DevalueError)) return 'reading it failed'
   const path = withoutData(error.path)
   const what = path === '' ? 'it' : `\`${path}\``
   try {

@@ -4,6 +4,7 @@ import { ISOLATION_LEVELS } from '../core/isolation.js'
 import type { StepResults } from '../core/record.js'
 import { stepPath } from '../core/step-path.js'
 import { isStorableText } from '../core/text.js'
+import { isThrown } from '../core/thrown.js'
 import { crashPoint } from '../crash-points.js'
 import {
   LeaseLost,
@@ -200,7 +201,7 @@ export class Steps {
       try {
         return await sayAgain(() => this.#transact({ path, name }, fn, final, options))
       } catch (error) {
-        if (error instanceof Undone) return error.value as T
+        if (isThrown(error, Undone)) return error.value as T
         throw error
       } finally {
         this.#isOpen = false
@@ -287,7 +288,7 @@ export class Steps {
     } catch (error) {
       this.#ownErrors.add(Object(error))
       // It is thrown in its place when a new snapshot has shown that nothing was hidden.
-      if (error instanceof HiddenDuplicate) this.#ownErrors.add(Object(error.cause))
+      if (isThrown(error, HiddenDuplicate)) this.#ownErrors.add(Object(error.cause))
       throw error
     }
   }

@@ -1,4 +1,5 @@
 import type { FastifyError, FastifyRequest } from 'fastify'
+import { isThrown } from '../core/thrown.js'
 import { PrincipalFailed, PrincipalUnknown, TenantFailed, TenantUnknown } from '../errors.js'
 import { type Failure, failureOf, type IgnoredReason, type Report } from '../events.js'
 import type { PluginSettings, RouteSettings } from '../options.js'
@@ -34,7 +35,7 @@ export async function identifyCaller(
     const name = await principalOf(request, principal, storeTimeoutMs)
     if (name !== undefined) return { kind: 'known', tenantId, principal: name }
   } catch (error) {
-    if (!(error instanceof NoTenant)) {
+    if (!isThrown(error, NoTenant)) {
       if (hasStatus(error)) throw error
       report({ kind: 'caller_failed', option, failure: withHint(failureOf(error), error) })
       return { kind: 'refused', error: new ERRORS[option].Failed() }
@@ -47,8 +48,8 @@ export async function identifyCaller(
 
 /** Nearly always, these are functions that read a property of a user who is not there. */
 function withHint(failure: Failure, error: unknown): Failure {
-  if (error instanceof InvalidName) return { ...failure, hint: error.hint }
-  if (!(error instanceof TypeError)) return failure
+  if (isThrown(error, InvalidName)) return { ...failure, hint: error.hint }
+  if (!isThrown(error, TypeError)) return failure
   const hint =
     'for a request without a user, return nothing: (request) => request.user?.orgId; `onUnknownCaller` says what happens then'
   return { ...failure, hint: failure.hint ?? hint }

@@ -1,4 +1,5 @@
 import { Readable } from 'node:stream'
+import { isThrown } from '../core/thrown.js'
 
 /** How a stream is recorded while it passes. */
 export interface StreamRecording {
@@ -123,7 +124,7 @@ export function recordStream(source: Readable, recording: StreamRecording): Read
       passOn()
     } catch (error) {
       if (!isRecorded) await onError(error)
-      out.destroy(error instanceof Error ? error : new Error(String(error)))
+      out.destroy(isThrown(error, Error) ? error : new Error(`its source threw ${typeof error}`))
     }
   }
 

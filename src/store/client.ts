@@ -1,3 +1,5 @@
+import { readThrown } from '../core/thrown.js'
+
 // The application's Prisma client, taken by its structure: the library imports no generated code,
 // so it works with whichever output folder, adapter and extensions the application has.
 
@@ -193,7 +195,7 @@ export function providerOf(client: object): Provider | undefined {
 
 /** Prisma's code for a unique constraint that was hit. */
 export function isUniqueViolation(error: unknown): boolean {
-  return typeof error === 'object' && error !== null && Reflect.get(error, 'code') === 'P2002'
+  return readThrown(error, 'code') === 'P2002'
 }
 
 /** So many errors may be wrapped in each other; one may be its own cause. */
@@ -203,21 +205,21 @@ const DEEPEST_CAUSE = 8
 export function errorCode(error: unknown, depth = 0): string | undefined {
   if (typeof error !== 'object' || error === null || depth > DEEPEST_CAUSE) return undefined
   // A conflict that COMMIT meets comes as the adapter threw it.
-  const own: unknown = Reflect.get(error, 'originalCode')
+  const own: unknown = readThrown(error, 'originalCode')
   if (typeof own === 'string') return own
   // Prisma wraps what a raw query met: P2010 says nothing, the code of the database does.
-  const inner: unknown = Reflect.get(Object(Reflect.get(error, 'meta')), 'driverAdapterError')
-  const original: unknown = Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'originalCode')
+  const inner: unknown = readThrown(readThrown(error, 'meta'), 'driverAdapterError')
+  const original: unknown = readThrown(readThrown(inner, 'cause'), 'originalCode')
   if (typeof original === 'string') return original
   // As other calls than raw queries say it. No database has given a code.
-  if (Reflect.get(Object(Reflect.get(Object(inner), 'cause')), 'kind') === 'DatabaseNotReachable') {
+  if (readThrown(readThrown(inner, 'cause'), 'kind') === 'DatabaseNotReachable') {
     return 'P1001'
   }
-  const code: unknown = Reflect.get(error, 'code')
+  const code: unknown = readThrown(error, 'code')
   // Prisma's own name for a serialization failure or a deadlock.
   if (code === 'P2034') return '40001'
   if (typeof code === 'string') return code
-  return errorCode(Reflect.get(error, 'cause'), depth + 1)
+  return errorCode(readThrown(error, 'cause'), depth + 1)
 }
 
 // MySQL's own numbers: a packet is larger than max_allowed_packet, a value than its column.

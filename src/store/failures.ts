@@ -1,3 +1,4 @@
+import { isThrown } from '../core/thrown.js'
 import { errorCode } from './client.js'
 
 // Classes of SQLSTATE in which the statement, and not the server or the connection, is at fault: its
@@ -13,7 +14,7 @@ export function isOfItsData(error: unknown): boolean {
   const code = errorCode(error)
   if (code !== undefined) return OF_THE_STATEMENT.test(code) || code.startsWith('ERR_')
   // Thrown before it was sent: text that is longer than a string can be, a value that has no form.
-  return error instanceof TypeError || error instanceof RangeError
+  return isThrown(error, TypeError) || isThrown(error, RangeError)
 }
 
 /**

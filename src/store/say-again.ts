@@ -1,4 +1,5 @@
 import { backoff } from '../core/backoff.js'
+import { isThrown, readThrown } from '../core/thrown.js'
 import { errorCode, type ModelDelegate } from './client.js'
 
 // Serialization failure and deadlock: the server has rolled all of it back, and what is said is
@@ -36,7 +37,7 @@ export async function sayAgain<T>(
     try {
       return await statement()
     } catch (error) {
-      const isHidden = error instanceof HiddenDuplicate
+      const isHidden = isThrown(error, HiddenDuplicate)
       // A new snapshot would have shown the row: it was another constraint.
       if (isHidden && wasHidden) throw error.cause
       wasHidden = isHidden
@@ -75,7 +76,7 @@ export function isRolledBack(error: unknown): boolean {
 
 /** An application's own error may have a code that is as short as one of SQLite's. */
 function isPrismas(error: unknown): boolean {
-  const { code, name } = Object(error)
+  const name = readThrown(error, 'name')
   // The second is an error that COMMIT met, as the adapter threw it.
-  return code === 'P1008' || name === 'DriverAdapterError'
+  return readThrown(error, 'code') === 'P1008' || name === 'DriverAdapterError'
 }

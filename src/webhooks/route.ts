@@ -1,4 +1,5 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { isThrown } from '../core/thrown.js'
 import { InboxUnavailable, SignatureRefused, TenantUnknown, TooManyRefusals } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
 import { createLimiter, type Limiter } from '../http/limiter.js'
@@ -93,7 +94,7 @@ export function addWebhookRoute(
     try {
       request[TENANT] = await tenantOf(request, endpoint.tenant, storeTimeoutMs)
     } catch (error) {
-      if (error instanceof NoTenant) return reply.send(problem(reply, docs, new TenantUnknown()))
+      if (isThrown(error, NoTenant)) return reply.send(problem(reply, docs, new TenantUnknown()))
       if (hasStatus(error)) throw error
       return notVerified(request, reply, error)
     }

@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { type KeepSteps, Steps } from '../claims/steps.js'
 import { fullJitter } from '../core/backoff.js'
 import { KEPT_ERRORS, type RunError } from '../core/event.js'
+import { isThrown } from '../core/thrown.js'
 import { crashPoint } from '../crash-points.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import { failureOf, type Report, type WebhookSubject } from '../events.js'
@@ -315,7 +316,7 @@ class Rejected extends Error {
 
 /** An error is the application's: its name may be no text, and its message may throw. */
 function messageOf(error: unknown): string {
-  if (!(error instanceof Error)) return typeof error
+  if (!isThrown(error, Error)) return typeof error
   try {
     return `${String(error.name)}: ${String(error.message)}`
   } catch {

@@ -5,6 +5,7 @@ import {
   verify as publicKeyVerify,
   timingSafeEqual,
 } from 'node:crypto'
+import { isThrown } from '../core/thrown.js'
 import { OptionInvalid } from '../errors.js'
 
 /** A request as it arrived, before anything of it is believed. */
@@ -130,7 +131,7 @@ async function readSafely(scheme: Scheme, incoming: Incoming, known: Known): Pro
   try {
     return await scheme.read(incoming, known)
   } catch (error) {
-    const isOfRequest = [TypeError, RangeError, SyntaxError].some((kind) => error instanceof kind)
+    const isOfRequest = [TypeError, RangeError, SyntaxError].some((kind) => isThrown(error, kind))
     if (isOfRequest) return 'malformed'
     throw error
   }

@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { check, isBoolean, isColumnText } from '../checks.js'
 import { isStorableText } from '../core/text.js'
+import { isThrown } from '../core/thrown.js'
 import { EventMissing, OptionInvalid, TenantUnknown } from '../errors.js'
 import { NoTenant, tenantOf } from '../http/tenant.js'
 import type { PluginSettings } from '../options.js'
@@ -164,7 +165,7 @@ export function bindWebhooks(
     try {
       return await tenantOf(request, settings.tenant, settings.storeTimeoutMs)
     } catch (error) {
-      throw error instanceof NoTenant ? new TenantUnknown() : error
+      throw isThrown(error, NoTenant) ? new TenantUnknown() : error
     }
   }
 
