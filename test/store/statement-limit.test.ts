@@ -46,14 +46,16 @@ t.test('a statement that never settles gives its place up after ten timeouts', a
   const limit = createStatementLimit(1, 5)
   const { started, start } = latches()
   void limit(start(1))
-  let later: Promise<number> | undefined
+  const later: Promise<number>[] = []
   while (started.length < 2) {
-    later = limit(start(2))
-    later.catch(() => {})
+    const asking = limit(start(later.length))
+    asking.catch(() => {})
+    later.push(asking)
     await new Promise((resolve) => setTimeout(resolve, 4))
   }
-  started[1]?.end()
-  t.equal(await later, 2)
+  const [, next] = started as [unknown, (typeof started)[number]]
+  next.end()
+  t.equal(await later[next.n], next.n)
 })
 
 t.test('a start that throws is one that rejects, and gives its place up', async (t) => {
