@@ -21,7 +21,7 @@ import type { ApplicationTransaction } from '../register.js'
 import { seal } from '../sealed.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import { HiddenDuplicate, isRolledBack, sayAgain } from '../store/say-again.js'
-import { boundInteractive, isStillOpen } from '../store/transaction-bounds.js'
+import { boundInteractive, isStillOpen, transactInTime } from '../store/transaction-bounds.js'
 import { decode, encode } from './codec.js'
 
 export interface TransactionOptions {
@@ -31,7 +31,10 @@ export interface TransactionOptions {
   isolationLevel?: string
   /** How long to wait for a connection, in milliseconds. Default: Prisma's, 2,000. */
   maxWait?: number
-  /** How long the transaction may take, in milliseconds. Default: Prisma's, 5,000. */
+  /**
+   * How long the transaction may take, in milliseconds; `transaction()` ends two seconds later, whatever
+   * hangs. Default: Prisma's, 5,000.
+   */
   timeout?: number
 }
 
@@ -68,6 +71,9 @@ const CALLS: Record<Kind, string> = { step: 'step()', part: 'run()', transaction
 
 /** What each is for people. */
 const CALLED: Record<Kind, string> = { step: 'step', part: 'handler', transaction: 'transaction' }
+
+/** How long the last write of a transaction waits for its row: the transaction has a connection meanwhile. */
+const NOTE_LOCK_MS = 1_000
 
 const place = new AsyncLocalStorage<Place>()
 
@@ -220,22 +226,24 @@ export class Steps {
     return this.#alone(async () => {
       const keep = await this.#prepare(isFinal)
       let results = this.#results
-      const transact = async (tx: TransactionClient) => {
+      const transact = async (tx: TransactionClient, check: () => void) => {
         this.#isUndone = false
-        await boundInteractive(this.#prisma, tx, options.timeout)
+        await boundInteractive(this.#prisma, tx, options)
         const value = await this.#ownFunction(() => fn(tx as ApplicationTransaction))
+        check()
         if (this.#isUndone) throw new Undone(value)
-        if (!(await isStillOpen(this.#prisma, tx))) throw new TransactionEnded()
+        if (!(await isStillOpen(this.#prisma, tx, NOTE_LOCK_MS))) throw new TransactionEnded()
         const text = encode(`result of transaction ${JSON.stringify(name)}`, value)
         results = { ...this.#results, [path]: text }
         crashPoint('transaction:inside')
         // Last, so that the row is locked for a moment only: the heartbeat writes to it, too.
         if (!(await keep(tx, results))) throw new LeaseLost()
         crashPoint('transaction:recorded')
+        check()
         this.#isSent = true
         return value
       }
-      const value: T = await this.#knowing(() => this.#prisma.$transaction(transact, options))
+      const value: T = await this.#knowing(() => transactInTime(this.#prisma, transact, options))
       crashPoint('transaction:committed')
       this.#results = results
       this.#isFinal ||= isFinal

@@ -3,11 +3,14 @@
 import { randomUUID } from 'node:crypto'
 import pg from 'pg'
 import t, { type Test } from 'tap'
+import { stripe } from '../../src/webhooks/providers/index.js'
 import { begin, buildApp, collectEvents, latch, newKey, send } from '../fixtures/app.js'
+import { effectOf, effects } from '../fixtures/atomic.js'
 import { missingOwnPostgres, ownPostgres } from '../fixtures/own-postgres.js'
 import { clientOn, type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { proxyTo } from '../fixtures/proxy.js'
 import { missing } from '../fixtures/services.js'
+import { postStripe, SECRET, stripeEvent } from '../fixtures/webhooks.js'
 
 t.setTimeout(300_000)
 
@@ -308,6 +311,136 @@ t.test('PostgreSQL ends a transaction whose process stands still in it', { skip 
   ])
   const { rows } = await database.pool.query('SHOW idle_in_transaction_session_timeout')
   t.equal(rows[0].idle_in_transaction_session_timeout, '0', 'the connection is as it was')
+})
+
+t.test(
+  'while the table is locked, transactions that have run give their connections back',
+  { skip },
+  async (t) => {
+    const database = await postgresDatabase(t, { max: 4 })
+    const inside = new Set<string>()
+    const go = latch()
+    const app = await buildApp(t, database, {
+      routes(app) {
+        app.post('/book', async ({ idempotency }) =>
+          idempotency.transaction(
+            async (tx) => {
+              inside.add(String(idempotency.key))
+              await go.opened
+              const [row] = (await tx.$queryRawUnsafe(
+                `SELECT current_setting('lock_timeout') AS lock`,
+              )) as { lock: string }[]
+              return row?.lock
+            },
+            { timeout: 600_000 },
+          ),
+        )
+        app.post('/unrelated', { config: { idempotency: false } }, () =>
+          database.prisma.payment.count(),
+        )
+      },
+    })
+    const keys = Array.from({ length: 4 }, newKey)
+    const booked = keys.map((key) => begin(app, '/book', { key }))
+    while (inside.size < keys.length) await new Promise(setImmediate)
+    const other = await otherTransaction(t, database)
+    await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
+    const unrelated = begin(app, '/unrelated')
+    go.open()
+    t.equal((await unrelated).statusCode, 200, 'served while the table is locked')
+    t.same(tally(await Promise.all(booked)), { 503: 4 })
+    await other.end()
+    t.equal((await send(app, '/book', { key: newKey() })).body, '0', 'fn has no such bound')
+  },
+)
+
+/** An application behind a network on which single connections go silent. */
+async function silentApp(t: Test) {
+  const there = await postgresDatabase(t)
+  const proxy = await proxyTo(t, there.url)
+  const behind = clientOn(t, proxy.url, { max: 8 })
+  let runs = 0
+  const app = await buildApp(t, behind, {
+    plugin: { storeTimeout: 1_000, drain: 100, maxRun: '1h' },
+    routes(app) {
+      app.post('/book', async ({ idempotency }) => {
+        runs += 1
+        await idempotency.transaction((tx) => tx.payment.create(effectOf(idempotency.key)), {
+          timeout: 300,
+        })
+        return { runs }
+      })
+      const provider = stripe({ secret: SECRET })
+      app.webhook('/webhooks/stripe', { provider }, async (event) => {
+        await event.transaction((tx) => tx.payment.create(effectOf(String(event.eventId))), {
+          timeout: 300,
+        })
+      })
+    },
+  })
+  // A pool ends once its connections are back.
+  t.teardown(() => proxy.cut())
+  // Opens connections, and answers.
+  await send(app, '/book', { key: newKey() })
+  return { app, proxy, there }
+}
+
+for (const [said, statusCode, effect] of [
+  ['BEGIN', 503, 0],
+  // The application's own query, which fails as Prisma says.
+  ['"payment"', 500, 0],
+  ['UPDATE "public"."idempotency_record"', 503, 0],
+  ['COMMIT', 503, 1],
+] as const) {
+  t.test(
+    `a transaction whose connection goes silent at ${said} ends, and a retry finds out what it did`,
+    { skip },
+    async (t) => {
+      const { app, proxy, there } = await silentApp(t)
+      const key = newKey()
+      const silent = proxy.silenceAt(said)
+      const answer = await begin(app, '/book', { key })
+      await silent
+      t.equal(answer.statusCode, statusCode)
+      t.equal(await effects(there, key), effect)
+      let retry = await send(app, '/book', { key })
+      while (retry.statusCode !== 200) retry = await send(app, '/book', { key })
+      t.equal(await effects(there, key), 1)
+      await app.close()
+    },
+  )
+}
+
+t.test(
+  'an event whose transaction is silent at COMMIT fails, and is run again',
+  { skip },
+  async (t) => {
+    const { app, proxy, there } = await silentApp(t)
+    const silent = proxy.silenceAt('COMMIT')
+    const id = newKey()
+    const answer = await postStripe(app, stripeEvent({ id }))
+    await silent
+    t.equal(answer.statusCode, 500)
+    const event = await there.prisma.webhookEvent.findFirst({ where: { eventId: id } })
+    t.equal(event?.status, 'retrying')
+    t.equal((await postStripe(app, stripeEvent({ id }))).statusCode, 200)
+    t.equal(await effects(there, id), 1)
+  },
+)
+
+t.test('a server closes whose transaction is silent at COMMIT', { skip }, async (t) => {
+  const { app, proxy } = await silentApp(t)
+  await app.listen({ host: '127.0.0.1', port: 0 })
+  const silent = proxy.silenceAt('COMMIT')
+  const running = fetch(`${app.listeningOrigin}/book`, {
+    method: 'POST',
+    headers: { 'idempotency-key': newKey(), 'content-type': 'application/json' },
+    body: '{}',
+  })
+  await silent
+  await app.close()
+  await running.catch(() => {})
+  t.pass('it is closed')
 })
 
 t.test(

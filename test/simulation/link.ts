@@ -187,7 +187,11 @@ export class Link implements Connect {
     return new Promise((resolve, reject) => {
       const { transaction } = session
       const onBroken = () => this.#break(session)
-      const limit = { ms: transaction.statementMs, code: '57014' } as const
+      const { lockMs, statementMs } = transaction
+      const limit =
+        lockMs < statementMs
+          ? ({ ms: lockMs, code: '55P03' } as const)
+          : ({ ms: statementMs, code: '57014' } as const)
       this.#ask({ what, doing, transaction, session, limit, onBroken, resolve, reject })
     })
   }

@@ -16,9 +16,16 @@ export async function runInTransaction(
   if (text.includes('pg_try_advisory_xact_lock')) return look(send, values)
   if (/^\s*SELECT r\.body FROM idempotency_record r\b/.test(text)) return readBody(send, values)
   if (text.includes('INSERT INTO idempotency_record AS r')) return record(send, values)
-  if (text.startsWith('SELECT (current_setting')) return send(['is open'], () => rows([IS_SAME]))
+  if (text.startsWith('SELECT (current_setting')) return isOpen(send, values)
   if (text.includes('idle_in_transaction_session_timeout')) return setBounds(send, values)
   throw new TypeError(`the model has no statement ${text}`)
+}
+
+function isOpen(send: Send, [lockMs]: readonly unknown[]): Promise<readonly object[]> {
+  return send(['is open'], (transaction) => {
+    transaction.lockMs = Number(lockMs)
+    return rows([IS_SAME])
+  })
 }
 
 function setBounds(send: Send, values: readonly unknown[]): Promise<readonly object[]> {

@@ -36,6 +36,8 @@ export class Transaction implements Locker {
   /** The server ends it when nothing is said in it for so long, or when a statement takes so long. */
   silenceMs = Number.POSITIVE_INFINITY
   statementMs = Number.POSITIVE_INFINITY
+  /** How long a statement waits for a lock. */
+  lockMs = Number.POSITIVE_INFINITY
   isOver = false
   /** Nobody listens on its connection any more; it ends as soon as its statement does. */
   isDoomed = false
