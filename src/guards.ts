@@ -21,6 +21,7 @@ import {
 import { sealed, sealedInTransaction } from './sealed.js'
 import { type AdvanceResult, createStatuses, type Statuses } from './status/advance.js'
 import type { AdvanceOptions, StatusDelegate } from './status/options.js'
+import { boundedCall, boundedClient } from './store/bounded-client.js'
 import type { PrismaClientLike } from './store/client.js'
 
 /** What keeps different operations on the same thing apart. Names, resources and audits are a tenant's. */
@@ -47,8 +48,9 @@ export interface Guards {
    * not prolong it. A hold that has run out is free for whoever comes next. A process that dies
    * meanwhile leaves all of them held, or none.
    *
-   * @throws IDEMPOTENCY_DATABASE_FAILED (503), as the three below: repeat it, it happens once. WriteConflict
-   * when the database rolled it back for another transaction.
+   * @throws IDEMPOTENCY_DATABASE_FAILED (503), as the three below, also when the database does not answer
+   * within `storeTimeout`: repeat it, it happens once. WriteConflict when the database rolled it back for
+   * another transaction.
    */
   reserve(options: ReserveOptions): Promise<Reserved | Taken>
   /** Keeps all of the slots for good, or none; twice is the same as once. */
@@ -98,9 +100,9 @@ export interface GuardsSettings extends LocksSettings {
 
 /** Each part is made when it is used: an application may lack the tables of the others. */
 export function createGuards(settings: GuardsSettings): ApplicationGuards {
-  const { prisma, application, clock, provider, demandExactNames } = settings
+  const { prisma, application, clock, provider, demandExactNames, limits, patienceMs } = settings
+  const bounds = { limit: limits.guards.begin, timeoutMs: patienceMs }
   let locks: Locks | undefined
-  let reservations: Reservations | undefined
   let statuses: Statuses | undefined
   let isClosed = false
 
@@ -112,16 +114,18 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
     return locks
   }
 
-  function openReservations(): Reservations {
+  function openReservations(client: PrismaClientLike): Reservations {
     demandModel(prisma, 'slotReservation')
-    reservations ??= createReservations({ prisma, clock, provider })
-    return reservations
+    return createReservations({ prisma: client, clock: clock.through(client), provider })
   }
 
-  async function checkedReservations(): Promise<Reservations> {
-    const opened = openReservations()
-    await demandExactNames()
-    return opened
+  /** A call about slots, which is bounded unless the caller's transaction is. */
+  function onReservations<T>(
+    options: Partial<SlotsOptions> | undefined,
+    call: (reservations: Reservations) => Promise<T>,
+  ): Promise<T> {
+    if (options?.tx !== undefined) return call(openReservations(prisma))
+    return boundedCall(prisma, bounds, async (client) => call(openReservations(client)))
   }
 
   function openStatuses(): Statuses {
@@ -147,25 +151,36 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
         },
         async reserve(options) {
           const subject = await subjectOf()
-          return sealedInTransaction('reserve()', async () =>
-            (await checkedReservations()).reserve(...subject, options),
+          return sealedInTransaction('reserve()', () =>
+            onReservations(options, async (reservations) => {
+              await demandExactNames()
+              return reservations.reserve(...subject, options)
+            }),
           )
         },
         async confirm(options) {
           const subject = await subjectOf()
-          return sealedInTransaction('confirm()', async () =>
-            (await checkedReservations()).confirm(...subject, options),
+          return sealedInTransaction('confirm()', () =>
+            onReservations(options, async (reservations) => {
+              await demandExactNames()
+              return reservations.confirm(...subject, options)
+            }),
           )
         },
         async cancel(options) {
           const subject = await subjectOf()
-          return sealedInTransaction('cancel()', async () =>
-            (await checkedReservations()).cancel(...subject, options),
+          return sealedInTransaction('cancel()', () =>
+            onReservations(options, async (reservations) => {
+              await demandExactNames()
+              return reservations.cancel(...subject, options)
+            }),
           )
         },
         async availability(options) {
           const tenant = await tenantId()
-          return sealed('availability()', () => openReservations().availability(tenant, options))
+          return sealed('availability()', () =>
+            onReservations(undefined, (reservations) => reservations.availability(tenant, options)),
+          )
         },
         async advance(delegate, options) {
           const subject = await subjectOf()
@@ -179,7 +194,9 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
     // Also what other processes have left behind that keep theirs in the same place.
     prunes: () => [
       ...(prisma.namedLock ? [(limit: number) => openLocks().prune(limit)] : []),
-      ...(prisma.slotReservation ? [(limit: number) => openReservations().prune(limit)] : []),
+      ...(prisma.slotReservation
+        ? [(limit: number) => openReservations(boundedClient(prisma, bounds)).prune(limit)]
+        : []),
     ],
     close() {
       isClosed = true

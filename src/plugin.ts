@@ -107,6 +107,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     clock,
     provider,
     patienceMs: settings.storeTimeoutMs,
+    limits,
     holder,
     report,
   })

@@ -1,6 +1,8 @@
 import type { Report } from '../events.js'
+import { limitedClient } from '../store/bounded-client.js'
 import type { PrismaClientLike, Provider } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
+import type { StatementLimit, StatementLimits } from '../store/statement-limit.js'
 import { autoLock } from './auto.js'
 import { databaseLock } from './database.js'
 import { warnOfEviction } from './eviction.js'
@@ -19,6 +21,7 @@ export interface LocksSettings {
   readonly clock: DatabaseClock
   readonly provider: Provider
   readonly patienceMs: number
+  readonly limits: StatementLimits
   /** How this process is named in locks that name no holder. */
   readonly holder?: string | undefined
   /** For what happens to all locks, and not to one of them. */
@@ -37,14 +40,27 @@ export function createLocks(settings: LocksSettings): Locks {
 }
 
 function backendOf(settings: LocksSettings): LockBackend {
-  const { kind, redis, redisPrefix: prefix, prisma, clock, provider, patienceMs, report } = settings
+  const { kind, redis, redisPrefix: prefix, patienceMs, report } = settings
   if (kind === 'memory') return memoryLock()
   if (kind === 'database' || (kind === 'auto' && redis.length === 0)) {
-    return databaseLock(prisma, clock, provider)
+    return inDatabase(settings)
   }
   const clients = readRedisClients(redis)
   void warnOfEviction(clients, report)
   const inRedis = redisLock(clients, { patienceMs, prefix })
   if (kind === 'redis') return inRedis
-  return autoLock(databaseLock(prisma, clock, provider), inRedis, report)
+  return autoLock(inDatabase(settings), inRedis, report)
+}
+
+/**
+ * What holds a lock never queues behind those who want one. How long each waits is bounded by its caller, who
+ * gives back what is taken too late.
+ */
+function inDatabase({ prisma, clock, provider, patienceMs, limits }: LocksSettings): LockBackend {
+  const connect = (limit: StatementLimit) => {
+    const client = limitedClient(prisma, { limit, timeoutMs: patienceMs })
+    return { client, clock: clock.through(client) }
+  }
+  const asking = connect(limits.guards.begin)
+  return databaseLock(asking.client, asking.clock, provider, connect(limits.guards.hold))
 }

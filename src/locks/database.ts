@@ -40,7 +40,8 @@ const ROWS_AT_A_TIME = 200
 /**
  * Locks as rows, one for each name, with nothing but Prisma's own calls. A row is taken by raising
  * its fence from the value that was read; of two who try, the database lets one, and none if its
- * holder was faster to renew it. The database's clock decides whether a row is free.
+ * holder was faster to renew it. The database's clock decides whether a row is free. What is held is
+ * renewed and given back by `holder`'s client.
  *
  * @throws ModelsMissing
  */
@@ -48,10 +49,12 @@ export function databaseLock(
   client: PrismaClientLike,
   clock: DatabaseClock,
   provider: Provider,
+  holder: { readonly client: PrismaClientLike; readonly clock: DatabaseClock } = { client, clock },
 ): LockBackend {
   const missing = missingFromClient(client, ['namedLock'])
   if (missing.length > 0) throw new ModelsMissing(missing.join(', '))
   const locks = sayingAgainEach(client.namedLock as ModelDelegate)
+  const heldLocks = sayingAgainEach(holder.client.namedLock as ModelDelegate)
 
   /** Takes one name as it was seen; `false` when somebody was faster. */
   async function take(rows: ModelDelegate, seen: Row | undefined, taken: Row): Promise<boolean> {
@@ -101,17 +104,17 @@ export function databaseLock(
     const { tenantId, names, ttlMs } = ask
     const mine = { tenantId, name: { in: [...names] }, owner }
     const write = async (where: object, data: object) =>
-      (await locks.updateMany({ where, data })).count === names.length
+      (await heldLocks.updateMany({ where, data })).count === names.length
     return {
       fence,
       askedAt,
       async extend() {
-        const heldUntil = later(await clock.ask(), ttlMs)
+        const heldUntil = later(await holder.clock.ask(), ttlMs)
         // One that arrives after a later one must not take back what that gave.
         return write({ ...mine, heldUntil: { lte: heldUntil } }, { heldUntil })
       },
       async release() {
-        return write(mine, { owner: NOBODY, heldUntil: await clock.estimate() })
+        return write(mine, { owner: NOBODY, heldUntil: await holder.clock.estimate() })
       },
     }
   }

@@ -10,6 +10,16 @@ export interface StatementLimits {
   readonly hold: StatementLimit
   /** For the begin of a transaction that a handler then runs in, until its first statement is answered. */
   readonly transaction: StatementLimit
+  /**
+   * For locks and reservations: places of `begin`, and of `hold`, but never all of them where there are
+   * several. A table of theirs that is locked does not stop the keys.
+   */
+  readonly guards: {
+    /** For what asks for something. */
+    readonly begin: StatementLimit
+    /** For what keeps a lock, or gives it back. */
+    readonly hold: StatementLimit
+  }
 }
 
 /** What a `pg` pool and Prisma's adapters have by default. */
@@ -28,11 +38,24 @@ export function defaultMaxConnections(poolSize = DEFAULT_POOL_SIZE): number {
  */
 export function createStatementLimits(maxConnections: number, timeoutMs: number): StatementLimits {
   const forHolders = Math.floor(maxConnections / 2)
+  const forBegins = maxConnections - forHolders
+  const begin = createStatementLimit(forBegins, timeoutMs)
+  const hold = createStatementLimit(forHolders, timeoutMs)
   return {
-    begin: createStatementLimit(maxConnections - forHolders, timeoutMs),
-    hold: createStatementLimit(forHolders, timeoutMs),
-    transaction: createStatementLimit(maxConnections - forHolders, timeoutMs),
+    begin,
+    hold,
+    transaction: createStatementLimit(forBegins, timeoutMs),
+    guards: {
+      begin: partOf(begin, forBegins, timeoutMs),
+      hold: partOf(hold, forHolders, timeoutMs),
+    },
   }
+}
+
+/** Statements that take all places of a limit but one, if it has several. */
+function partOf(whole: StatementLimit, places: number, timeoutMs: number): StatementLimit {
+  const part = createStatementLimit(Math.max(1, places - 1), timeoutMs)
+  return (start) => part(() => whole(start))
 }
 
 /**

@@ -6,6 +6,7 @@ import type { Happening } from '../../src/events.js'
 import { createLocks } from '../../src/locks/create-locks.js'
 import type { Locks } from '../../src/locks/locks.js'
 import { databaseClock } from '../../src/store/clock.js'
+import { createStatementLimits } from '../../src/store/statement-limit.js'
 import type { LockOrder } from '../fixtures/locks-process.js'
 import { type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { type TestProcess, testProcess } from '../fixtures/processes.js'
@@ -41,6 +42,7 @@ function locksIn(
   return createLocks({
     ...{ kind, redis, prisma, clock, provider: 'postgresql', patienceMs: 5_000, report },
     redisPrefix: 'fastify-idempotency:',
+    limits: createStatementLimits(7, 5_000),
   })
 }
 

@@ -443,6 +443,81 @@ t.test('a server closes whose transaction is silent at COMMIT', { skip }, async 
   t.pass('it is closed')
 })
 
+for (const [table, url] of [
+  ['slot_reservation', '/reserve'],
+  ['named_lock', '/lock'],
+] as const) {
+  t.test(
+    `while ${table} is locked, its calls end, and all others are served`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 6 })
+      let calls = 0
+      const app = await buildApp(t, database, {
+        plugin: { storeTimeout: 1_000, maxConnections: 4 },
+        routes(app) {
+          const config = { config: { idempotency: false } }
+          const { idempotency } = app
+          app.post('/reserve', config, () => {
+            calls += 1
+            // One is a statement, two are a transaction.
+            const slots = [`${calls}`, `${calls} b`].slice(calls % 2)
+            return idempotency.reserve({ resource: 'r', slots, holder: 'h' })
+          })
+          app.post('/lock', config, () => {
+            calls += 1
+            return idempotency.lock([`${calls}`, `${calls} b`].slice(calls % 2), {}, () => 1)
+          })
+          app.post('/pay', () => 'paid')
+          app.post('/unrelated', config, () => database.prisma.payment.count())
+        },
+      })
+      t.equal((await send(app, url)).statusCode, 200)
+      const other = await otherTransaction(t, database)
+      await other.client.query(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
+      const stalled = Array.from({ length: 20 }, () => begin(app, url))
+      while ((await waiting(database)) === 0) await new Promise(setImmediate)
+      const keyed = Array.from({ length: 20 }, () => begin(app, '/pay', { key: newKey() }))
+      const unrelated = Array.from({ length: 20 }, () => begin(app, '/unrelated'))
+      t.same(tally(await Promise.all(keyed)), { 200: 20 }, 'keys are served')
+      t.same(tally(await Promise.all(unrelated)), { 200: 20 })
+      t.ok((await waiting(database)) <= 4, 'no more connections wait than the plugin may take')
+      t.same(tally(await Promise.all(stalled)), { 503: 20 })
+      await other.end()
+      let answer = await send(app, url)
+      while (answer.statusCode === 503) answer = await send(app, url)
+      t.equal(answer.statusCode, 200)
+    },
+  )
+}
+
+for (const [said, slots] of [
+  ['INSERT INTO "public"."slot_reservation"', ['one']],
+  ['FROM "public"."slot_reservation"', ['one']],
+  ['BEGIN', ['one', 'two']],
+  ['INSERT INTO "public"."slot_reservation"', ['one', 'two']],
+  ['COMMIT', ['one', 'two']],
+] as const) {
+  t.test(
+    `reserve() of ${slots.length} whose connection goes silent at ${said} ends, and is repeated`,
+    { skip },
+    async (t) => {
+      const { app, proxy, there } = await silentApp(t)
+      const wanted = { resource: 'r', slots, holder: 'h' }
+      const silent = proxy.silenceAt(said)
+      const reserving = app.idempotency.reserve(wanted)
+      await t.rejects(reserving, { code: 'IDEMPOTENCY_DATABASE_FAILED' })
+      await silent
+      let again = await app.idempotency.reserve(wanted).catch(() => undefined)
+      while (again === undefined) {
+        again = await app.idempotency.reserve(wanted).catch(() => undefined)
+      }
+      t.match(again, { kind: 'reserved', slots })
+      t.equal(await there.prisma.slotReservation.count(), slots.length)
+    },
+  )
+}
+
 t.test(
   'one item that the database refuses fails alone, and does not bypass protection',
   { skip },
