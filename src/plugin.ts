@@ -18,6 +18,7 @@ import type { PluginOptions, PluginSettings } from './options.js'
 import { regularly } from './regularly.js'
 import { pruneAll } from './retention.js'
 import { sealed } from './sealed.js'
+import { boundedClient } from './store/bounded-client.js'
 import { type PrismaClientLike, type Provider, primaryOf, providerOf } from './store/client.js'
 import { type DatabaseClock, databaseClock } from './store/clock.js'
 import type { EventStore } from './store/event-store.js'
@@ -76,11 +77,14 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   }
   bindHooks(app, options, { settings, claims, atomic, limiter })
 
+  const timeoutMs = storeTimeoutMs
+  const asking = boundedClient(primary, { limit: limits.begin, timeoutMs })
   const operations = new Operations({
     claims,
-    prisma: primary,
-    clock,
-    find: (key) => findRecord(primary, clock, key),
+    prisma: asking,
+    holderPrisma: boundedClient(primary, { limit: limits.hold, timeoutMs }),
+    clock: clock.through(asking),
+    find: (key) => findRecord(asking, clock.through(asking), key),
     options,
     settings,
     log: app.log,

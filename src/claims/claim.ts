@@ -8,13 +8,15 @@ import type { PrismaClientLike } from '../store/client.js'
 import { writeHeld } from '../store/held-record.js'
 import type { Extend, Finish } from '../store/store.js'
 import { finishDespiteBody } from './finish-despite-body.js'
-import { Steps } from './steps.js'
+import { type PrepareToKeep, Steps } from './steps.js'
 
 /** What a claim needs of its surroundings. */
 export interface ClaimContext {
   readonly finish: (finish: Finish) => Promise<boolean>
   readonly extend: (extend: Extend) => Promise<boolean>
   readonly prisma: PrismaClientLike
+  /** For the library's own statements. */
+  readonly ownPrisma: PrismaClientLike
   readonly report: Report
   /** Called once, when the claim has ended in this process, however it ended. */
   readonly onEnd: (claim: Claim) => void
@@ -40,7 +42,10 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
   #steps: Steps | undefined
   #hasAnswered = false
 
-  constructor(terms: ClaimTerms, { finish, extend, prisma, report, onEnd }: ClaimContext) {
+  constructor(
+    terms: ClaimTerms,
+    { finish, extend, prisma, ownPrisma, report, onEnd }: ClaimContext,
+  ) {
     const { tenantId, key, operationId, attempt, leaseMs } = terms
     const hold = { tenantId, key, operationId, attempt }
     const end = finishDespiteBody(finish, (reason) =>
@@ -59,7 +64,7 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
     this.resumed = terms.resumed
     this.onLeaseExpired = terms.onLeaseExpired
     this.#report = report
-    this.#openSteps = () => stepsOf(terms, prisma)
+    this.#openSteps = () => stepsOf(terms, prisma, ownPrisma)
   }
 
   /** The named pieces of its operation. Made when they are asked for: most handlers have none. */
@@ -129,14 +134,16 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
 function stepsOf(
   { tenantId, key, operationId, attempt, steps }: ClaimTerms,
   prisma: PrismaClientLike,
+  ownPrisma: PrismaClientLike,
 ): Steps {
   const hold = { tenantId, key, operationId, attempt }
-  return new Steps(prisma, operationId, steps, async (isFinal) => {
+  const prepare: PrepareToKeep = async (isFinal) => {
     if (isFinal) {
       throw new OptionInvalid(
         'option "final" of transaction() is for webhook events; leave it out, or make the route atomic: config.idempotency.atomic',
       )
     }
     return (client, results) => writeHeld(client, hold, { steps: results })
-  })
+  }
+  return new Steps(prisma, operationId, steps, prepare, ownPrisma)
 }

@@ -6,6 +6,7 @@ import type { Report } from '../events.js'
 import { defaultHolder } from '../holder.js'
 import { RENEWALS_OF_A_GRANT } from '../lease.js'
 import { batched } from '../store/batcher.js'
+import { boundedClient } from '../store/bounded-client.js'
 import type { PrismaClientLike } from '../store/client.js'
 import { isLockTimeout, isOfItsData } from '../store/failures.js'
 import {
@@ -59,6 +60,7 @@ export class Claims {
   readonly #open = new Set<Claim>()
   readonly #waiting: WaitingRoom
   readonly #prisma: PrismaClientLike
+  readonly #ownPrisma: PrismaClientLike
   readonly #storeTimeoutMs: number
   readonly #holder: string
   #onEmpty: (() => void) | undefined
@@ -80,6 +82,7 @@ export class Claims {
     }: ClaimsOptions,
   ) {
     this.#prisma = prisma
+    this.#ownPrisma = boundedClient(prisma, { limit: limits.hold, timeoutMs: storeTimeoutMs })
     this.#storeTimeoutMs = storeTimeoutMs
     this.#holder = holder
     this.#waiting = new WaitingRoom(maxWaiters)
@@ -286,6 +289,7 @@ export class Claims {
         finish: this.#finish,
         extend: this.#extend,
         prisma: this.#prisma,
+        ownPrisma: this.#ownPrisma,
         report,
         onEnd: (ended) => {
           this.#open.delete(ended)

@@ -80,6 +80,7 @@ const place = new AsyncLocalStorage<Place>()
 /** The named pieces of an attempt, each done once over all attempts. */
 export class Steps {
   readonly #prisma: PrismaClientLike
+  readonly #ownPrisma: PrismaClientLike
   readonly #operationId: string
   readonly #prepare: PrepareToKeep
   readonly #used = new Set<string>()
@@ -101,14 +102,19 @@ export class Steps {
   /** Results are written one after the other: each write holds all of them. */
   #writing: Promise<unknown> = Promise.resolve()
 
-  /** `operationId`: the same in every attempt at the operation, and in no other one. */
+  /**
+   * `operationId`: the same in every attempt at the operation, and in no other one. `ownPrisma`: what
+   * results are stored with outside of transactions.
+   */
   constructor(
     prisma: PrismaClientLike,
     operationId: string,
     earlier: StepResults,
     prepare: PrepareToKeep,
+    ownPrisma = prisma,
   ) {
     this.#prisma = prisma
+    this.#ownPrisma = ownPrisma
     this.#operationId = operationId
     this.#results = earlier
     this.#prepare = prepare
@@ -179,7 +185,7 @@ export class Steps {
         const isKept = await this.#knowing(() => {
           this.#isSent = true
           // Guarded, and all of the results each time.
-          return sayAgain(() => keep(this.#prisma, results))
+          return sayAgain(() => keep(this.#ownPrisma, results))
         })
         if (!isKept) throw new LeaseLost()
         this.#results = results

@@ -112,7 +112,10 @@ export interface RequestToRunIn {
 
 export interface OperationsContext {
   readonly claims: Claims
+  /** For what looks for operations. */
   readonly prisma: PrismaClientLike
+  /** For what operations that run have to write. */
+  readonly holderPrisma: PrismaClientLike
   readonly clock: DatabaseClock
   readonly find: (key: RecordKey) => Promise<FoundRecord | undefined>
   readonly options: PluginOptions
@@ -176,9 +179,10 @@ export class Operations {
   }
 
   #recovery(): RecoverContext {
-    const { prisma, clock, claims, settings, log } = this.#context
+    const { prisma, holderPrisma, clock, claims, settings, log } = this.#context
     return {
       prisma,
+      holderPrisma,
       clock,
       claims,
       handlers: this.#handlers,
@@ -215,7 +219,7 @@ export class Operations {
       }
       // Where a rerun is a person's decision, recover() must not find it.
       if (claim.onLeaseExpired === 'rerun') {
-        await sealed('run()', () => noteRecovery(this.#context.prisma, claim, recovery))
+        await sealed('run()', () => noteRecovery(this.#context.holderPrisma, claim, recovery))
       }
       return handler.work(runningOperation(claim), stored)
     })

@@ -24,6 +24,7 @@ export interface Recovered {
 
 export interface RecoverContext {
   readonly prisma: PrismaClientLike
+  readonly holderPrisma: PrismaClientLike
   readonly clock: DatabaseClock
   readonly claims: Claims
   readonly handlers: Handlers
@@ -124,7 +125,7 @@ async function findInterrupted(
 }
 
 async function finish(
-  { prisma, claims, handlers, storeTimeoutMs, overdue, reportOf }: RecoverContext,
+  { holderPrisma, claims, handlers, storeTimeoutMs, overdue, reportOf }: RecoverContext,
   {
     tenantId,
     key,
@@ -178,7 +179,7 @@ async function finish(
     // the client's retry.
     await untilOver(claim.steps.part(name, work))
     if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
-    await within(forgetRecovery(prisma, claim), storeTimeoutMs)
+    await within(forgetRecovery(holderPrisma, claim), storeTimeoutMs)
     await claim.release('it was recovered', storeTimeoutMs)
     return finished()
   } catch (error) {

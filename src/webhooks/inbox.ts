@@ -180,13 +180,14 @@ export class Inbox {
     name: string | { tenantId: string; provider: string; eventId: string },
     { force, queue }: { force: boolean; queue: boolean },
   ): Promise<Replayed> {
-    const { store, storeTimeoutMs, log } = this.#options
-    const found = await within(store.find(name), storeTimeoutMs)
+    const { store, storeTimeoutMs, limits, log } = this.#options
+    const inTime = <T>(ask: () => Promise<T>) => within(limits.begin(ask), storeTimeoutMs)
+    const found = await inTime(() => store.find(name))
     if (found === undefined) return { kind: 'missing' }
     if (found.status === 'processed' && !force) return { kind: 'refused' }
     const endpoint = this.#endpoints.get(found.endpoint)
     if (endpoint === undefined && !queue) return { kind: 'unserved' }
-    if (!(await within(store.reopen(found.id, force), storeTimeoutMs))) return { kind: 'running' }
+    if (!(await inTime(() => store.reopen(found.id, force)))) return { kind: 'running' }
     if (endpoint === undefined) {
       this.#runner.enqueue({ id: found.id, fence: found.fence, inMs: 0 })
       return { kind: 'queued' }

@@ -1,5 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify'
-import { type KeepSteps, Steps } from '../claims/steps.js'
+import { type PrepareToKeep, Steps } from '../claims/steps.js'
 import { fullJitter } from '../core/backoff.js'
 import { KEPT_ERRORS, type RunError } from '../core/event.js'
 import { isThrown } from '../core/thrown.js'
@@ -17,6 +17,8 @@ import { WebhookEvent } from './event.js'
 /** What a run needs of its surroundings. */
 export interface RunContext {
   readonly prisma: PrismaClientLike
+  /** For the library's own statements. */
+  readonly ownPrisma: PrismaClientLike
   readonly clock: DatabaseClock
   readonly guards: ApplicationGuards
   readonly end: (end: RunEnd) => Promise<boolean>
@@ -178,10 +180,10 @@ export class Run {
 
   #openSteps(): Steps {
     const { id, fence, steps } = this.#stored
-    const { prisma, clock } = this.#context
+    const { prisma, ownPrisma, clock } = this.#context
     const { retentionMs } = this.#endpoint.settings
-    return new Steps(prisma, id, steps, async (isFinal): Promise<KeepSteps> => {
-      const now = isFinal ? (await clock.estimate()).getTime() : 0
+    const prepare: PrepareToKeep = async (isFinal) => {
+      const now = isFinal ? (await clock.through(ownPrisma).estimate()).getTime() : 0
       const done = isFinal && {
         status: 'processed',
         runningLane: null,
@@ -194,7 +196,8 @@ export class Run {
         })
         return written?.count === 1
       }
-    })
+    }
+    return new Steps(prisma, id, steps, prepare, ownPrisma)
   }
 
   async #processed(isRecorded: boolean): Promise<RunOutcome> {

@@ -4,6 +4,7 @@ import { type Report, reporter } from '../events.js'
 import type { ApplicationGuards } from '../guards.js'
 import { RENEWALS_OF_A_GRANT } from '../lease.js'
 import { batched } from '../store/batcher.js'
+import { boundedClient } from '../store/bounded-client.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
 import type { Endpoints, EventStore, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
@@ -30,6 +31,7 @@ export interface RunnerOptions {
 export class Runner implements Work {
   readonly report: Report
   readonly #options: RunnerOptions
+  readonly #ownPrisma: PrismaClientLike
   readonly #endpoints: ReadonlyMap<string, Endpoint>
   readonly #open = new Set<Run>()
   /** Runs whose leases are over and whose handlers are not. Nothing waits for them. */
@@ -43,8 +45,9 @@ export class Runner implements Work {
   #onEmpty: (() => void) | undefined
 
   constructor(options: RunnerOptions, endpoints: ReadonlyMap<string, Endpoint>) {
-    const { store, storeTimeoutMs, limits, log } = options
+    const { store, prisma, storeTimeoutMs, limits, log } = options
     this.#options = options
+    this.#ownPrisma = boundedClient(prisma, { limit: limits.hold, timeoutMs: storeTimeoutMs })
     this.#endpoints = endpoints
     this.report = reporter(log, undefined, undefined)
     const identify = ({ id }: RunHold) => id
@@ -83,6 +86,7 @@ export class Runner implements Work {
     }
     const context: RunContext = {
       prisma,
+      ownPrisma: this.#ownPrisma,
       clock,
       guards,
       storeTimeoutMs,
@@ -144,9 +148,11 @@ export class Runner implements Work {
   }
 
   async startDue(limit: number): Promise<Promise<void>[]> {
-    const { store, log } = this.#options
+    const { store, limits, log } = this.#options
     const askedAt = performance.now()
-    const claimed = await this.#claimInTime(store.claimDue(limit, this.#served()))
+    const claimed = await this.#claimInTime(
+      limits.begin(() => store.claimDue(limit, this.#served())),
+    )
     return claimed.map(async (stored) => {
       const endpoint = this.#endpoints.get(stored.endpoint)
       // The store was asked for these endpoints only.
@@ -157,8 +163,9 @@ export class Runner implements Work {
   }
 
   async run({ id, fence }: JobName): Promise<JobOutcome> {
-    const { store, storeTimeoutMs, log } = this.#options
-    const found = await within(store.find(id), storeTimeoutMs)
+    const { store, storeTimeoutMs, limits, log } = this.#options
+    const finding = limits.begin(() => store.find(id))
+    const found = await within(finding, storeTimeoutMs)
     const endpoint = found && this.#endpoints.get(found.endpoint)
     // A job of an earlier run: the pause that this one waits for is another.
     if (endpoint === undefined || found?.fence !== fence) return 'over'
@@ -169,8 +176,9 @@ export class Runner implements Work {
   }
 
   listDue(limit: number): Promise<JobName[]> {
-    const { store, storeTimeoutMs } = this.#options
-    return within(store.listDue(limit, this.#served()), storeTimeoutMs)
+    const { store, storeTimeoutMs, limits } = this.#options
+    const listing = limits.begin(() => store.listDue(limit, this.#served()))
+    return within(listing, storeTimeoutMs)
   }
 
   /** Begins nothing more. Requests that run an event go on. */

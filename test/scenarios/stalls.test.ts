@@ -370,6 +370,11 @@ async function silentApp(t: Test) {
         })
         return { runs }
       })
+      app.post('/charge', async ({ idempotency }) => {
+        await idempotency.step('charge', () => 'charged')
+        return {}
+      })
+      app.idempotency.handler('ship', async () => 'shipped')
       const provider = stripe({ secret: SECRET })
       app.webhook('/webhooks/stripe', { provider }, async (event) => {
         await event.transaction((tx) => tx.payment.create(effectOf(String(event.eventId))), {
@@ -427,6 +432,24 @@ t.test(
     t.equal(await effects(there, id), 1)
   },
 )
+
+t.test('a step whose result is stored on a silent connection ends', { skip }, async (t) => {
+  const { app, proxy } = await silentApp(t)
+  const key = newKey()
+  const silent = proxy.silenceAt('UPDATE "public"."idempotency_record"')
+  const answer = await begin(app, '/charge', { key })
+  await silent
+  t.equal(answer.json().code, 'IDEMPOTENCY_DATABASE_FAILED')
+  t.equal((await send(app, '/charge', { key })).statusCode, 200)
+})
+
+t.test('recover() that looks on a silent connection ends', { skip }, async (t) => {
+  const { app, proxy } = await silentApp(t)
+  const silent = proxy.silenceAt('"handler"')
+  await t.rejects(app.idempotency.recover(), { code: 'IDEMPOTENCY_DATABASE_FAILED' })
+  await silent
+  t.same(await app.idempotency.recover(), { finished: 0, failed: 0, skipped: 0 })
+})
 
 t.test('a server closes whose transaction is silent at COMMIT', { skip }, async (t) => {
   const { app, proxy } = await silentApp(t)

@@ -101,7 +101,7 @@ export class Server implements Owner {
       this.#endpoints = endpoints
     }
     this.#operations = new Operations({
-      ...{ claims: this.claims, prisma, clock, log: SILENT },
+      ...{ claims: this.claims, prisma, holderPrisma: prisma, clock, log: SILENT },
       ...readOptions(plan, prisma),
       find: (key) => findRecord(prisma, clock, key),
     })
