@@ -83,7 +83,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
     'register',
   ],
   regularly: ['within'],
-  retention: ['events'],
+  retention: ['events', 'within'],
   operations: [
     'sealed',
     'core',
