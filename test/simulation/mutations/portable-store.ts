@@ -156,7 +156,7 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
     edits: [
       ['where: { ...heldBy(hold), leaseUntil: { lt: leaseUntil } },', 'where: heldBy(hold),'],
     ],
-    shownBy: 10_505,
+    shownBy: 7_649,
     isRare: true,
   },
 ]
