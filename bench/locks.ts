@@ -11,6 +11,7 @@ import Redlock from 'redlock'
 import { PrismaClient } from '../prisma/generated/postgresql/client.js'
 import { createLocks, type LocksSettings } from '../src/locks/create-locks.js'
 import { databaseClock } from '../src/store/clock.js'
+import { createStatementLimits, defaultMaxConnections } from '../src/store/statement-limit.js'
 
 const { values } = parseArgs({
   options: {
@@ -35,6 +36,7 @@ function turns(prisma: PrismaClient, redis: Redis): Record<string, Turn> {
     const locks = createLocks({
       ...{ kind, prisma, clock: databaseClock(prisma, 'postgresql'), provider: 'postgresql' },
       ...{ redis: [redis], redisPrefix: 'bench:', patienceMs: 5_000, report: () => {} },
+      limits: createStatementLimits(defaultMaxConnections(), 5_000),
     })
     return async (name) => {
       const { kind } = await locks.lock(
