@@ -1,22 +1,21 @@
 // NestJS on Fastify: its guards run in the handler's place, so they do not run for a replay.
-import 'reflect-metadata'
-import {
-  type CanActivate,
-  Controller,
-  type ExecutionContext,
-  Module,
-  Post,
-  Req,
-  UnauthorizedException,
-  UseGuards,
-} from '@nestjs/common'
-import { NestFactory } from '@nestjs/core'
-import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify'
+import { createRequire } from 'node:module'
+import type { CanActivate, ExecutionContext } from '@nestjs/common'
+import type { NestFastifyApplication } from '@nestjs/platform-fastify'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import t, { type Test, test } from 'tap'
 import idempotency, { type PluginOptions } from '../../src/index.js'
 import { newKey, recordOf, send } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
+
+// Not by import: the loaders of the test runner resolve the subpaths of these packages wrongly at times.
+const require = createRequire(import.meta.url)
+require('reflect-metadata')
+const { Controller, Module, Post, Req, UnauthorizedException, UseGuards } =
+  require('@nestjs/common') as typeof import('@nestjs/common')
+const { NestFactory } = require('@nestjs/core') as typeof import('@nestjs/core')
+const { FastifyAdapter } =
+  require('@nestjs/platform-fastify') as typeof import('@nestjs/platform-fastify')
 
 const database = await anyDatabase(t)
 

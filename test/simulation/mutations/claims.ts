@@ -116,7 +116,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
     name: 'a takeover that failed gives back the attempt of whoever has it',
     file: CLAIMS,
     edits: [['if (isAnew) this.#undo', 'if (isAnew || taking) this.#undo']],
-    shownBy: 13_598,
+    shownBy: 66_875,
     isRare: true,
   },
   {
