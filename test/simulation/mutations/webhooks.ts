@@ -52,7 +52,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'batched(store, store.extend, { identify: (item) => item as never }, hold)',
       ],
     ],
-    shownBy: 14_382,
+    shownBy: 5_503,
     isRare: true,
   },
   {
@@ -91,7 +91,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     name: 'webhooks: results are stored when the run has ended',
     file: RUN,
     edits: [["where: { id, fence, status: 'processing' },", 'where: { id, fence },']],
-    shownBy: 741,
+    shownBy: 7_663,
   },
   {
     name: 'webhooks: a handler that fails after its last transaction is run again',
