@@ -30,7 +30,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     name: 'webhooks: a late claim is run though its renewal failed',
     file: RUNNER,
     edits: [['.catch(() => false))) return undefined', '.catch(() => true))) return undefined']],
-    shownBy: 3996,
+    shownBy: 11_437,
   },
   {
     name: 'webhooks: a late claim is run though its renewal did not match',
@@ -41,7 +41,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'if (!(await within(renewing.then(() => true), storeTimeoutMs).catch(() => false))) return undefined',
       ],
     ],
-    shownBy: 2500,
+    shownBy: 10_059,
   },
   {
     name: 'webhooks: a list renews one lease twice',
@@ -189,7 +189,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "(row, { fence }) => fence > 0 && row.status === 'processing',",
       ],
     ],
-    shownBy: 5494,
+    shownBy: 13_528,
     isRare: true,
   },
   {
