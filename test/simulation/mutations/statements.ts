@@ -54,7 +54,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     name: 'statements: a response is resumed once it has expired',
     file: MODEL,
     edits: [["return row.status !== 'completed' && row.fingerprint", 'return row.fingerprint']],
-    shownBy: 102_496,
+    shownBy: 36_243,
     isRare: true,
   },
   {

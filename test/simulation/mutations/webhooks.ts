@@ -152,13 +152,6 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     shownBy: 18,
   },
   {
-    name: 'webhooks, Prisma: a late renewal takes back what a later one gave',
-    file: PRISMA,
-    edits: [['where: { ...where, dueAt: { lt: dueAt } }', 'where']],
-    shownBy: 25_314,
-    isRare: true,
-  },
-  {
     name: 'webhooks, statements: whoever had the run ends it',
     file: MODEL,
     edits: [
