@@ -229,7 +229,7 @@ export const AtomicTimedOut = createError(
   'This request took longer than its transaction may; nothing of it was kept, repeat it later',
   503,
 )
-/** Nobody knows whether an atomic operation was committed, or a conflict undid it at its end. */
+/** It is not known whether an atomic operation was committed, or a conflict undid it at its end. */
 export const NotConfirmed = createError(
   'IDEMPOTENCY_NOT_CONFIRMED',
   'The database did not confirm that this request took effect; with the same Idempotency-Key it can be repeated safely, and that tells',

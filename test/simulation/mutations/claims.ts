@@ -113,7 +113,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
     shownBy: 'it costs time alone: nobody runs it until its lease has run out',
   },
   {
-    name: 'a takeover that failed gives back the attempt of whoever has it',
+    name: 'a takeover that failed gives back an attempt of another request',
     file: CLAIMS,
     edits: [['if (isAnew) this.#undo', 'if (isAnew || taking) this.#undo']],
     shownBy: 66_875,

@@ -7,19 +7,19 @@ const HELD_WHERE = "where: { tenantId, key, operationId, attempt, status: 'in_pr
 /** What is done once over all attempts. */
 export const OF_STEPS: readonly Mutation[] = [
   {
-    name: 'results are stored by whoever had the claim',
+    name: 'results are stored without checking who has the claim',
     file: HELD,
     edits: [[HELD_WHERE, "where: { tenantId, key, status: 'in_progress' },"]],
     shownBy: 4,
   },
   {
-    name: 'results are stored by whoever had the same attempt at another operation',
+    name: 'results are stored by the same attempt at another operation',
     file: HELD,
     edits: [[HELD_WHERE, "where: { tenantId, key, attempt, status: 'in_progress' },"]],
     shownBy: 128,
   },
   {
-    name: 'results are stored by whoever had another attempt at the same operation',
+    name: 'results are stored by another attempt at the same operation',
     file: HELD,
     edits: [[HELD_WHERE, "where: { tenantId, key, operationId, status: 'in_progress' },"]],
     shownBy: 4,
@@ -104,7 +104,7 @@ export const OF_STEPS: readonly Mutation[] = [
     shownBy: 3863,
   },
   {
-    name: 'a response is stored while its work is under way',
+    name: 'a response is stored before its work has ended',
     file: STEPS,
     edits: [
       [

@@ -80,7 +80,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     shownBy: 'it costs time alone: a worker takes it over once its lease has run out',
   },
   {
-    name: 'webhooks: results are stored by whoever had the run',
+    name: 'webhooks: results are stored without checking who has the run',
     file: RUN,
     edits: [
       ["where: { id, fence, status: 'processing' },", "where: { id, status: 'processing' },"],
@@ -101,7 +101,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
       'the end of a run that is processed matches nothing: only its delivery is answered differently',
   },
   {
-    name: 'webhooks: an event is processed while its work is under way',
+    name: 'webhooks: an event is processed before its work has ended',
     file: RUN,
     edits: [
       [
