@@ -21,7 +21,7 @@ import {
 import { sealed, sealedInTransaction } from './sealed.js'
 import { type AdvanceResult, createStatuses, type Statuses } from './status/advance.js'
 import type { AdvanceOptions, StatusDelegate } from './status/options.js'
-import { boundedCall, boundedClient } from './store/bounded-client.js'
+import { boundedCall, boundedClient, limitedClient } from './store/bounded-client.js'
 import type { PrismaClientLike } from './store/client.js'
 
 /** What keeps different operations on the same thing apart. Names, resources and audits are a tenant's. */
@@ -125,12 +125,25 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
     call: (reservations: Reservations) => Promise<T>,
   ): Promise<T> {
     if (options?.tx !== undefined) return call(openReservations(prisma))
-    return boundedCall(prisma, bounds, async (client) => call(openReservations(client)))
+    return boundedCall(bounds, async (own) => call(openReservations(limitedClient(prisma, own))))
+  }
+
+  function changeSlots<T>(
+    call: string,
+    options: Partial<SlotsOptions> | undefined,
+    change: (slots: Reservations) => Promise<T>,
+  ): Promise<T> {
+    return sealedInTransaction(call, () =>
+      onReservations(options, async (slots) => {
+        await demandExactNames()
+        return change(slots)
+      }),
+    )
   }
 
   function openStatuses(): Statuses {
     demandModel(prisma, 'statusChange')
-    statuses ??= createStatuses(application, provider)
+    statuses ??= createStatuses({ prisma: application, provider, bounds })
     return statuses
   }
 
@@ -151,30 +164,15 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
         },
         async reserve(options) {
           const subject = await subjectOf()
-          return sealedInTransaction('reserve()', () =>
-            onReservations(options, async (reservations) => {
-              await demandExactNames()
-              return reservations.reserve(...subject, options)
-            }),
-          )
+          return changeSlots('reserve()', options, (slots) => slots.reserve(...subject, options))
         },
         async confirm(options) {
           const subject = await subjectOf()
-          return sealedInTransaction('confirm()', () =>
-            onReservations(options, async (reservations) => {
-              await demandExactNames()
-              return reservations.confirm(...subject, options)
-            }),
-          )
+          return changeSlots('confirm()', options, (slots) => slots.confirm(...subject, options))
         },
         async cancel(options) {
           const subject = await subjectOf()
-          return sealedInTransaction('cancel()', () =>
-            onReservations(options, async (reservations) => {
-              await demandExactNames()
-              return reservations.cancel(...subject, options)
-            }),
-          )
+          return changeSlots('cancel()', options, (slots) => slots.cancel(...subject, options))
         },
         async availability(options) {
           const tenant = await tenantId()

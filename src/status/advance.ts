@@ -3,9 +3,10 @@ import type { BlockedReason } from '../core/flow.js'
 import { ModelsMissing, OptionInvalid } from '../errors.js'
 import type { Report } from '../events.js'
 import { WriteConflict } from '../sealed.js'
+import type { StatementBounds } from '../store/bounded-client.js'
 import type { PrismaClientLike, Provider } from '../store/client.js'
 import { databaseClock } from '../store/clock.js'
-import { type Entities, entitiesOf, modelNameOf } from '../store/delegate.js'
+import { type Entities, type EntityModel, entityModelOf, modelNameOf } from '../store/delegate.js'
 import {
   type AdvanceOptions,
   type Ask,
@@ -59,73 +60,98 @@ export interface Statuses {
  */
 const LOOKS = 20
 
-/** `prisma` is the application's client, and `provider` what database it talks to. */
-export function createStatuses(prisma: PrismaClientLike, provider: Provider): Statuses {
+export interface StatusesContext {
+  /** The application's client. */
+  readonly prisma: PrismaClientLike
+  /** What database it talks to. */
+  readonly provider: Provider
+  /** What a call keeps that is not part of a transaction of the caller's. */
+  readonly bounds: StatementBounds
+}
+
+export function createStatuses({ prisma, provider, bounds }: StatusesContext): Statuses {
   return {
     async advance(tenantId, report, delegate, options) {
-      const entities = readEntities(prisma, delegate)
+      const model = readModel(prisma, delegate)
       const ask = readOptions(delegate, options)
-      const { flow, to, occurredAt, override } = ask
-
-      for (let look = 1; look <= LOOKS; look += 1) {
-        const seen = await find(entities.reader, ask)
-        if (seen === undefined) return { kind: 'missing' }
-        const { from, entityId } = seen
-        const subject = { entity: entities.name, entityId, from, to }
-        const isOlder = occurredAt !== undefined && isAfter(seen.occurredAt, occurredAt)
-        const move = flow.decide(from, to, isOlder)
-        if (move.kind === 'unchanged') {
-          if (await noteTime(entities, ask, seen)) return { kind: 'unchanged', status: to }
-          continue
-        }
-        if (move.kind === 'blocked' && override === undefined) {
-          report({ kind: 'status_blocked', ...subject, why: move.why })
-          return { kind: 'blocked', why: move.why, from, to }
-        }
-        const isChanged = await entities.transact(async (delegate, client) => {
-          const { statusChange } = client
-          if (statusChange === undefined) throw new ModelsMissing('model StatusChange')
-          if (!(await change(delegate, ask, seen))) return false
-          // Asked within the transaction, which may have the only connection; and once the row is
-          // ours, so that the changes of an entity have their times in the order in which they were.
-          const createdAt = await databaseClock(client, provider).ask()
-          await statusChange.create({
-            data: {
-              id: randomUUID(),
-              ...{ tenantId, entity: entities.name, entityId, from, to, createdAt },
-              occurredAt: occurredAt ?? null,
-              reason: override?.reason ?? null,
-              actor: override?.actor ?? null,
-            },
-            select: { id: true },
-          })
-          return true
-        })
-        if (!isChanged) continue
-        const overridden = override !== undefined
-        report({ kind: 'status_advanced', ...subject, overridden })
-        return { kind: 'advanced', from, to, entityId, overridden }
-      }
-      throw new WriteConflict(
-        `this ${entities.name} was changed by others at the same time: repeat the transaction`,
+      return model.use(bounds, (entities) =>
+        advanceOne({ tenantId, report, model: model.name, provider }, entities, ask),
       )
     },
   }
 }
 
+interface Subject {
+  readonly tenantId: string
+  readonly report: Report
+  readonly model: string
+  readonly provider: Provider
+}
+
+async function advanceOne<Status extends string, Delegate extends StatusDelegate>(
+  { tenantId, report, model, provider }: Subject,
+  entities: Entities<Delegate>,
+  ask: Ask<Status>,
+): Promise<AdvanceResult<Status>> {
+  const { flow, to, occurredAt, override } = ask
+
+  for (let look = 1; look <= LOOKS; look += 1) {
+    const seen = await find(entities.reader, ask)
+    if (seen === undefined) return { kind: 'missing' }
+    const { from, entityId } = seen
+    const subject = { entity: model, entityId, from, to }
+    const isOlder = occurredAt !== undefined && isAfter(seen.occurredAt, occurredAt)
+    const move = flow.decide(from, to, isOlder)
+    if (move.kind === 'unchanged') {
+      if (await noteTime(entities, ask, seen)) return { kind: 'unchanged', status: to }
+      continue
+    }
+    if (move.kind === 'blocked' && override === undefined) {
+      report({ kind: 'status_blocked', ...subject, why: move.why })
+      return { kind: 'blocked', why: move.why, from, to }
+    }
+    const isChanged = await entities.transact(async (delegate, client) => {
+      const { statusChange } = client
+      if (statusChange === undefined) throw new ModelsMissing('model StatusChange')
+      if (!(await change(delegate, ask, seen))) return false
+      // Asked within the transaction, which may have the only connection; and once the row is
+      // ours, so that the changes of an entity have their times in the order in which they were.
+      const createdAt = await databaseClock(client, provider).ask()
+      await statusChange.create({
+        data: {
+          id: randomUUID(),
+          ...{ tenantId, entity: model, entityId, from, to, createdAt },
+          occurredAt: occurredAt ?? null,
+          reason: override?.reason ?? null,
+          actor: override?.actor ?? null,
+        },
+        select: { id: true },
+      })
+      return true
+    })
+    if (!isChanged) continue
+    const overridden = override !== undefined
+    report({ kind: 'status_advanced', ...subject, overridden })
+    return { kind: 'advanced', from, to, entityId, overridden }
+  }
+  throw new WriteConflict(
+    `this ${model} was changed by others at the same time: repeat the transaction`,
+  )
+}
+
 /** @throws OptionInvalid for what is no model, and for one that no transaction can be begun for. */
-function readEntities<Delegate extends StatusDelegate>(
+function readModel<Delegate extends StatusDelegate>(
   prisma: PrismaClientLike,
   delegate: Delegate,
-): Entities<Delegate> {
+): EntityModel<Delegate> {
   const name = modelNameOf(Object(delegate))
   if (name === undefined) {
     throw new OptionInvalid(
       'advance() takes a model of your Prisma client first, such as prisma.payment or tx.payment',
     )
   }
-  const entities = entitiesOf(prisma, delegate)
-  if (entities !== undefined) return entities
+  const model = entityModelOf(prisma, delegate)
+  if (model !== undefined) return model
   throw new OptionInvalid(
     `advance() cannot begin a transaction for this ${name}: it belongs to a client that was made by $extends. Give that client as option "prisma", or begin a transaction of it and pass the model of its tx`,
   )
@@ -140,7 +166,10 @@ interface Seen {
   readonly occurredAt: Date | null
 }
 
-async function find(delegate: StatusDelegate, ask: Ask): Promise<Seen | undefined> {
+async function find(
+  delegate: Pick<StatusDelegate, 'findMany'>,
+  ask: Ask,
+): Promise<Seen | undefined> {
   const { where, fields } = ask
   const select = Object.fromEntries(usedFields(ask).map((name) => [name, true]))
   const [row, another]: object[] = await delegate.findMany({ where, select, take: 2 })

@@ -12,6 +12,8 @@ import { boundTransaction } from './transaction-bounds.js'
 export interface StatementBounds {
   readonly limit: StatementLimit
   readonly timeoutMs: number
+  /** Throws when nothing waits for the answer any more: called before a transaction is committed. */
+  readonly check?: () => void
 }
 
 /**
@@ -19,10 +21,8 @@ export interface StatementBounds {
  * has a place in the limit until the database has answered. On PostgreSQL a transaction ends on the server
  * when a statement of it takes longer than `timeoutMs`.
  */
-export function limitedClient(
-  prisma: PrismaClientLike,
-  { limit: run, timeoutMs }: StatementBounds,
-): PrismaClientLike {
+export function limitedClient(prisma: PrismaClientLike, bounds: StatementBounds): PrismaClientLike {
+  const { limit: run } = bounds
   const bound = (delegate: ModelDelegate): ModelDelegate => {
     const call =
       (verb: keyof ModelDelegate): ModelDelegate[typeof verb] =>
@@ -50,15 +50,25 @@ export function limitedClient(
     ...(slotReservation && { slotReservation: bound(slotReservation) }),
     ...(statusChange && { statusChange: bound(statusChange) }),
     $queryRawUnsafe: (query, ...values) => run(() => prisma.$queryRawUnsafe(query, ...values)),
-    $transaction: (fn, options) => {
-      const inside = async (tx: TransactionClient) => {
-        if (providerOf(prisma) === 'postgresql') {
-          await boundTransaction(tx, { statementMs: timeoutMs, silenceMs: timeoutMs + 1_000 })
-        }
-        return fn(tx)
+    $transaction: limitedTransaction(prisma, bounds),
+  }
+}
+
+/** The same for the transactions of a client alone. */
+export function limitedTransaction(
+  prisma: Pick<PrismaClientLike, '$transaction'>,
+  { limit: run, timeoutMs, check }: StatementBounds,
+): PrismaClientLike['$transaction'] {
+  return (fn, options) => {
+    const inside = async (tx: TransactionClient) => {
+      if (providerOf(prisma) === 'postgresql') {
+        await boundTransaction(tx, { statementMs: timeoutMs, silenceMs: timeoutMs + 1_000 })
       }
-      return run(() => prisma.$transaction(inside, { ...options, timeout: timeoutMs }))
-    },
+      const value = await fn(tx)
+      check?.()
+      return value
+    }
+    return run(() => prisma.$transaction(inside, { ...options, timeout: timeoutMs }))
   }
 }
 
@@ -74,13 +84,12 @@ export function boundedClient(
 }
 
 /**
- * Runs a call that may be several statements, with a client for them. Together they take no longer than one
- * may: then none is begun any more, and an open transaction is not committed.
+ * Runs a call that may be several statements, with the bounds that each of them keeps. Together they take no
+ * longer than one may: then none is begun any more, and an open transaction is not committed.
  */
 export async function boundedCall<T>(
-  prisma: PrismaClientLike,
   { limit, timeoutMs }: StatementBounds,
-  call: (client: PrismaClientLike) => Promise<T>,
+  call: (bounds: StatementBounds) => Promise<T>,
 ): Promise<T> {
   let isOver = false
   const check = () => {
@@ -91,18 +100,8 @@ export async function boundedCall<T>(
       check()
       return start()
     })
-  const client = limitedClient(prisma, { limit: wanted, timeoutMs })
-  const ofCall: PrismaClientLike = {
-    ...client,
-    $transaction: (fn, options) =>
-      client.$transaction(async (tx) => {
-        const value = await fn(tx)
-        check()
-        return value
-      }, options),
-  }
   try {
-    return await within(call(ofCall), timeoutMs)
+    return await within(call({ limit: wanted, timeoutMs, check }), timeoutMs)
   } finally {
     isOver = true
   }

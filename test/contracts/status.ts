@@ -7,6 +7,7 @@ import { defineFlow } from '../../src/status/define-flow.js'
 import type { AdvanceOptions } from '../../src/status/options.js'
 import type { ModelDelegate, PrismaClientLike, Provider } from '../../src/store/client.js'
 import { databaseClock } from '../../src/store/clock.js'
+import { createStatementLimit } from '../../src/store/statement-limit.js'
 
 export interface Client extends PrismaClientLike {
   readonly payment: ModelDelegate
@@ -32,10 +33,13 @@ export const flow = defineFlow({
 
 const at = (second: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, second))
 
+/** A hundred calls at once, on a machine that may be busy. */
+export const PATIENT = { limit: createStatementLimit(10, 60_000), timeoutMs: 60_000 }
+
 /** Statuses of a client, what was told of them, and payments to give them to. */
 export function statusesOf(prisma: Client, provider: Provider) {
   const told: Happening[] = []
-  const statuses = createStatuses(prisma, provider)
+  const statuses = createStatuses({ prisma, provider, bounds: PATIENT })
   const report = (happening: Happening) => void told.push(happening)
   return {
     told,

@@ -5,7 +5,7 @@ import t from 'tap'
 import { createFlow } from '../../src/core/flow.js'
 import { createStatuses } from '../../src/status/advance.js'
 import { sayAgain } from '../../src/store/say-again.js'
-import { type Client, flow, isChain, statusesOf } from '../contracts/status.js'
+import { type Client, flow, isChain, PATIENT, statusesOf } from '../contracts/status.js'
 import { randomFlow } from '../fixtures/flows.js'
 import { mariadbDatabase } from '../fixtures/mariadb.js'
 import { postgresDatabase } from '../fixtures/postgres.js'
@@ -255,7 +255,7 @@ t.test('the extensions of a client are not left out', { skip: noPostgres }, asyn
   t.match(await advance(id, 'authorized'), { kind: 'advanced' })
   t.match(await find(id), { currency: 'CHF' })
 
-  const ours = createStatuses(prisma, 'postgresql')
+  const ours = createStatuses({ prisma, provider: 'postgresql', bounds: PATIENT })
   const ask = { where: { id }, flow, to: 'refunded' } as const
   const refused = ours.advance('acme', () => {}, hers.payment, ask)
   const message = /made by \$extends\. Give that client as option "prisma"/

@@ -3,6 +3,7 @@
 import { randomUUID } from 'node:crypto'
 import pg from 'pg'
 import t, { type Test } from 'tap'
+import { defineFlow } from '../../src/status/define-flow.js'
 import { stripe } from '../../src/webhooks/providers/index.js'
 import { begin, buildApp, collectEvents, latch, newKey, send } from '../fixtures/app.js'
 import { effectOf, effects } from '../fixtures/atomic.js'
@@ -15,6 +16,8 @@ import { postStripe, SECRET, stripeEvent } from '../fixtures/webhooks.js'
 t.setTimeout(300_000)
 
 const skip = await missing('postgres')
+
+const flow = defineFlow({ transitions: { pending: ['off'], on: ['off'], off: ['on'] } })
 
 /** How the plugin reaches PostgreSQL. */
 const PATHS = ['pool', 'prisma'] as const
@@ -387,7 +390,7 @@ async function silentApp(t: Test) {
   t.teardown(() => proxy.cut())
   // Opens connections, and answers.
   await send(app, '/book', { key: newKey() })
-  return { app, proxy, there }
+  return { app, proxy, behind, there }
 }
 
 for (const [said, statusCode, effect] of [
@@ -469,12 +472,17 @@ t.test('a server closes whose transaction is silent at COMMIT', { skip }, async 
 for (const [table, url] of [
   ['slot_reservation', '/reserve'],
   ['named_lock', '/lock'],
+  ['status_change', '/advance'],
+  ['payment', '/advance'],
 ] as const) {
   t.test(
-    `while ${table} is locked, its calls end, and all others are served`,
+    `while ${table} is locked, calls of ${url} end, and all others are served`,
     { skip },
     async (t) => {
       const database = await postgresDatabase(t, { max: 6 })
+      const { prisma } = database
+      const payment = { tenantId: '', amount: 1, currency: 'EUR' }
+      const { id } = await prisma.payment.create({ data: payment })
       let calls = 0
       const app = await buildApp(t, database, {
         plugin: { storeTimeout: 1_000, maxConnections: 4 },
@@ -491,8 +499,13 @@ for (const [table, url] of [
             calls += 1
             return idempotency.lock([`${calls}`, `${calls} b`].slice(calls % 2), {}, () => 1)
           })
+          app.post('/advance', config, () => {
+            calls += 1
+            const to = calls === 1 ? 'off' : 'on'
+            return idempotency.advance(prisma.payment, { where: { id }, flow, to })
+          })
           app.post('/pay', () => 'paid')
-          app.post('/unrelated', config, () => database.prisma.payment.count())
+          app.post('/unrelated', config, () => prisma.booking.count())
         },
       })
       t.equal((await send(app, url)).statusCode, 200)
@@ -541,6 +554,35 @@ for (const [said, slots, stored] of [
       }
       t.match(again, { kind: 'reserved', slots })
       t.equal(await there.prisma.slotReservation.count(), slots.length)
+    },
+  )
+}
+
+for (const said of [
+  'FROM "public"."payment"',
+  'BEGIN',
+  'UPDATE "public"."payment"',
+  'INSERT INTO "public"."status_change"',
+  'COMMIT\0',
+]) {
+  t.test(
+    `advance() whose connection goes silent at ${said.replace('\0', '')} ends, and is repeated`,
+    { skip },
+    async (t) => {
+      const { app, proxy, behind, there } = await silentApp(t)
+      const payment = { tenantId: '', amount: 1, currency: 'EUR' }
+      const { id } = await there.prisma.payment.create({ data: payment })
+      const wanted = { where: { id }, flow, to: 'off' } as const
+      const silent = proxy.silenceAt(said)
+      const advancing = app.idempotency.advance(behind.prisma.payment, wanted)
+      await t.rejects(advancing, { code: 'IDEMPOTENCY_DATABASE_FAILED' })
+      await silent
+      const again = () =>
+        app.idempotency.advance(behind.prisma.payment, wanted).catch(() => undefined)
+      let repeated = await again()
+      while (repeated === undefined) repeated = await again()
+      t.match(await there.prisma.payment.findUnique({ where: { id } }), { status: 'off' })
+      t.equal(await there.prisma.statusChange.count({ where: { entityId: id } }), 1)
     },
   )
 }

@@ -6,7 +6,7 @@ import { PrismaClient } from '../../prisma/generated/postgresql/client.js'
 import { createStatuses } from '../../src/status/advance.js'
 import { defineFlow } from '../../src/status/define-flow.js'
 import type { AdvanceOptions, Override } from '../../src/status/options.js'
-import { type Client, flow, statusContract } from '../contracts/status.js'
+import { type Client, flow, PATIENT, statusContract } from '../contracts/status.js'
 import { mariadbDatabase } from '../fixtures/mariadb.js'
 import { pgliteDatabase } from '../fixtures/pglite.js'
 import { postgresDatabase } from '../fixtures/postgres.js'
@@ -47,7 +47,7 @@ t.test('what cannot be asked for is refused with what to write instead', async (
   const { prisma } = await pgliteDatabase(t)
   const id = (await prisma.payment.create({ data: { tenantId: 'a', amount: 1, currency: 'EUR' } }))
     .id
-  const statuses = createStatuses(prisma, 'postgresql')
+  const statuses = createStatuses({ prisma, provider: 'postgresql', bounds: PATIENT })
   const advance = (over: object, payments: object = prisma.payment) =>
     statuses.advance('acme', () => {}, payments as Client['payment'], {
       ...{ where: { id }, flow, to: 'succeeded' },
@@ -95,7 +95,11 @@ t.test('without the audit’s model nothing changes', async (t) => {
     $queryRawUnsafe: prisma.$queryRawUnsafe,
     $transaction: (fn: (client: object) => Promise<unknown>) => fn(tx),
   }
-  const statuses = createStatuses(poor as never, 'postgresql')
+  const statuses = createStatuses({
+    prisma: poor as never,
+    provider: 'postgresql',
+    bounds: PATIENT,
+  })
   const work = statuses.advance('acme', () => {}, prisma.payment, {
     ...{ where: { id }, flow },
     to: 'succeeded',
@@ -105,7 +109,7 @@ t.test('without the audit’s model nothing changes', async (t) => {
 
 t.test('statuses, where and data are known to the compiler', async (t) => {
   const { prisma } = await pgliteDatabase(t)
-  const statuses = createStatuses(prisma, 'postgresql')
+  const statuses = createStatuses({ prisma, provider: 'postgresql', bounds: PATIENT })
   const report = () => {}
   const { payment } = prisma
   type Where = AdvanceOptions<string, typeof payment>['where']
