@@ -55,6 +55,7 @@ export class Lease<Ending> {
   #lost: AbortController | undefined
   #lostWhy: Error | undefined
   #endsAt: number
+  #isTakenOver = false
   #heartbeat: NodeJS.Timeout
   #isSettled = false
   #hasEnded = false
@@ -93,6 +94,25 @@ export class Lease<Ending> {
     return this.#over
   }
 
+  /**
+   * Whether this attempt is the only one, and may begin something. When its lease has run out, the store is
+   * asked for another one: the process may have stood still meanwhile.
+   */
+  isHeld(): boolean | Promise<boolean> {
+    if (this.#isTakenOver) return false
+    if (performance.now() < this.#endsAt) return true
+    return !this.#hasEnded && !this.#isRunTooLong() && this.#renewBelated()
+  }
+
+  async #renewBelated(): Promise<boolean> {
+    const { leaseMs } = this.#terms
+    const askedAt = performance.now()
+    const isRenewed = await this.#context.extend()
+    if (!isRenewed) this.#loseToAnother()
+    else this.#endsAt = Math.max(this.#endsAt, askedAt + leaseMs)
+    return isRenewed && performance.now() < this.#endsAt
+  }
+
   /** Whether it was said how the attempt ends. */
   get isSettled(): boolean {
     return this.#isSettled
@@ -117,7 +137,7 @@ export class Lease<Ending> {
     this.#isSettled = true
     try {
       const isStored = await within(this.#context.end(ending), withinMs)
-      if (!isStored) this.lose('another attempt took over')
+      if (!isStored) this.#loseToAnother()
       this.close()
       return { kind: isStored ? 'stored' : 'lost' }
     } catch (error) {
@@ -130,7 +150,7 @@ export class Lease<Ending> {
     for (let attempt = 0; ; attempt += 1) {
       await this.#sleep(backoff(STORING_AGAIN, attempt, Math.random()))
       if (this.#hasEnded) return
-      if (performance.now() - this.startedAt > this.#terms.maxRunMs) {
+      if (this.#isRunTooLong()) {
         return this.abandon('its result could not be stored in the time it may run')
       }
       // The first try may have succeeded after all: saying the same again is a success, too.
@@ -156,9 +176,9 @@ export class Lease<Ending> {
   }
 
   async #renew(): Promise<void> {
-    const { leaseMs, maxRunMs } = this.#terms
+    const { leaseMs } = this.#terms
     const askedAt = performance.now()
-    if (askedAt - this.startedAt > maxRunMs) {
+    if (this.#isRunTooLong()) {
       this.lose('it ran longer than maxRun and its lease is not renewed any more')
       return this.#letRunOut()
     }
@@ -174,7 +194,7 @@ export class Lease<Ending> {
       if (this.#hasEnded) return
       if (!isRenewed) {
         // An ending of our own that is under way ends the lease as well, and says so itself.
-        if (!this.#isSettled) this.lose('another attempt took over')
+        if (!this.#isSettled) this.#loseToAnother()
         return this.#letRunOut()
       }
       this.#endsAt = askedAt + leaseMs
@@ -194,6 +214,15 @@ export class Lease<Ending> {
       const pauseMs = untilEndMs > 0 ? Math.min(leaseMs / 10, untilEndMs) : leaseMs / 10
       this.#heartbeat = setTimeout(() => this.#renew(), pauseMs)
     }
+  }
+
+  #isRunTooLong(): boolean {
+    return performance.now() - this.startedAt > this.#terms.maxRunMs
+  }
+
+  #loseToAnother(): void {
+    this.#isTakenOver = true
+    this.lose('another attempt took over')
   }
 
   /** It is renewed no more. What is left of it is for the attempt to end in. */

@@ -8,7 +8,7 @@ import type { PrismaClientLike } from '../store/client.js'
 import { writeHeld } from '../store/held-record.js'
 import type { Extend, Finish } from '../store/store.js'
 import { finishDespiteBody } from './finish-despite-body.js'
-import { type PrepareToKeep, Steps } from './steps.js'
+import { type PrepareToKeep, Steps, type StepsContext } from './steps.js'
 
 /** What a claim needs of its surroundings. */
 export interface ClaimContext {
@@ -64,7 +64,7 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
     this.resumed = terms.resumed
     this.onLeaseExpired = terms.onLeaseExpired
     this.#report = report
-    this.#openSteps = () => stepsOf(terms, prisma, ownPrisma)
+    this.#openSteps = () => stepsOf(terms, { prisma, ownPrisma, isHeld: () => this.isHeld() })
   }
 
   /** The named pieces of its operation. Made when they are asked for: most handlers have none. */
@@ -132,9 +132,8 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
 
 /** Results are stored by a write that is guarded by the claim; it may be part of a transaction. */
 function stepsOf(
-  { tenantId, key, operationId, attempt, steps }: ClaimTerms,
-  prisma: PrismaClientLike,
-  ownPrisma: PrismaClientLike,
+  { tenantId, key, operationId, attempt, steps: earlier }: ClaimTerms,
+  context: Pick<StepsContext, 'prisma' | 'ownPrisma' | 'isHeld'>,
 ): Steps {
   const hold = { tenantId, key, operationId, attempt }
   const prepare: PrepareToKeep = async (isFinal) => {
@@ -145,5 +144,5 @@ function stepsOf(
     }
     return (client, results) => writeHeld(client, hold, { steps: results })
   }
-  return new Steps(prisma, operationId, steps, prepare, ownPrisma)
+  return new Steps({ ...context, operationId, earlier, prepare })
 }

@@ -77,12 +77,27 @@ const NOTE_LOCK_MS = 1_000
 
 const place = new AsyncLocalStorage<Place>()
 
+/** What the steps of an attempt need of it. */
+export interface StepsContext {
+  readonly prisma: PrismaClientLike
+  /** What results are stored with outside of transactions. Default: `prisma`. */
+  readonly ownPrisma?: PrismaClientLike
+  /** The same in every attempt at the operation, and in no other one. */
+  readonly operationId: string
+  /** What earlier attempts have done. */
+  readonly earlier: StepResults
+  readonly prepare: PrepareToKeep
+  /** Whether the attempt is the only one, and may begin something. Default: it is. */
+  readonly isHeld?: () => boolean | Promise<boolean>
+}
+
 /** The named pieces of an attempt, each done once over all attempts. */
 export class Steps {
   readonly #prisma: PrismaClientLike
   readonly #ownPrisma: PrismaClientLike
   readonly #operationId: string
   readonly #prepare: PrepareToKeep
+  readonly #isHeld: () => boolean | Promise<boolean>
   readonly #used = new Set<string>()
   /** What runs now, by its path. */
   readonly #inFlight = new Map<string, Kind>()
@@ -90,7 +105,6 @@ export class Steps {
   readonly #underWay = new Set<Promise<unknown>>()
   /** What functions of the application's own have thrown. All else comes from the library's statements. */
   readonly #ownErrors = new WeakSet<object>()
-  #isOpen = false
   /** Why nothing can be begun any more. */
   #Refusal: (new () => Error) | undefined
   #isUndone = false
@@ -102,27 +116,25 @@ export class Steps {
   /** Results are written one after the other: each write holds all of them. */
   #writing: Promise<unknown> = Promise.resolve()
 
-  /**
-   * `operationId`: the same in every attempt at the operation, and in no other one. `ownPrisma`: what
-   * results are stored with outside of transactions.
-   */
-  constructor(
-    prisma: PrismaClientLike,
-    operationId: string,
-    earlier: StepResults,
-    prepare: PrepareToKeep,
+  constructor({
+    prisma,
     ownPrisma = prisma,
-  ) {
+    operationId,
+    earlier,
+    prepare,
+    isHeld = () => true,
+  }: StepsContext) {
     this.#prisma = prisma
     this.#ownPrisma = ownPrisma
     this.#operationId = operationId
     this.#results = earlier
     this.#prepare = prepare
+    this.#isHeld = isHeld
   }
 
   /** Whether a transaction is open, whose last write is to the row that the heartbeat writes to. */
   get isOpen(): boolean {
-    return this.#isOpen
+    return this.#isInFlight('transaction')
   }
 
   /** Whether a transaction has said that nothing comes after it. */
@@ -132,7 +144,7 @@ export class Steps {
 
   /** The open transaction, if there is one, is not to be kept: its handler decided otherwise. */
   undo(): void {
-    this.#isUndone = this.#isOpen
+    this.#isUndone = this.isOpen
   }
 
   /**
@@ -209,14 +221,11 @@ export class Steps {
       if (!isOptions(given))
         throw new OptionInvalid('the options of transaction() must be an object')
       checkOptions(options)
-      this.#isOpen = true
       try {
         return await sayAgain(() => this.#transact({ path, name }, fn, final, options))
       } catch (error) {
         if (isThrown(error, Undone)) return error.value as T
         throw error
-      } finally {
-        this.#isOpen = false
       }
     })
   }
@@ -271,13 +280,13 @@ export class Steps {
 
   async #onceAlone<T>(kind: Kind, name: string, run: (path: string) => Promise<T>): Promise<T> {
     checkName(name)
-    if (this.#isOpen) throw new TransactionOpen()
+    if (this.isOpen) throw new TransactionOpen()
     if (this.#place?.isStep) throw new StepNested()
     if (this.#Refusal !== undefined) throw new this.#Refusal()
     // Run again, it might take effect twice. The next attempt reads what has become of it.
     if (this.#unknownWrite) throw this.#unknownWrite.error
     // The record has room for one handler that recover() runs.
-    if (kind === 'part' && [...this.#inFlight.values()].includes('part')) throw new RunOpen()
+    if (kind === 'part' && this.#isInFlight('part')) throw new RunOpen()
     // A step's result would wait for the transaction, which may wait for the step.
     if (kind === 'transaction' && this.#hasOthersInFlight()) throw new TransactionOpen()
     const path = stepPath(this.#scope, name)
@@ -286,6 +295,8 @@ export class Steps {
     if (Object.hasOwn(this.#results, path)) return decode(this.#results[path] as string) as T
     this.#inFlight.set(path, kind)
     try {
+      const isHeld = this.#isHeld()
+      if (isHeld !== true) await this.#demandHeld(isHeld)
       return await run(path)
     } catch (error) {
       this.#used.delete(path)
@@ -293,6 +304,12 @@ export class Steps {
     } finally {
       this.#inFlight.delete(path)
     }
+  }
+
+  /** Nothing is begun beside another attempt: what it does elsewhere would be done twice. */
+  async #demandHeld(isHeld: boolean | Promise<boolean>): Promise<void> {
+    if (!(await isHeld)) throw new LeaseLost()
+    if (this.#Refusal !== undefined) throw new this.#Refusal()
   }
 
   /** Runs a function of the application's own. What that throws leaves as it is. */
@@ -305,6 +322,10 @@ export class Steps {
       if (isThrown(error, HiddenDuplicate)) this.#ownErrors.add(Object(error.cause))
       throw error
     }
+  }
+
+  #isInFlight(kind: Kind): boolean {
+    return [...this.#inFlight.values()].includes(kind)
   }
 
   /** Whether anything runs but the parts that the present code is in. */

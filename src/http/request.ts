@@ -60,7 +60,12 @@ export function requestIdempotency(
   const steps = () => {
     const protectedSteps = claim()?.steps
     if (protectedSteps !== undefined) return protectedSteps
-    unprotected ??= new Steps(prisma, randomUUID(), {}, async () => async () => true)
+    unprotected ??= new Steps({
+      prisma,
+      operationId: randomUUID(),
+      earlier: {},
+      prepare: async () => async () => true,
+    })
     return unprotected
   }
   const refusalOf = (call: string): Error | undefined => {

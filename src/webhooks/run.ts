@@ -179,7 +179,7 @@ export class Run {
   }
 
   #openSteps(): Steps {
-    const { id, fence, steps } = this.#stored
+    const { id, fence, steps: earlier } = this.#stored
     const { prisma, ownPrisma, clock } = this.#context
     const { retentionMs } = this.#endpoint.settings
     const prepare: PrepareToKeep = async (isFinal) => {
@@ -197,7 +197,8 @@ export class Run {
         return written?.count === 1
       }
     }
-    return new Steps(prisma, id, steps, prepare, ownPrisma)
+    const isHeld = () => this.#lease.isHeld()
+    return new Steps({ prisma, ownPrisma, operationId: id, earlier, prepare, isHeld })
   }
 
   async #processed(isRecorded: boolean): Promise<RunOutcome> {

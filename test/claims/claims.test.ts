@@ -171,6 +171,40 @@ t.test(
   },
 )
 
+/** Stops this process, its timers included, as SIGSTOP would. */
+const standStill = (ms: number) =>
+  void Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
+
+t.test('a process that stood still begins no step that another attempt may run', async (t) => {
+  const [one, two] = [processOn(t), processOn(t)]
+  const w = one.wish({ leaseMs: 500 })
+  const claim = claimOf(await one.claims.begin(w))
+  await letLeaseRunOut(w)
+  await two.claims.begin(w)
+  standStill(600)
+  const charge = claim.steps.step('charge', () => t.fail('it is not run'))
+  await t.rejects(charge, { code: 'IDEMPOTENCY_LEASE_LOST' })
+  t.equal(claim.signal.aborted, true)
+})
+
+t.test('one that stood still goes on when no other attempt has begun', async (t) => {
+  const { claims, wish } = processOn(t)
+  const w = wish({ leaseMs: 500 })
+  const claim = claimOf(await claims.begin(w))
+  standStill(600)
+  t.equal(await claim.steps.step('charge', () => 'charged'), 'charged')
+  t.match(await claims.begin(w), { kind: 'busy' }, 'the lease was renewed first')
+  t.equal(await claim.complete(response, 1_000), 'stored')
+})
+
+t.test('what has run longer than maxRun begins no step once its lease is over', async (t) => {
+  const { claims, wish } = processOn(t)
+  const claim = claimOf(await claims.begin(wish({ leaseMs: 500, maxRunMs: 550 })))
+  standStill(600)
+  const charge = claim.steps.step('charge', () => t.fail('it is not run'))
+  await t.rejects(charge, { code: 'IDEMPOTENCY_LEASE_LOST' })
+})
+
 t.test('after maxRun the lease is left to run out', async (t) => {
   const { claims, wish, reported } = processOn(t)
   const w = wish({ leaseMs: 1_500, maxRunMs: 1_000 })

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { Steps } from '../../src/claims/steps.js'
+import { type PrepareToKeep, Steps } from '../../src/claims/steps.js'
 import type { StepResults } from '../../src/core/record.js'
 import type { PrismaClientLike } from '../../src/store/client.js'
 import { latch } from '../fixtures/app.js'
@@ -30,14 +30,26 @@ class FakeClient {
 
 function stepsOf(row: Row, client = new FakeClient()): { steps: Steps; client: FakeClient } {
   const prisma = client as unknown as PrismaClientLike
-  const steps = new Steps(prisma, 'operation', row.steps, async (isFinal) => async (_, results) => {
-    if (!row.isHeld) return false
-    row.steps = results
-    row.isFinal ||= isFinal
-    return true
+  const steps = new Steps({
+    prisma,
+    operationId: 'operation',
+    earlier: row.steps,
+    prepare: async (isFinal) => async (_, results) => {
+      if (!row.isHeld) return false
+      row.steps = results
+      row.isFinal ||= isFinal
+      return true
+    },
   })
   return { steps, client }
 }
+
+/** The steps of a first attempt whose results are stored by `prepare`. */
+const stepsKeptBy = (prepare: PrepareToKeep, operationId = 'operation'): Steps =>
+  new Steps({
+    prisma: new FakeClient() as unknown as PrismaClientLike,
+    ...{ operationId, earlier: {}, prepare },
+  })
 
 /** The names of what is stored, outside of any part. */
 const namesIn = ({ steps }: Row) =>
@@ -102,17 +114,12 @@ t.test('a step may be begun while the result of another one is being written', a
   const row = fresh()
   const writing = latch()
   const go = latch()
-  const steps = new Steps(
-    {} as PrismaClientLike,
-    'operation',
-    {},
-    async () => async (_, results) => {
-      writing.open()
-      await go.opened
-      row.steps = results
-      return true
-    },
-  )
+  const steps = stepsKeptBy(async () => async (_, results) => {
+    writing.open()
+    await go.opened
+    row.steps = results
+    return true
+  })
   const charge = steps.step('charge', () => 'charged')
   await writing.opened
   const mail = steps.step('mail', () => 'mailed')
@@ -262,6 +269,50 @@ t.test('an attempt that was taken over keeps nothing and commits nothing', async
     lost,
   )
   t.strictSame(client.committed, [])
+})
+
+t.test('nothing is begun while another attempt may have the operation', async (t) => {
+  const answers: (boolean | Promise<boolean>)[] = [false, Promise.resolve(false)]
+  const steps = new Steps({
+    prisma: new FakeClient() as unknown as PrismaClientLike,
+    operationId: 'operation',
+    earlier: {},
+    prepare: async () => async () => true,
+    isHeld: () => answers.shift() ?? true,
+  })
+  const lost = { code: 'IDEMPOTENCY_LEASE_LOST' }
+  await t.rejects(
+    steps.step('charge', () => t.fail('it is not run')),
+    lost,
+  )
+  await t.rejects(
+    steps.transaction(async () => t.fail('it is not run')),
+    lost,
+  )
+  answers.push(Promise.resolve(true), Promise.resolve(true))
+  t.equal(await steps.step('charge', () => 'charged'), 'charged', 'it is held again')
+  const mailed = steps.step('mail', () => t.fail('the handler ended while it was asked'))
+  void steps.close()
+  await t.rejects(mailed, { code: 'IDEMPOTENCY_STEP_TOO_LATE' })
+})
+
+t.test('a step is refused beside a transaction that waits to begin', async (t) => {
+  const go = latch()
+  const answers = [go.opened.then(() => true)]
+  const steps = new Steps({
+    prisma: new FakeClient() as unknown as PrismaClientLike,
+    operationId: 'operation',
+    earlier: {},
+    prepare: async () => async () => true,
+    isHeld: () => answers.shift() ?? true,
+  })
+  const transaction = steps.transaction(async () => 'committed')
+  await t.rejects(
+    steps.step('charge', () => 1),
+    { code: 'IDEMPOTENCY_TRANSACTION_OPEN' },
+  )
+  go.open()
+  t.equal(await transaction, 'committed')
 })
 
 t.test('a transaction that the database rolled back is run again, not for ever', async (t) => {
@@ -437,8 +488,7 @@ t.test('keys for others are the same in every attempt, and differ by operation a
   const key = stepsOf(fresh()).steps.keyFor('charge')
   t.equal(stepsOf(fresh()).steps.keyFor('charge'), key)
   t.not(stepsOf(fresh()).steps.keyFor('refund'), key)
-  const prisma = {} as PrismaClientLike
-  const other = new Steps(prisma, 'another', {}, async () => async () => true)
+  const other = stepsKeptBy(async () => async () => true, 'another')
   t.not(other.keyFor('charge'), key)
   t.match(key, /^[\w-]{43}$/)
   t.end()
@@ -476,15 +526,10 @@ t.test(
   async (t) => {
     const row = fresh()
     const go = latch()
-    const steps = new Steps(
-      {} as PrismaClientLike,
-      'operation',
-      {},
-      async () => async (_, results) => {
-        row.steps = results
-        throw Object.assign(new Error('no answer'), { code: 'ECONNRESET' })
-      },
-    )
+    const steps = stepsKeptBy(async () => async (_, results) => {
+      row.steps = results
+      throw Object.assign(new Error('no answer'), { code: 'ECONNRESET' })
+    })
     const mail = steps.step('mail', () => go.opened)
     const charge = steps.step('charge', () => 'charged')
     const lost = { code: 'IDEMPOTENCY_DATABASE_FAILED', cause: { code: 'ECONNRESET' } }
@@ -501,8 +546,7 @@ t.test(
     const row = fresh()
     // Repeated ten times, and then the handler's to try again.
     const failures = [...new Array<string>(10).fill('40001'), 'ECONNRESET']
-    const client = new FakeClient() as unknown as PrismaClientLike
-    const steps = new Steps(client, 'operation', {}, async () => async (_, results) => {
+    const steps = stepsKeptBy(async () => async (_, results) => {
       const code = failures.shift()
       if (code !== undefined) throw Object.assign(new Error('no answer'), { code })
       row.steps = results

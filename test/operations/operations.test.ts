@@ -323,7 +323,8 @@ for (const { name, skip, open } of WAYS) {
       const seen = await runs.resolve({ run: released }, { release: true })
       t.match(seen, { kind: 'running', holder: 'worker-1', attempt: 1, since: Date })
       if (seen.kind !== 'running') throw new Error(seen.kind)
-      t.ok(seen.leaseRemainingMs > 0 && seen.leaseRemainingMs <= 1_000)
+      // A lease ends by an estimate that is ahead of the database by up to one round trip.
+      t.ok(seen.leaseRemainingMs > 0 && seen.leaseRemainingMs <= 5_000)
       const { operationId, attempt } = seen
       const other = { operationId, attempt: attempt + 1, force: true }
       t.match(await runs.resolve({ run: released }, { release: true }, other), { kind: 'changed' })
