@@ -92,7 +92,7 @@ export async function storeContract(
           ask({
             key: n % 2 ? x : y,
             fingerprint: `f${n}`,
-            recovery: { handler: `h${n}`, input: '1' },
+            recovery: { handler: `h${n}`, input: `${n}` },
           }),
         )
         const results = await store.insert(asks)
@@ -102,7 +102,7 @@ export async function storeContract(
           t.equal(made.length, 1, `one of ${mine.length} in a list of ${length}`)
           const { operationId, fingerprint, recovery } = (made[0] as { a: Ask }).a
           const row = await records.findUnique(where(mine[0]?.a as Ask))
-          t.match(row, { operationId, fingerprint, handler: recovery?.handler, attempt: 1 })
+          t.match(row, { operationId, fingerprint, ...recovery, attempt: 1 })
           for (const { result } of mine) {
             if (result?.kind === 'seen') t.match(result.record, { operationId, fingerprint })
           }

@@ -72,13 +72,16 @@ export class AtomicRoute {
       ])
       if (!claim.isIdle) throw new StepNotAwaited()
     } catch (error) {
-      counts['transaction of a handler undone'] += 1
+      counts['atomic route undone'] += 1
       await claim.undo('its handler failed', new StepTooLate())
       throw error
     }
     const text = JSON.stringify(work)
     const commit = await claim.complete({ statusCode: 201, headers: {}, body: Buffer.from(text) })
-    if (commit.kind === 'committed') return this.#answers.done(key.key, text, 'stored', body)
+    if (commit.kind === 'committed') {
+      counts['response committed by an atomic route'] += 1
+      return this.#answers.done(key.key, text, 'stored', body)
+    }
     if (commit.error instanceof LeaseLost) {
       counts['transaction refused: another was faster'] += 1
       return { kind: 'again', why: 'lost' }

@@ -41,4 +41,22 @@ export const OF_BATCHES: readonly Mutation[] = [
     edits: [['LIST_LOCK_TIMEOUT_MS = 200', 'LIST_LOCK_TIMEOUT_MS = 1_000']],
     shownBy: 308,
   },
+  {
+    name: 'a list waits for one that the database does not answer',
+    file: BATCHER,
+    edits: [['}, slowMs)', '}, slowMs * 1_000)']],
+    shownBy: 1,
+  },
+  {
+    name: 'a statement that takes too long is not canceled',
+    file: 'src/store/pool.ts',
+    edits: [['canceling = cancelStatement(client)', 'canceling = Promise.resolve()']],
+    shownBy: 1,
+  },
+  {
+    name: 'statements may take every connection of the pool',
+    file: 'src/store/statement-limit.ts',
+    edits: [['if (inFlight >= maxConcurrent) return', 'if (inFlight >= 1_000) return']],
+    shownBy: 1,
+  },
 ]

@@ -39,6 +39,12 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     shownBy: 1,
   },
   {
+    name: 'statements: a takeover waits for a locked row',
+    file: MODEL,
+    edits: [['        isLockedSkipped: true,\n', '']],
+    shownBy: 1,
+  },
+  {
     name: 'statements: a late takeover resumes whatever has that token',
     file: MODEL,
     edits: [[' && row.fingerprint === fingerprint\n}', '\n}']],
