@@ -3,9 +3,11 @@ import { generateKeyPairSync } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import type { FastifyError, FastifyReply } from 'fastify'
 import t from 'tap'
 import { parseDuration } from '../src/core/duration.js'
 import * as errors from '../src/errors.js'
+import { problem } from '../src/http/problem.js'
 import { RECOVER_DEFAULTS } from '../src/operations/options.js'
 import { ATOMIC_DEFAULTS, DEFAULTS } from '../src/options.js'
 import { WEBHOOK_DEFAULTS } from '../src/webhooks/options.js'
@@ -15,6 +17,8 @@ import { pgliteDatabase } from './fixtures/pglite.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const read = (path: string) => readFile(new URL(`../${path}`, import.meta.url), 'utf8')
+/** Takes the status and headers of an answer that is not sent. */
+const UNSENT = { code: () => UNSENT, header: () => UNSENT } as unknown as FastifyReply
 const unique = (found: Iterable<RegExpMatchArray>) =>
   [...new Set([...found].map((match) => match[1] as string))].sort()
 
@@ -32,6 +36,26 @@ t.test('docs/errors.md describes every code with its status, and no other', asyn
   })
   t.strictSame([...rows.keys()].sort(), codes.sort())
 })
+
+t.test(
+  'the type of every problem document leads to an anchor in the row of its code',
+  async (t) => {
+    const rows = new Map<string, string>()
+    for (const line of (await read('docs/errors.md')).split('\n')) {
+      for (const [, anchor = ''] of line.matchAll(/<a id="([^"]*)"><\/a>/g)) {
+        t.notOk(rows.has(anchor), `${anchor} is there once`)
+        rows.set(anchor, line)
+      }
+    }
+    t.match(new URL(DEFAULTS.docs).pathname, /\/docs\/errors\.md$/)
+    for (const Error_ of Object.values(errors)) {
+      const error = new Error_('x', 'y') as FastifyError
+      const { type } = JSON.parse(problem(UNSENT, DEFAULTS.docs, error).toString())
+      const row = rows.get(new URL(type).hash.slice(1))
+      t.ok(row?.startsWith('|') && row.includes(`\`${error.code}\``), type)
+    }
+  },
+)
 
 t.test('docs/operations.md describes every event with its level, and no other', async (t) => {
   const text = await read('src/events.ts')

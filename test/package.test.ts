@@ -1,5 +1,6 @@
 // The package as it is published: built, and used by its name.
 import { execFile } from 'node:child_process'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -125,6 +126,8 @@ t.test('it contains what is needed and nothing else', async (t) => {
   })
   const [{ files }] = JSON.parse(stdout) as [{ files: { path: string }[] }]
   const paths = files.map(({ path }) => path)
+  const pages = (await readdir(join(root, 'docs'))).filter((name) => name.endsWith('.md'))
+  const docs = pages.map((name) => `docs/${name}`)
   for (const path of [
     'dist/index.js',
     'dist/index.d.ts',
@@ -132,6 +135,8 @@ t.test('it contains what is needed and nothing else', async (t) => {
     'prisma/idempotency.prisma',
     'README.md',
     'LICENSE',
+    'CHANGELOG.md',
+    ...docs,
   ]) {
     t.ok(paths.includes(path), path)
   }
@@ -144,7 +149,17 @@ t.test('it contains what is needed and nothing else', async (t) => {
         'LICENSE',
         'CHANGELOG.md',
         'package.json',
+        ...docs,
       ].includes(path),
   )
   t.strictSame(others, [])
+})
+
+t.test('it has no script that an installation would run', async (t) => {
+  const { scripts } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8'))
+  // npm counts `prepare` among them where a package does not come from a registry.
+  for (const name of ['preinstall', 'install', 'postinstall', 'preprepare', 'prepare']) {
+    t.notHas(scripts, { [name]: String }, name)
+  }
+  t.type(scripts.dependencies, 'string', 'npm runs it in a checkout alone')
 })
