@@ -22,7 +22,7 @@ import { sealed, sealedInTransaction } from './sealed.js'
 import { type AdvanceResult, createStatuses, type Statuses } from './status/advance.js'
 import type { AdvanceOptions, StatusDelegate } from './status/options.js'
 import { boundedCall, boundedClient, limitedClient } from './store/bounded-client.js'
-import type { PrismaClientLike } from './store/client.js'
+import { hasModel, type PrismaClientLike } from './store/client.js'
 
 /** What keeps different operations on the same thing apart. Names, resources and audits are a tenant's. */
 export interface Guards {
@@ -149,7 +149,7 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
 
   // So that Redis is looked at when the application starts, and not when the first lock is taken.
   const { kind, redis } = settings
-  const mayUseRedis = kind === 'redis' || (kind === 'auto' && prisma.namedLock !== undefined)
+  const mayUseRedis = kind === 'redis' || (kind === 'auto' && hasModel(prisma, 'namedLock'))
   if (mayUseRedis && redis.length > 0) openLocks()
 
   return {
@@ -191,8 +191,8 @@ export function createGuards(settings: GuardsSettings): ApplicationGuards {
     },
     // Also what other processes have left behind that keep theirs in the same place.
     prunes: () => [
-      ...(prisma.namedLock ? [(limit: number) => openLocks().prune(limit)] : []),
-      ...(prisma.slotReservation
+      ...(hasModel(prisma, 'namedLock') ? [(limit: number) => openLocks().prune(limit)] : []),
+      ...(hasModel(prisma, 'slotReservation')
         ? [(limit: number) => openReservations(boundedClient(prisma, bounds)).prune(limit)]
         : []),
     ],

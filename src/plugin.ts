@@ -19,7 +19,13 @@ import { regularly } from './regularly.js'
 import { pruneAll } from './retention.js'
 import { sealed } from './sealed.js'
 import { boundedClient } from './store/bounded-client.js'
-import { type PrismaClientLike, type Provider, primaryOf, providerOf } from './store/client.js'
+import {
+  hasModel,
+  type PrismaClientLike,
+  type Provider,
+  primaryOf,
+  providerOf,
+} from './store/client.js'
 import { type DatabaseClock, databaseClock } from './store/clock.js'
 import type { EventStore } from './store/event-store.js'
 import { onPool } from './store/pool.js'
@@ -219,7 +225,9 @@ function databaseOf({ prisma, pool }: PluginOptions, timeoutMs: number): Reach {
   demandModel(primary, 'idempotencyRecord')
   const clock = databaseClock(primary, provider)
   if (provider === 'postgresql') {
-    demandNames(prisma, ['idempotencyRecord', 'webhookEvent'])
+    // The application may have another model of that name, and go without webhooks.
+    const hasInbox = hasModel(prisma, 'webhookEvent')
+    demandNames(prisma, ['idempotencyRecord', ...(hasInbox ? (['webhookEvent'] as const) : [])])
     return { run: pool ? onPool(pool, timeoutMs) : onPrisma(primary), clock, provider, primary }
   }
   if (pool === undefined) return { run: undefined, clock, provider, primary }

@@ -15,8 +15,9 @@ Adds the models of fastify-idempotency to the Prisma schema of an application.
 Text that is there already is never changed, and running it again adds nothing.
 
   path         The schema file, or the folder of a schema in several files. By
-               default what prisma.config.ts or package.json says, then
-               schema.prisma, prisma/schema.prisma and the folder prisma/.
+               default what prisma7.config.ts, prisma.config.ts or package.json
+               says, then schema.prisma, prisma/schema.prisma and the folder
+               prisma/.
 
 Options
   --dry-run    Print what would be added, and write nothing

@@ -67,7 +67,7 @@ async function fromDefaults(cwd: string): Promise<Location> {
     if (location && (await schemaPaths(location.path)).length > 0) return location
   }
   return unknown(
-    'There is no Prisma schema here: no `schema` in prisma.config.ts or package.json, no schema.prisma, no prisma/schema.prisma, no .prisma files in prisma/. Run this in the folder of the application, or name the file or folder: `npx fastify-idempotency init path/to/schema.prisma`. An application without one starts with `npx prisma init`.',
+    'There is no Prisma schema here: no `schema` in prisma7.config.ts, prisma.config.ts or package.json, no schema.prisma, no prisma/schema.prisma, no .prisma files in prisma/. Run this in the folder of the application, or name the file or folder: `npx fastify-idempotency init path/to/schema.prisma`. An application without one starts with `npx prisma init`.',
   )
 }
 

@@ -1,8 +1,9 @@
-import type { Provider } from '../store/client.js'
+import { isAnotherModel, type Provider } from '../store/client.js'
 import { readDatasource } from './datasource.js'
 import { readModel, type Shortcoming, shortcomings } from './model-declaration.js'
 import { adaptModels } from './models.js'
 import { type Block, readBlocks } from './schema-text.js'
+import { isOptional, refusalOf, type TakenName } from './taken-name.js'
 
 export interface SchemaFile {
   readonly path: string
@@ -29,10 +30,16 @@ export interface IncompleteModel {
 }
 
 export type Plan =
-  | { readonly kind: 'complete'; readonly models: readonly string[] }
+  | {
+      readonly kind: 'complete'
+      readonly models: readonly string[]
+      /** Whose parts the application goes without, by what its schema says. */
+      readonly taken: readonly TakenName[]
+    }
   | {
       readonly kind: 'add'
       readonly models: readonly string[]
+      readonly taken: readonly TakenName[]
       readonly provider: Provider
       readonly change: Change
     }
@@ -80,22 +87,30 @@ export function plan(schema: Schema, models: string): Plan {
   const needed = blocksOf(source)
   const missing: Block[] = []
   const incomplete: IncompleteModel[] = []
+  const taken: TakenName[] = []
   for (const block of needed) {
     const present = placed.find(({ block: { kind, name } }) => name === block.name && isType(kind))
-    if (present === undefined) {
+    // In a datasource of several schemas, tables of one name can be in two of them.
+    const rival =
+      present ?? (datasource.schemas.length > 0 ? undefined : withTableOf(placed, block))
+    if (rival === undefined) {
       missing.push(block)
-    } else if (present.block.kind !== block.kind) {
-      return refused(
-        `${present.file.path} uses the name ${block.name} for ${aKind(present.block.kind)}; fastify-idempotency needs it for ${aKind(block.kind)}.`,
-      )
+    } else if (isSomethingElse(rival.block, block)) {
+      taken.push(takenName(block, rival))
     } else {
-      const found = shortcomings(readModel(present.block), readModel(block), datasource.provider)
+      const found = shortcomings(readModel(rival.block), readModel(block), datasource.provider)
       if (found.length === 0) continue
-      incomplete.push({ name: block.name, path: present.file.path, shortcomings: found })
+      incomplete.push({ name: block.name, path: rival.file.path, shortcomings: found })
     }
   }
+  const indispensable = taken.find((one) => !isOptional(one))
+  if (indispensable) return refused(refusalOf(indispensable))
   if (incomplete.length > 0) return { kind: 'incomplete', models: incomplete }
-  if (missing.length === 0) return { kind: 'complete', models: needed.map(({ name }) => name) }
+  if (missing.length === 0) {
+    const names = needed.map(({ name }) => name)
+    const models = names.filter((name) => !taken.some((one) => one.name === name))
+    return { kind: 'complete', models, taken }
+  }
 
   const target = schema.files.find(({ path }) => path === schema.target)
   const texts = missing.map((block) => inSchema(documented(source, block), datasource.schemas))
@@ -103,6 +118,7 @@ export function plan(schema: Schema, models: string): Plan {
   return {
     kind: 'add',
     models: missing.map(({ name }) => name),
+    taken,
     provider: datasource.provider,
     change: {
       path: schema.target,
@@ -135,8 +151,30 @@ function isType(kind: string): boolean {
   return kind !== 'generator' && kind !== 'datasource'
 }
 
-function aKind(kind: string): string {
-  return `${/^[aeiou]/.test(kind) ? 'an' : 'a'} ${kind}`
+function takenName(needed: Block, { file, block }: Placed): TakenName {
+  const { kind, name } = block
+  const what = `${/^[aeiou]/.test(kind) ? 'an' : 'a'} ${kind}`
+  return {
+    name: needed.name,
+    table: readModel(needed).table,
+    by: { what, name, table: readModel(block).table },
+    path: file.path,
+  }
+}
+
+/** What has the table that a model of the library's would have, under another name. */
+function withTableOf(placed: readonly Placed[], needed: Block): Placed | undefined {
+  const { table } = readModel(needed)
+  const isTable = ({ kind }: Block) => kind === 'model' || kind === 'view'
+  return placed.find(({ block }) => isTable(block) && readModel(block).table === table)
+}
+
+/** Whether what has the name, or the table, of a model of the library's is the application's own. */
+function isSomethingElse(present: Block, needed: Block): boolean {
+  if (present.kind !== needed.kind || present.name !== needed.name) return true
+  const names = new Set(readModel(present).fields.map(({ name }) => name))
+  const { fields } = readModel(needed)
+  return isAnotherModel(fields.filter(({ name }) => !names.has(name)).length, fields.length)
 }
 
 /** A block with the documentation right above it. */

@@ -112,6 +112,19 @@ export type ModelName = keyof typeof MODELS
 const EVERY_MODEL = Object.keys(MODELS) as readonly ModelName[]
 
 /**
+ * Whether a model that has a name of the library's is another one, of the application's own: it has less
+ * than half of the fields. The library's own, of an older release, lacks few.
+ */
+export function isAnotherModel(missing: number, needed: number): boolean {
+  return missing * 2 > needed
+}
+
+/** Whether the client has this model of the library's, complete, and not another one of that name. */
+export function hasModel(client: object, model: ModelName): boolean {
+  return missingFromClient(client, [model]).length === 0
+}
+
+/**
  * Names what the library needs of these models and the client lacks: models, or `model.field`.
  * Empty when complete.
  */
@@ -130,7 +143,10 @@ export function missingFromClient(
     const known: unknown = Reflect.get(delegate, 'fields')
     // A wrapper around a client may hide `fields`; then the first query tells.
     if (typeof known !== 'object' || known === null) continue
-    for (const field of MODELS[model]) if (!(field in known)) missing.push(`field ${name}.${field}`)
+    const fields = MODELS[model].filter((field) => !(field in known))
+    if (isAnotherModel(fields.length, MODELS[model].length)) {
+      missing.push(`model ${name} (another model has that name)`)
+    } else missing.push(...fields.map((field) => `field ${name}.${field}`))
   }
   return missing
 }

@@ -1,5 +1,5 @@
 // How MySQL and MariaDB compare the names by which rows are found.
-import { type ModelName, namesInDatabase, type PrismaClientLike } from './client.js'
+import { hasModel, type ModelName, namesInDatabase, type PrismaClientLike } from './client.js'
 
 /** Names that others chose, and by which a row is found, or guarded: two of them must never be one. */
 export const NAMING_FIELDS = {
@@ -34,8 +34,8 @@ WHERE table_schema = database() AND table_name IN (${Array(count).fill('?').join
  * models that needs one. A table that is not there needs none.
  */
 export async function findInexactColumns(client: PrismaClientLike): Promise<string[]> {
-  const models = (Object.keys(NAMING_FIELDS) as NamingModel[]).filter(
-    (model) => client[model] !== undefined,
+  const models = (Object.keys(NAMING_FIELDS) as NamingModel[]).filter((model) =>
+    hasModel(client, model),
   )
   const tables = models.map((model) => namesInDatabase(client, model))
   const names = tables.map(({ table }) => table)

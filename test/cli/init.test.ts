@@ -20,9 +20,15 @@ async function contents(folder: string): Promise<Record<string, string>> {
   )
 }
 
+/** With its paragraphs in one line each, however they are broken. */
+function unbroken<Told extends { stdout: string; stderr: string }>(told: Told): Told {
+  const join = (text: string) => text.replace(/(?<=\S)\n(?=\S)/g, ' ')
+  return { ...told, stdout: join(told.stdout), stderr: join(told.stderr) }
+}
+
 /** In this process, which is quick: everything but the reading of arguments and the printing. */
-function initIn(cwd: string, path?: string) {
-  return init({ cwd, path, mode: 'write' })
+async function initIn(cwd: string, path?: string) {
+  return unbroken(await init({ cwd, path, mode: 'write' }))
 }
 
 async function refuses(t: Test, files: Files, message: RegExp, path?: string): Promise<void> {
@@ -37,19 +43,19 @@ async function refuses(t: Test, files: Files, message: RegExp, path?: string): P
 test('as a process', async (t) => {
   t.test('adds to one file, says what is next, and adds nothing when run again', async (t) => {
     const folder = t.testdir({ prisma: { 'schema.prisma': schema } })
-    const first = await runCommand(folder, 'init')
+    const first = unbroken(await runCommand(folder, 'init'))
     t.match(first, { stderr: '', exitCode: 0 })
     t.match(
       first.stdout,
       'Added models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange at the end of prisma/schema.prisma.',
     )
     t.match(first.stdout, '  npx prisma migrate dev --name idempotency\n  npx prisma generate\n')
-    t.match(first.stdout, 'await app.register(idempotency, { prisma, tenant:')
+    t.match(first.stdout, '  await app.register(idempotency, {\n    prisma,\n    tenant:')
 
     const written = await contents(folder)
     t.same(Object.keys(written), ['prisma/schema.prisma'])
     t.ok(written['prisma/schema.prisma']?.startsWith(schema))
-    t.same(await runCommand(folder, 'init'), {
+    t.same(unbroken(await runCommand(folder, 'init')), {
       stdout:
         'prisma/schema.prisma has models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange; nothing to add.\n',
       stderr: '',
@@ -61,7 +67,7 @@ test('as a process', async (t) => {
   t.test('checks and shows without writing', async (t) => {
     const folder = t.testdir({ prisma: { 'schema.prisma': schema } })
     const before = await contents(folder)
-    const check = await runCommand(folder, 'init', '--check')
+    const check = unbroken(await runCommand(folder, 'init', '--check'))
     t.match(check, {
       stdout:
         /lacks models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange/,
@@ -221,6 +227,52 @@ model Note {
       /^Added models IdempotencyRecord, WebhookEvent, NamedLock, SlotReservation, StatusChange /,
   })
   t.match(await initIn(folder), { stdout: /nothing to add/ })
+})
+
+test('leaves a name to the model of the application that has it, and calls that a choice', async (t) => {
+  const own = `${schema}\nmodel WebhookEvent {\n  id String @id\n  body Json\n}\n`
+  const folder = t.testdir({ 'schema.prisma': own })
+  const choice = `
+schema.prisma has a model WebhookEvent that is the application's own.
+fastify-idempotency needs its own model WebhookEvent for webhooks (app.webhook,
+recordEvent, ingest, replay). An application that goes without these has nothing
+to do. To use them, give yours another name (\`@@map("WebhookEvent")\` keeps its
+name in the database), and run \`npx fastify-idempotency init\` again.
+`
+  const report = (mode: 'write' | 'check') => init({ cwd: folder, path: undefined, mode })
+  const lacks = 'schema.prisma lacks models IdempotencyRecord, NamedLock'
+  t.match(await report('check'), { stdout: lacks, stderr: choice, exitCode: 1 })
+  const added = 'Added models IdempotencyRecord, NamedLock'
+  t.match(await report('write'), { stdout: added, stderr: choice, exitCode: 0 })
+  t.ok((await readFile(join(folder, 'schema.prisma'), 'utf8')).startsWith(own))
+  const has = 'schema.prisma has models IdempotencyRecord, NamedLock'
+  t.match(await report('check'), { stdout: has, stderr: choice, exitCode: 0 })
+})
+
+test('prints lines of at most 80 columns, and breaks neither words nor code', async (t) => {
+  const models = await readFile(new URL('../../prisma/idempotency.prisma', import.meta.url), 'utf8')
+  const mysql = schema.replace('postgresql', 'mysql')
+  const own = `${schema}model StatusChange {\n  id Int @id\n}\n`
+  const configuration = 'export default { schema: pick() }'
+  const lacking = models.replace(/^ {2}(body|fence|lane|slot) .*\n/gm, '')
+  const applications: Record<string, Record<string, string>> = {
+    plain: { 'schema.prisma': schema },
+    mysql: { 'schema.prisma': mysql },
+    own: { 'schema.prisma': own },
+    lacking: { 'schema.prisma': schema + lacking },
+    other: { 'schema.prisma': schema.replace('postgresql', 'cockroachdb') },
+    computed: { 'prisma7.config.ts': configuration },
+    empty: {},
+  }
+  const folder = t.testdir(applications)
+  for (const name of Object.keys(applications)) {
+    const cwd = join(folder, name)
+    const { stdout, stderr } = await init({ cwd, path: undefined, mode: 'write' })
+    for (const line of `${stdout}${stderr}`.split('\n')) {
+      if (!line.startsWith('  ')) t.ok(line.length <= 80, line)
+      t.equal((line.match(/`/g)?.length ?? 0) % 2, 0, line)
+    }
+  }
 })
 
 test("names what a team's model lacks, and changes nothing", async (t) => {

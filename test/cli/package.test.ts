@@ -13,8 +13,9 @@ test('the package has the models that init adds, and no tests', async (t) => {
   const { stdout } = await promisify(execFile)('npm', args, { cwd: root, shell: isWindows })
   const paths: string[] = JSON.parse(stdout)[0].files.map(({ path }: { path: string }) => path)
   t.ok(paths.includes('prisma/idempotency.prisma'))
-  // npm adds the documents itself; dist/ is there when it was built.
-  const expected = /^(dist\/.*|prisma\/idempotency\.prisma|package\.json|[A-Z]+(\.md)?)$/
+  // npm adds README and LICENSE itself; dist/ is there when it was built.
+  const expected =
+    /^(dist\/.*|docs\/[\w-]+\.md|prisma\/idempotency\.prisma|package\.json|[A-Z]+(\.md)?)$/
   t.same(
     paths.filter((path) => !expected.test(path)),
     [],

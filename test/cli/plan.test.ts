@@ -112,7 +112,55 @@ test('refuses a schema without a datasource, and one that never ends', async (t)
 
 test('refuses a name that something else has', async (t) => {
   const planned = plan(oneFile(`${datasource}enum IdempotencyRecord {\n  A\n}\n`), models)
-  t.match(planned, { kind: 'refused', reason: /IdempotencyRecord for an enum/ })
+  t.match(planned, {
+    kind: 'refused',
+    reason:
+      /has an enum IdempotencyRecord that is the application's own\. .* in every application: give yours another name/,
+  })
+  t.end()
+})
+
+/** A schema with models of an application: names, and tables where they have others. */
+const withOwn = (...own: [name: string, table?: string, fields?: string][]) =>
+  oneFile(
+    datasource +
+      own
+        .map(([name, table, fields = 'body Json\n  status String']) => {
+          const map = table === undefined ? '' : `\n  @@map("${table}")`
+          return `model ${name} {\n  id String @id\n  ${fields}${map}\n}\n`
+        })
+        .join('\n'),
+  )
+
+test('leaves out what has the name or the table of something of the application, and adds the others', async (t) => {
+  const by = (name: string, table: string, what = 'a model') => ({ what, name, table })
+  for (const [schema, taken, name] of [
+    [withOwn(['WebhookEvent']), by('WebhookEvent', 'WebhookEvent'), 'WebhookEvent'],
+    [withOwn(['NamedLock', 'named_lock']), by('NamedLock', 'named_lock'), 'NamedLock'],
+    [withOwn(['Audit', 'status_change']), by('Audit', 'status_change'), 'StatusChange'],
+    [
+      oneFile(`${datasource}enum StatusChange {\n  A\n}\n`),
+      by('StatusChange', 'StatusChange', 'an enum'),
+      'StatusChange',
+    ],
+  ] as const) {
+    const planned = plan(schema, models)
+    t.match(planned, { kind: 'add', taken: [{ name, by: taken, path: 'schema.prisma' }] })
+    t.notMatch(changeOf(planned).added, `model ${name} {`)
+    t.equal(changeOf(planned).added.match(/^model /gm)?.length, 4)
+    const again = plan(applyChange(schema, changeOf(planned)), models)
+    t.match(again, { kind: 'complete', models: { length: 4 }, taken: [{ name, by: taken }] })
+  }
+  for (const own of ['IdempotencyRecord', 'Keys'] as const) {
+    const planned = plan(withOwn([own, 'idempotency_record']), models)
+    t.match(planned, { kind: 'refused', reason: /needs its own model IdempotencyRecord in every/ })
+  }
+})
+
+test('lets a model of another database schema have a table of the same name', async (t) => {
+  const text = datasource.replace('\n}', '\n  schemas = ["base", "public"]\n}')
+  const own = 'model Hook {\n  id Int @id\n\n  @@map("webhook_event")\n  @@schema("base")\n}\n'
+  t.match(plan(oneFile(text + own), models), { kind: 'add', models: { length: 5 }, taken: [] })
 })
 
 test('gives the models a database schema where the datasource lists several', async (t) => {
@@ -240,7 +288,12 @@ test('any subset of the lines of a model: the lines that are named make it compl
     const property = fc.property(fc.shuffledSubarray(lines), (kept) => {
       const own = `${others}\nmodel ${name} {\n${kept.join('\n')}\n`
       const first = plan(oneFile(`${datasource}${own}}\n`), models)
-      if (first.kind === 'complete') return
+      // With less than half of the fields, it is a model of the application's own.
+      const isField = (line: string) => !line.startsWith('  @@')
+      const isOwn = kept.filter(isField).length * 2 < lines.filter(isField).length
+      const isLeft = first.kind === 'complete' ? first.taken.length > 0 : first.kind === 'refused'
+      if (isLeft !== isOwn) throw new Error(JSON.stringify(first))
+      if (isOwn || first.kind === 'complete') return
       if (first.kind !== 'incomplete') throw new Error(first.kind)
       const named = first.models[0]?.shortcomings.map(({ needs }) => needs) ?? []
       if (new Set(named).size < named.length) throw new Error('a line is named twice')

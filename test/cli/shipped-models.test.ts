@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises'
 import { test } from 'tap'
 import { readModel } from '../../src/cli/model-declaration.js'
 import { readBlocks } from '../../src/cli/schema-text.js'
-import { missingFromClient } from '../../src/store/client.js'
+import { type ModelName, missingFromClient } from '../../src/store/client.js'
 
 test('a client is asked for exactly the models and fields that init adds', async (t) => {
   const text = await readFile(new URL('../../prisma/idempotency.prisma', import.meta.url), 'utf8')
@@ -17,19 +17,28 @@ test('a client is asked for exactly the models and fields that init adds', async
   )
 
   const delegate = (name: string) => name.charAt(0).toLowerCase() + name.slice(1)
-  const clientWithoutFields = Object.fromEntries(
-    names.map((name) => [delegate(name), { fields: {} }]),
-  )
-  t.same(
-    missingFromClient(clientWithoutFields).sort(),
-    shipped
-      .flatMap(({ name, fields }) => fields.map((field) => `field ${name}.${field.name}`))
-      .sort(),
-  )
+  for (const model of shipped) {
+    for (const left of model.fields) {
+      const fields = Object.fromEntries(
+        model.fields.filter((field) => field !== left).map(({ name }) => [name, {}]),
+      )
+      const client = { [delegate(model.name)]: { fields } }
+      const missing = missingFromClient(client, [delegate(model.name) as ModelName])
+      t.same(missing, [`field ${model.name}.${left.name}`])
+    }
+  }
 })
 
 test('a client is asked for the models that are used, and no others', async (t) => {
   t.same(missingFromClient({}, ['idempotencyRecord']), ['model IdempotencyRecord'])
   t.same(missingFromClient({ webhookEvent: {} }, ['webhookEvent']), [])
   t.same(missingFromClient({}, []), [])
+})
+
+test('a model that lacks most fields is another one of that name', (t) => {
+  const fields = { id: {}, provider: {}, eventId: {}, status: {}, payload: {} }
+  t.same(missingFromClient({ webhookEvent: { fields } }, ['webhookEvent']), [
+    'model WebhookEvent (another model has that name)',
+  ])
+  t.end()
 })

@@ -1,7 +1,7 @@
 // What is found out when the plugin is registered, and not by the first request.
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test, test } from 'tap'
-import idempotency, { type PluginOptions } from '../../src/index.js'
+import idempotency, { defineFlow, type PluginOptions } from '../../src/index.js'
 import { buildApp, newKey, recordOf, send } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 
@@ -134,4 +134,47 @@ test('a client that does not tell its names, such as a wrapper, is taken as it i
       name === '_runtimeDataModel' ? undefined : Reflect.get(target, name, target),
   })
   await t.resolves(buildApp(t, database, { plugin: { prisma: silent }, routes: () => {} }))
+})
+
+test("models of the application's own under names of the library's: their parts are left out", async (t) => {
+  const untouched = (call: string) => () => t.fail(`${call} of a model of the application's`)
+  const own = (...fields: string[]) => ({
+    fields: Object.fromEntries(fields.map((name) => [name, {}])),
+    findMany: untouched('findMany'),
+    deleteMany: untouched('deleteMany'),
+  })
+  const models: Record<string, object> = {
+    webhookEvent: own('id', 'provider', 'eventId', 'type', 'status', 'payload', 'receivedAt'),
+    namedLock: own('id', 'name'),
+    slotReservation: own('id', 'resource', 'from', 'to'),
+    statusChange: own('id', 'from', 'to', 'createdAt'),
+  }
+  const client = renamed('WebhookEvent', (model) => {
+    model.dbName = null
+  })
+  const clashing = new Proxy(client, {
+    get: (target, name) => models[String(name)] ?? Reflect.get(target, name, target),
+  })
+  const app = await buildApp(t, database, {
+    plugin: { prisma: clashing },
+    routes: (app) => {
+      app.post('/things', () => ({ done: true }))
+    },
+  })
+  t.equal((await send(app, '/things', { key: newKey() })).statusCode, 200)
+  t.type(await app.idempotency.prune(), 'number')
+  const lacks = (model: string) => ({
+    code: 'IDEMPOTENCY_MODELS_MISSING',
+    message: new RegExp(`lacks model ${model} \\(another model has that name\\)\\. Run `),
+  })
+  const of = app.idempotency
+  await t.rejects(of.ingest({ endpoint: '/hooks', payload: {} }), lacks('WebhookEvent'))
+  await t.rejects(
+    of.lock('a', {}, async () => {}),
+    lacks('NamedLock'),
+  )
+  await t.rejects(of.availability({ resource: 'a' }), lacks('SlotReservation'))
+  const flow = defineFlow({ levels: { open: 0, closed: 1 }, terminal: ['closed'] })
+  const advanced = of.advance(prisma.payment, { where: { id: 'a' }, flow, to: 'closed' })
+  await t.rejects(advanced, lacks('StatusChange'))
 })
