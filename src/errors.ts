@@ -165,7 +165,7 @@ export const RunOpen = createError(
 /** A handler returned while one of its steps or transactions was still under way. */
 export const StepNotAwaited = createError(
   'IDEMPOTENCY_STEP_NOT_AWAITED',
-  'The handler answered before a step, a transaction or a query of its transaction was done: write `await` in front of it, or return it',
+  'The handler did not await a step, a transaction or a query of its transaction: it answered before that was done, or that failed. Write `await` in front of it, or return it',
   500,
 )
 /** The application closes. Nothing was executed. */

@@ -8,7 +8,7 @@ import type { PrismaClientLike } from '../store/client.js'
 import { writeHeld } from '../store/held-record.js'
 import type { Extend, Finish } from '../store/store.js'
 import { finishDespiteBody } from './finish-despite-body.js'
-import { type PrepareToKeep, Steps, type StepsContext } from './steps.js'
+import { type ClosedSteps, type PrepareToKeep, Steps, type StepsContext } from './steps.js'
 
 /** What a claim needs of its surroundings. */
 export interface ClaimContext {
@@ -29,6 +29,8 @@ export interface ClaimTerms extends LeaseTerms, RecordKey, AttemptToken {
   /** What earlier attempts have done. */
   readonly steps: StepResults
 }
+
+const NO_STEPS: ClosedSteps = { isAwaited: true, over: undefined }
 
 /** The exclusive right to run an operation now, as a handle. Its lease is kept while it is open. */
 export class Claim extends Lease<StoredResponse | null> implements RecordKey, AttemptToken {
@@ -74,13 +76,10 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
     return this.#steps
   }
 
-  /**
-   * The handler has answered, and begins nothing more. `undefined` when all of it is done; otherwise
-   * something was not awaited, and this is fulfilled once it is over.
-   */
-  closeSteps(): Promise<void> | undefined {
+  /** The handler has answered, and begins nothing more. */
+  closeSteps(): ClosedSteps {
     this.#hasAnswered = true
-    return this.#steps?.close()
+    return this.#steps?.close() ?? NO_STEPS
   }
 
   /**

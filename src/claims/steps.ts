@@ -23,6 +23,7 @@ import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import { HiddenDuplicate, isRolledBack, sayAgain } from '../store/say-again.js'
 import { boundInteractive, isStillOpen, transactInTime } from '../store/transaction-bounds.js'
 import { decode, encode } from './codec.js'
+import { StepPromise } from './step-promise.js'
 
 export interface TransactionOptions {
   /** Tells this transaction from others of the same handler. Default `'transaction'`. */
@@ -77,6 +78,14 @@ const NOTE_LOCK_MS = 1_000
 
 const place = new AsyncLocalStorage<Place>()
 
+/** What a handler leaves behind when it ends. */
+export interface ClosedSteps {
+  /** Whether all that it began is over, and it has asked for the outcome of what failed. */
+  readonly isAwaited: boolean
+  /** Fulfilled when what is still under way is over; `undefined` when nothing is. */
+  readonly over: Promise<void> | undefined
+}
+
 /** What the steps of an attempt need of it. */
 export interface StepsContext {
   readonly prisma: PrismaClientLike
@@ -89,6 +98,11 @@ export interface StepsContext {
   readonly prepare: PrepareToKeep
   /** Whether the attempt is the only one, and may begin something. Default: it is. */
   readonly isHeld?: () => boolean | Promise<boolean>
+  /**
+   * Whether `close` is called when the handler ends. If not, Node reports a failure that is not awaited.
+   * Default: it is.
+   */
+  readonly isClosed?: boolean
 }
 
 /** The named pieces of an attempt, each done once over all attempts. */
@@ -98,11 +112,14 @@ export class Steps {
   readonly #operationId: string
   readonly #prepare: PrepareToKeep
   readonly #isHeld: () => boolean | Promise<boolean>
+  readonly #isClosed: boolean
   readonly #used = new Set<string>()
   /** What runs now, by its path. */
   readonly #inFlight = new Map<string, Kind>()
   #results: StepResults
   readonly #underWay = new Set<Promise<unknown>>()
+  /** What failed before the application had asked for its outcome. */
+  readonly #failed = new Set<StepPromise<unknown>>()
   /** What functions of the application's own have thrown. All else comes from the library's statements. */
   readonly #ownErrors = new WeakSet<object>()
   /** Why nothing can be begun any more. */
@@ -123,6 +140,7 @@ export class Steps {
     earlier,
     prepare,
     isHeld = () => true,
+    isClosed = true,
   }: StepsContext) {
     this.#prisma = prisma
     this.#ownPrisma = ownPrisma
@@ -130,6 +148,7 @@ export class Steps {
     this.#results = earlier
     this.#prepare = prepare
     this.#isHeld = isHeld
+    this.#isClosed = isClosed
   }
 
   /** Whether a transaction is open, whose last write is to the row that the heartbeat writes to. */
@@ -147,13 +166,11 @@ export class Steps {
     this.#isUndone = this.isOpen
   }
 
-  /**
-   * Nothing can be begun any more: it is refused before any of it runs. Fulfilled when what is under
-   * way is over; `undefined` when nothing is.
-   */
-  close(Refusal: new () => Error = StepTooLate): Promise<void> | undefined {
+  /** Nothing can be begun any more: it is refused before any of it runs. */
+  close(Refusal: new () => Error = StepTooLate): ClosedSteps {
     this.#Refusal ??= Refusal
-    return this.#underWay.size === 0 ? undefined : this.#settle()
+    if (this.#underWay.size > 0) return { isAwaited: false, over: this.#settle() }
+    return { isAwaited: [...this.#failed].every(({ isAwaited }) => isAwaited), over: undefined }
   }
 
   async #settle(): Promise<void> {
@@ -271,11 +288,24 @@ export class Steps {
     const running = this.#onceAlone(kind, name, run).catch((error) => {
       throw this.#ownErrors.has(Object(error)) ? error : seal(CALLS[kind], error)
     })
+    return this.#track(running)
+  }
+
+  /** A call that is refused for a reason that is not of the steps. Not awaited, it fails the handler as well. */
+  refuse(error: unknown): Promise<never> {
+    return this.#track(Promise.reject(error))
+  }
+
+  #track<T>(running: Promise<T>): Promise<T> {
+    if (!this.#isClosed) return running
+    const promise = StepPromise.follow(running)
     this.#underWay.add(running)
-    // Handled here as well: one that nobody awaits is told of in another way.
     const over = () => void this.#underWay.delete(running)
-    running.then(over, over)
-    return running
+    running.then(over, () => {
+      over()
+      if (!promise.isAwaited) this.#failed.add(promise)
+    })
+    return promise
   }
 
   async #onceAlone<T>(kind: Kind, name: string, run: (path: string) => Promise<T>): Promise<T> {

@@ -115,14 +115,15 @@ export class Recording {
     const { settings, docs } = this.#terms
     this.#isSending = true
     // Fastify's timeout answers while the handler goes on, and so do its steps.
-    this.#unfinished = this.#hasTimedOut ? undefined : claim.closeSteps()
+    const steps = this.#hasTimedOut ? undefined : claim.closeSteps()
+    this.#unfinished = steps?.over
     let captured: Captured | undefined
     let isAnswer: boolean
     try {
       captured = captureResponse(reply, payload, settings.headers)
       isAnswer = this.#isKept(captured.kept.statusCode)
       // What it answered is not the result of what it has done: a mistake, to be seen at once.
-      if (isAnswer && this.#unfinished !== undefined) throw new StepNotAwaited()
+      if (isAnswer && steps?.isAwaited === false) throw new StepNotAwaited()
     } catch (error) {
       discard(captured?.payload)
       // It cannot be sent, so it is an error like one that the handler throws.
@@ -175,7 +176,7 @@ export class Recording {
   /** The handler has ended well, but Fastify had answered for it. What would it have said? */
   async #afterTimeout(head: Head): Promise<void> {
     const { statusCode } = this.#reply
-    await this.claim.closeSteps()
+    await this.claim.closeSteps().over
     const isFailure = statusCode !== head.statusCode && !this.#isKept(statusCode)
     if (isFailure) await this.#release(`status ${statusCode}`)
     else await this.#completeWithout(head.statusCode, 'timed out')
@@ -230,7 +231,7 @@ export class Recording {
       return claim.abandon('the connection closed while the response was written past the hooks')
     }
     const { statusCode } = reply.raw
-    await claim.closeSteps()
+    await claim.closeSteps().over
     if (!this.#isKept(statusCode)) return this.#release(`status ${statusCode}`)
     await this.#completeWithout(statusCode, 'written past the hooks')
   }

@@ -65,6 +65,7 @@ export function requestIdempotency(
       operationId: randomUUID(),
       earlier: {},
       prepare: async () => async () => true,
+      isClosed: false,
     })
     return unprotected
   }
@@ -80,10 +81,12 @@ export function requestIdempotency(
         return undefined
     }
   }
-  // Refused by what it returns, as any other step; one that nobody awaits must not end the process.
+  // Thrown where it fails the handler, also when the call is not awaited. Elsewhere it is refused by what it
+  // returns: one that is not awaited must not end the process.
   const refused = (call: string): Promise<never> | undefined => {
     const refusal = refusalOf(call)
     if (refusal === undefined) return undefined
+    if (stageOf(request) === 'atomic') throw refusal
     const rejected = Promise.reject(refusal)
     rejected.catch(() => {})
     return rejected

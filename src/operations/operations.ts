@@ -205,10 +205,7 @@ export class Operations {
     try {
       this.#handlers.check(handler)
     } catch (error) {
-      const refused = Promise.reject(error)
-      // One that is not awaited must not end the process.
-      refused.catch(() => {})
-      return refused
+      return steps.refuse(error)
     }
     // Not awaited before: until it is a part, a handler that does not await it would seem to be done.
     return steps.part(handler.name, async () => {
@@ -295,7 +292,7 @@ export class Operations {
         typeof work === 'function'
           ? await work(operation)
           : ((await work.work(operation, inputOf(recovery?.input))) as T)
-      if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
+      if (!claim.closeSteps().isAwaited) throw new StepNotAwaited()
       const { storeTimeoutMs } = settings
       const { stored, refused } = await complete(claim, value, {
         storeTimeoutMs,
@@ -305,7 +302,7 @@ export class Operations {
       if (refused !== undefined) throw refused
       return { kind: 'ran', value, isStored: stored === 'stored' }
     } catch (error) {
-      await claim.closeSteps()
+      await claim.closeSteps().over
       await claim.release('it failed', settings.storeTimeoutMs)
       throw error
     }

@@ -171,14 +171,14 @@ async function finish(
   try {
     if (isOfRun({ tenantId, key })) {
       const value = await untilOver(work())
-      if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
+      if (!claim.closeSteps().isAwaited) throw new StepNotAwaited()
       const { stored } = await complete(claim, value, { storeTimeoutMs, report })
       return stored === 'stored' ? finished() : stored === 'lost' ? 'skipped' : 'failed'
     }
     // Only the route can make a response of its result: that is a step now, and the key is free for
     // the client's retry.
     await untilOver(claim.steps.part(name, work))
-    if (claim.closeSteps() !== undefined) throw new StepNotAwaited()
+    if (!claim.closeSteps().isAwaited) throw new StepNotAwaited()
     await within(forgetRecovery(holderPrisma, claim), storeTimeoutMs)
     await claim.release('it was recovered', storeTimeoutMs)
     return finished()
@@ -189,7 +189,7 @@ async function finish(
     else report({ kind: 'recovery_failed', attempt, failure: failureOf(error) })
     // What it left under way keeps the key until it is over. Nobody waits for that here.
     const release = () => claim.release('its handler failed', storeTimeoutMs)
-    void (claim.closeSteps() ?? Promise.resolve()).then(release)
+    void (claim.closeSteps().over ?? Promise.resolve()).then(release)
     return 'failed'
   }
 }

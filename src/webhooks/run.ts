@@ -125,12 +125,12 @@ export class Run {
     })
     try {
       await handler(event)
-      const unfinished = steps.close()
-      await unfinished
-      if (unfinished !== undefined) throw new StepNotAwaited()
+      const { isAwaited, over } = steps.close()
+      await over
+      if (!isAwaited) throw new StepNotAwaited()
     } catch (error) {
       // What it began beside that is not cut off half way.
-      await steps.close()
+      await steps.close().over
       if (steps.isFinal) return this.#failedAfterEnd(error)
       return this.#lease.isSettled ? this.#endedWithoutIt : this.#failed(error)
     }

@@ -292,7 +292,7 @@ t.test('nothing is begun while another attempt may have the operation', async (t
   answers.push(Promise.resolve(true), Promise.resolve(true))
   t.equal(await steps.step('charge', () => 'charged'), 'charged', 'it is held again')
   const mailed = steps.step('mail', () => t.fail('the handler ended while it was asked'))
-  void steps.close()
+  steps.close()
   await t.rejects(mailed, { code: 'IDEMPOTENCY_STEP_TOO_LATE' })
 })
 

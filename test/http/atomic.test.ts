@@ -347,13 +347,14 @@ test('steps, transactions and run are refused, and what was done is undone', asy
   )
 })
 
-test('a refused step that nobody awaits ends no process', async (t) => {
+test('a step that is not awaited is refused like one that is', async (t) => {
   const app = await atomicApp(t, database, async (request) => {
     void request.idempotency.step('charge', () => 1)
     await new Promise((resolve) => setImmediate(resolve))
     return 'x'
   })
-  t.equal((await send(app, '/things', { key: newKey() })).body, 'x')
+  const answer = await send(app, '/things', { key: newKey() })
+  t.match(answer.json(), { code: 'IDEMPOTENCY_NOT_IN_ATOMIC' })
 })
 
 test('there is no tx anywhere else, and the error says what to write', async (t) => {

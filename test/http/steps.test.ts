@@ -329,6 +329,39 @@ test('a handler that answers before its transaction is done has failed; its effe
   t.equal(await effects(), 1)
 })
 
+for (const [what, call] of [
+  ['a step', (idempotency) => idempotency.step('charge', () => Promise.reject(new Error('down')))],
+  ['a transaction', (idempotency) => idempotency.transaction(() => Promise.reject(new Error('x')))],
+  ['a name that is used', (idempotency) => idempotency.step('look', () => 1)],
+  ['run() of no handler', (idempotency) => idempotency.run({ name: 'none' } as never, 1)],
+] as [string, (idempotency: RequestIdempotency) => Promise<unknown>][]) {
+  test(`${what} that fails without being awaited fails the handler that goes on`, async (t) => {
+    const { app } = await serve(t, async (idempotency) => {
+      await idempotency.step('look', () => 1)
+      const unawaited = call(idempotency)
+      if (idempotency.attempt > 1) return unawaited.catch(() => 'seen')
+      await prisma.payment.count()
+      return 'charged'
+    })
+    const events = collectEvents(t)
+    const key = newKey()
+    const answer = await send(app, '/pay', { key })
+    t.equal(answer.statusCode, 500)
+    t.match(answer.json(), { code: 'IDEMPOTENCY_STEP_NOT_AWAITED' })
+    await events.first('released')
+    t.equal((await send(app, '/pay', { key })).body, 'seen')
+  })
+}
+
+test('a failure that is awaited late is the handler’s to deal with', async (t) => {
+  const { app } = await serve(t, async (idempotency) => {
+    const charge = idempotency.step('charge', () => Promise.reject(new Error('declined')))
+    await prisma.payment.count()
+    return charge.catch(({ message }) => message)
+  })
+  t.equal((await send(app, '/pay', { key: newKey() })).body, 'declined')
+})
+
 test('when one of two steps fails, the other is not cut off', async (t) => {
   const go = latch()
   let mails = 0
@@ -804,11 +837,11 @@ test('a renewal does not get in the way of a strict transaction', {
           runs += 1
           await tx.payment.create(payment(account))
           // Longer than the third of a lease after which it is renewed.
-          await tx.$queryRaw`SELECT 1 FROM pg_sleep(0.5)`
+          await tx.$queryRaw`SELECT 1 FROM pg_sleep(2.1)`
         },
         { isolationLevel: 'RepeatableRead' },
       ),
-    { plugin: { lease: '1s' } },
+    { plugin: { lease: '6s' } },
   )
   t.equal((await send(app, '/pay', { key: newKey() })).statusCode, 200)
   t.equal(runs, 1)

@@ -131,6 +131,15 @@ test('what is not awaited is a failure, and its effect is there once', async (t)
   t.equal(await prisma.payment.count({ where: { tenantId: account } }), 1)
 })
 
+test('what fails without being awaited is a failure, also when the work ends later', async (t) => {
+  const { operations } = operationsProcess(t, way)
+  const run = operations.of('').run(newName(), async (operation) => {
+    void operation.step('charge', () => Promise.reject(new Error('down')))
+    await prisma.payment.count()
+  })
+  await t.rejects(run, { code: 'IDEMPOTENCY_STEP_NOT_AWAITED' })
+})
+
 test('a client cannot answer, or see, an operation of the application', async (t) => {
   const name = newName()
   const app = await buildApp(t, database, {

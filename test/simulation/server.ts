@@ -215,12 +215,12 @@ export class Server implements Owner {
       why = String(error)
       this.#answers.failed(error)
     }
-    const unfinished = claim.closeSteps()
-    if (body === undefined || unfinished !== undefined) {
+    const { isAwaited, over } = claim.closeSteps()
+    if (body === undefined || !isAwaited) {
       // It says less than what is still being done, which keeps the key until it is over.
       const release = () => claim.release(why, plan.storeTimeoutMs)
-      if (unfinished === undefined) await release()
-      else void unfinished.then(release)
+      if (over === undefined) await release()
+      else void over.then(release)
       return { kind: 'again', why: body === undefined ? why : 'not awaited' }
     }
     const work = JSON.stringify(body)

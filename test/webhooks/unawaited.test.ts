@@ -30,7 +30,7 @@ test('a handler that does not await its transaction has failed, and its effect i
   t.equal((await postStripe(app, event)).statusCode, 500)
   t.match(await eventOf(database, event.id), {
     status: 'retrying',
-    errors: [{ message: /FastifyError: The handler answered before a step, a transaction/ }],
+    errors: [{ message: /FastifyError: The handler did not await a step, a transaction/ }],
   })
   t.equal((await postStripe(app, event)).json().outcome, 'processed')
   t.equal(await paid(tenantId), 1)
@@ -43,6 +43,25 @@ test('what fails without being awaited ends no process', async (t) => {
     })
   })
   t.equal((await postStripe(app, stripeEvent())).statusCode, 500)
+})
+
+test('a failure that nothing awaited fails the attempt, also when the handler ends later', async (t) => {
+  const tenantId = randomUUID()
+  let runs = 0
+  const app = await appOf(t, async (event) => {
+    runs += 1
+    if (runs > 2) return
+    if (runs === 1) void event.step('mail', () => Promise.reject(new Error('no mail today')))
+    else void event.transaction(() => Promise.reject(new Error('no row to update')))
+    await paid(tenantId)
+    await paid(tenantId)
+  })
+  const event = stripeEvent()
+  for (const attempt of [1, 2]) {
+    t.equal((await postStripe(app, event)).statusCode, 500)
+    t.match((await eventOf(database, event.id))?.errors, { length: attempt })
+  }
+  t.equal((await postStripe(app, event)).json().outcome, 'processed')
 })
 
 test('a step beside one that failed is done before the attempt ends', async (t) => {
