@@ -101,7 +101,7 @@ export interface GuardsSettings extends LocksSettings {
 /** Each part is made when it is used: an application may lack the tables of the others. */
 export function createGuards(settings: GuardsSettings): ApplicationGuards {
   const { prisma, application, clock, provider, demandExactNames, limits, patienceMs } = settings
-  const bounds = { limit: limits.guards.begin, timeoutMs: patienceMs }
+  const bounds = { limit: limits.begin, timeoutMs: patienceMs }
   let locks: Locks | undefined
   let statuses: Statuses | undefined
   let isClosed = false

@@ -36,7 +36,7 @@ import { prismaEventStore } from './store/prisma-events.js'
 import {
   createStatementLimits,
   defaultMaxConnections,
-  type StatementLimits,
+  type PlaceLimits,
 } from './store/statement-limit.js'
 import { onPrisma, type RunStatement } from './store/statements.js'
 import { Inbox } from './webhooks/inbox.js'
@@ -117,14 +117,14 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     clock,
     provider,
     patienceMs: settings.storeTimeoutMs,
-    limits,
+    limits: limits.besideKeys,
     holder,
     report,
   })
 
   let opened: { inbox: Inbox; events: EventStore } | undefined
   const inbox = () => {
-    opened ??= openInbox(app, options, settings, database, { guards, limits })
+    opened ??= openInbox(app, options, settings, database, { guards, limits: limits.besideKeys })
     return opened.inbox
   }
   const { recordEvent, tenantOf, ...webhooks } = bindWebhooks(app, {
@@ -241,7 +241,7 @@ function openInbox(
   { prisma, dispatch = inProcess() }: PluginOptions,
   { storeTimeoutMs, drainMs, hasWorker }: PluginSettings,
   { run, clock, primary }: Reach,
-  shared: { readonly guards: ApplicationGuards; readonly limits: StatementLimits },
+  shared: { readonly guards: ApplicationGuards; readonly limits: PlaceLimits },
 ): { inbox: Inbox; events: EventStore } {
   demandModel(prisma, 'webhookEvent')
   const events = run ? postgresEventStore(run) : prismaEventStore(primary, clock)

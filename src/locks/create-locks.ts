@@ -2,7 +2,7 @@ import type { Report } from '../events.js'
 import { limitedClient } from '../store/bounded-client.js'
 import type { PrismaClientLike, Provider } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
-import type { StatementLimit, StatementLimits } from '../store/statement-limit.js'
+import type { PlaceLimits, StatementLimit } from '../store/statement-limit.js'
 import { autoLock } from './auto.js'
 import { databaseLock } from './database.js'
 import { warnOfEviction } from './eviction.js'
@@ -21,7 +21,7 @@ export interface LocksSettings {
   readonly clock: DatabaseClock
   readonly provider: Provider
   readonly patienceMs: number
-  readonly limits: StatementLimits
+  readonly limits: PlaceLimits
   /** How this process is named in locks that name no holder. */
   readonly holder?: string | undefined
   /** For what happens to all locks, and not to one of them. */
@@ -61,6 +61,6 @@ function inDatabase({ prisma, clock, provider, patienceMs, limits }: LocksSettin
     const client = limitedClient(prisma, { limit, timeoutMs: patienceMs })
     return { client, clock: clock.through(client) }
   }
-  const asking = connect(limits.guards.begin)
-  return databaseLock(asking.client, asking.clock, provider, connect(limits.guards.hold))
+  const asking = connect(limits.begin)
+  return databaseLock(asking.client, asking.clock, provider, connect(limits.hold))
 }

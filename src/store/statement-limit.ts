@@ -3,23 +3,22 @@ import { StoreTimeout } from '../within.js'
 /** Starts one statement, or one call of a verb, once there is room for it. */
 export type StatementLimit = <T>(start: () => PromiseLike<T>) => Promise<T>
 
-export interface StatementLimits {
-  /** For what asks for a key, or for an event: it can be refused. */
+export interface PlaceLimits {
+  /** For what asks for something: it can be refused. */
   readonly begin: StatementLimit
   /** For what an attempt that runs has to write. It never queues behind what wants to begin. */
   readonly hold: StatementLimit
+}
+
+/** `begin` and `hold` are those of the keys, which may take all places. */
+export interface StatementLimits extends PlaceLimits {
   /** For the begin of a transaction that a handler then runs in, until its first statement is answered. */
   readonly transaction: StatementLimit
   /**
-   * For locks and reservations: places of `begin`, and of `hold`, but never all of them where there are
-   * several. A table of theirs that is locked does not stop the keys.
+   * For webhooks, locks, reservations and statuses: places of `begin`, and of `hold`, but never all of them
+   * where there are several. A table of theirs that is locked does not stop the keys.
    */
-  readonly guards: {
-    /** For what asks for something. */
-    readonly begin: StatementLimit
-    /** For what keeps a lock, or gives it back. */
-    readonly hold: StatementLimit
-  }
+  readonly besideKeys: PlaceLimits
 }
 
 /** What a `pg` pool and Prisma's adapters have by default. */
@@ -45,7 +44,7 @@ export function createStatementLimits(maxConnections: number, timeoutMs: number)
     begin,
     hold,
     transaction: createStatementLimit(forBegins, timeoutMs),
-    guards: {
+    besideKeys: {
       begin: partOf(begin, forBegins, timeoutMs),
       hold: partOf(hold, forHolders, timeoutMs),
     },

@@ -8,7 +8,7 @@ import { boundedClient } from '../store/bounded-client.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
 import type { Endpoints, EventStore, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
-import type { StatementLimits } from '../store/statement-limit.js'
+import type { PlaceLimits } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import { type Endpoint, payloadOf } from './endpoint.js'
 import { Run, type RunContext, type RunOutcome } from './run.js'
@@ -20,7 +20,7 @@ export interface RunnerOptions {
   readonly dispatch: Dispatch
   /** How long the store may take for one answer. */
   readonly storeTimeoutMs: number
-  readonly limits: StatementLimits
+  readonly limits: PlaceLimits
   /** How long a closing server waits for the events that it runs. */
   readonly drainMs: number
   readonly guards: ApplicationGuards

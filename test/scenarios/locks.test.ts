@@ -42,7 +42,7 @@ function locksIn(
   return createLocks({
     ...{ kind, redis, prisma, clock, provider: 'postgresql', patienceMs: 5_000, report },
     redisPrefix: 'fastify-idempotency:',
-    limits: createStatementLimits(7, 5_000),
+    limits: createStatementLimits(7, 5_000).besideKeys,
   })
 }
 

@@ -4,7 +4,7 @@ import type { ApplicationGuards } from '../../src/guards.js'
 import type { PrismaClientLike } from '../../src/store/client.js'
 import type { DatabaseClock } from '../../src/store/clock.js'
 import type { EventStore } from '../../src/store/event-store.js'
-import type { StatementLimits } from '../../src/store/statement-limit.js'
+import type { PlaceLimits } from '../../src/store/statement-limit.js'
 import { readWebhookOptions } from '../../src/webhooks/check-options.js'
 import type { Endpoint } from '../../src/webhooks/endpoint.js'
 import type { WebhookEvent } from '../../src/webhooks/event.js'
@@ -22,7 +22,7 @@ export interface EndpointParts {
   readonly store: EventStore
   readonly prisma: PrismaClientLike
   readonly clock: DatabaseClock
-  readonly limits: StatementLimits
+  readonly limits: PlaceLimits
   readonly log: FastifyBaseLogger
   readonly answers: Answers
   readonly process: { readonly isDead: boolean }

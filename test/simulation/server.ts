@@ -95,7 +95,8 @@ export class Server implements Owner {
     this.#atomicRoute = new AtomicRoute(this.#atomic, this.#answers, context)
     if (plan.events.length > 0) {
       const store = isPortable ? prismaEventStore(prisma, clock) : postgresEventStore(run)
-      const parts = { store, prisma, clock, limits, log: SILENT, answers: this.#answers }
+      const places = { limits: limits.besideKeys }
+      const parts = { store, prisma, clock, ...places, log: SILENT, answers: this.#answers }
       const endpoints = new EventEndpoints(context, { ...parts, process: this })
       network.world.in(0, this, () => endpoints.work())
       this.#endpoints = endpoints

@@ -83,16 +83,16 @@ t.test('running attempts and new requests have connections of their own', async 
   t.strictSame(await Promise.all(results), [1, 2, 3])
 })
 
-t.test('locks and reservations leave a place of each kind to the keys', async (t) => {
-  const { begin, hold, guards } = createStatementLimits(4, 60_000)
+t.test('webhooks, locks and reservations leave a place of each kind to the keys', async (t) => {
+  const { begin, hold, besideKeys } = createStatementLimits(4, 60_000)
   const { started, start, names } = latches()
-  const results = [guards.begin(start(1)), guards.begin(start(2)), begin(start(3))]
-  results.push(guards.hold(start(4)), guards.hold(start(5)), hold(start(6)))
+  const results = [besideKeys.begin(start(1)), besideKeys.begin(start(2)), begin(start(3))]
+  results.push(besideKeys.hold(start(4)), besideKeys.hold(start(5)), hold(start(6)))
   t.strictSame(names(), [1, 3, 4, 6])
   for (const n of [0, 1, 2, 3]) started[n]?.end()
   await turn()
   for (const n of [4, 5]) started[n]?.end()
   t.strictSame(await Promise.all(results), [1, 2, 3, 4, 5, 6])
   const small = createStatementLimits(2, 60_000)
-  t.equal(await small.guards.begin(async () => 7), 7, 'with one place they have that')
+  t.equal(await small.besideKeys.begin(async () => 7), 7, 'with one place they have that')
 })
