@@ -1,4 +1,5 @@
 import { type Duration, parseDuration } from './core/duration.js'
+import { isReplayable } from './core/replayable-header.js'
 import { isStorableText } from './core/text.js'
 import { OptionInvalid } from './errors.js'
 
@@ -58,9 +59,10 @@ export const isHeaderList: Check = (value) => {
   if (!Array.isArray(value) || !value.every(isHeaderName)) {
     return "must be a list of header names, such as ['x-request-cost']"
   }
-  return value.some((name) => name.toLowerCase() === 'set-cookie')
-    ? "must not contain 'set-cookie': a cookie would be replayed to whoever retries"
-    : undefined
+  const refused = value.find((name) => !isReplayable(name))
+  return refused === undefined
+    ? undefined
+    : `must not contain '${refused}': it belongs to one client, or to one connection, and would be replayed to others`
 }
 
 /** Checks an object of options, with all that may be in it. @throws OptionInvalid */

@@ -3,6 +3,7 @@ import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { FastifyRequest } from 'fastify'
 import { type PayloadForm, withForm } from '../core/payload-form.js'
 import type { StoredResponse } from '../core/record.js'
+import { isReplayable } from '../core/replayable-header.js'
 import { type Failure, failureOf, type OmittedReason } from '../events.js'
 import type { RedactedResponse, RouteSettings } from '../options.js'
 import type { Head } from './capture.js'
@@ -83,6 +84,7 @@ function readHeaders(headers: unknown): StoredResponse['headers'] {
   const own: Record<string, string | string[]> = {}
   for (const [name, value] of Object.entries(headers)) {
     validateHeaderName(name)
+    if (!isReplayable(name)) throw new TypeError('a header that redact returned is never replayed')
     for (const one of [value].flat()) {
       if (typeof one !== 'string') throw new TypeError('a header that redact returned is no text')
       validateHeaderValue(name, one)

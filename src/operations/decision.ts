@@ -3,6 +3,7 @@ import { type Check, check, isInteger } from '../checks.js'
 import { MAX_KEY_LENGTH } from '../core/key.js'
 import { withForm } from '../core/payload-form.js'
 import type { StoredResponse } from '../core/record.js'
+import { isReplayable } from '../core/replayable-header.js'
 import { OptionInvalid } from '../errors.js'
 import { readName } from './options.js'
 import { storedKey, storedResult } from './stored.js'
@@ -78,8 +79,11 @@ function readResponse(response: ResponseToKeep): StoredResponse {
     }
     kept[name.toLowerCase()] = String(value)
   }
-  if (kept['set-cookie'] !== undefined) {
-    throw new OptionInvalid('a response that is replayed must not set a cookie')
+  const refused = Object.keys(kept).find((name) => !isReplayable(name))
+  if (refused !== undefined) {
+    throw new OptionInvalid(
+      `a response that is replayed must not have the header "${refused}": it belongs to one client, or to one connection`,
+    )
   }
   if (body === undefined) return { statusCode, headers: kept, body: new Uint8Array() }
   if (body instanceof Uint8Array) return { statusCode, headers: kept, body }

@@ -136,6 +136,10 @@ for (const [name, config] of Object.entries(ROUTES)) {
       ({ headers: { location: { a: 1 } }, body: 'x' }) as never,
     'that returns a header which cannot be sent': () =>
       ({ headers: { location: 'a\nb' }, body: 'x' }) as never,
+    'that returns a cookie': () =>
+      ({ headers: { 'Set-Cookie': 'session=secret' }, body: 'x' }) as never,
+    'that returns a header of the connection': () =>
+      ({ headers: { 'transfer-encoding': 'chunked' }, body: 'x' }) as never,
     'that returns a header whose name cannot be sent': () =>
       ({ headers: { 'bad name': '1' }, body: 'x' }) as never,
   })) {
