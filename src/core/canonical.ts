@@ -1,6 +1,7 @@
 import type { Hash } from 'node:crypto'
 import { ByteWriter } from './byte-writer.js'
 import { contentsOf, isRoot } from './class-contents.js'
+import { type NextTurn, VALUES_PER_TURN } from './turns.js'
 
 // One byte in front of each value. Part of every stored fingerprint: none of them ever changes.
 const UNDEFINED = 0
@@ -51,12 +52,6 @@ const NOTHING: readonly unknown[] = []
 const FEW_KEYS = 16
 /** More keys than that are sorted in a turn of its own. */
 const MANY_KEYS = 10_000
-/** So many values are written in one turn of the event loop: a few milliseconds. */
-const VALUES_PER_TURN = 20_000
-
-/** Fulfilled in a later turn of the event loop. */
-export type NextTurn = () => Promise<unknown>
-
 /**
  * Adds a value to a hash, so that two values give the same hash exactly when they hold the same. The
  * order of the keys of an object does not count. Everything else does: the type of a value, -0 and 0,

@@ -1,11 +1,6 @@
 import { createHash, type Hash } from 'node:crypto'
-import {
-  type Hashed,
-  hashCanonical,
-  hashCanonicalInTurns,
-  type NextTurn,
-  type Repetitive,
-} from './canonical.js'
+import { type Hashed, hashCanonical, hashCanonicalInTurns, type Repetitive } from './canonical.js'
+import type { NextTurn } from './turns.js'
 
 /** What must stay the same when a key is used again. */
 export interface RequestParts {

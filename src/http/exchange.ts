@@ -24,7 +24,7 @@ import { BUSY_RETRY_S, problem, STORE_RETRY_S } from './problem.js'
 import { Recording, type RecordingTerms } from './recording.js'
 import { Replay } from './replay.js'
 import { restoreHead, saveHead } from './reply-head.js'
-import { type SavedInput, saveInput } from './request-input.js'
+import { saveInput } from './request-input.js'
 import type { SendOn } from './sends.js'
 
 /** Why an operation that was granted does not run. */
@@ -69,8 +69,6 @@ export class Exchange {
   #report: Report
   #recording: Recording | undefined
   #atomic: AtomicRecording | undefined
-  /** What an atomic handler was given, if it can be given that again. */
-  #input: SavedInput | undefined
   #isCounted = false
   #hasTimedOut = false
   #isBypassed = false
@@ -139,21 +137,21 @@ export class Exchange {
   }
 
   /** A transaction that a conflict undid is begun anew, on a request and a reply as they were. */
-  #again(begin: () => Promise<unknown>): Promise<unknown> {
+  async #again(begin: () => Promise<unknown>): Promise<unknown> {
     const reply = this.#reply
     const head = saveHead(reply)
-    let isFirst = true
-    const beginAgain = () => {
-      if (!isFirst) {
+    // Before there is a transaction: a large body takes several turns, and no connection meanwhile.
+    const input = await saveInput(this.#request)
+    const beginAgain = async () => {
+      // Without a handler that has run, there is nothing that it could have changed.
+      if (this.#atomic !== undefined) {
         this.#atomic = undefined
         restoreHead(reply, head)
-        this.#input?.restore()
+        await input?.restore()
       }
-      isFirst = false
       return begin()
     }
-    // Without a handler that has run, there is nothing that it could have changed.
-    return sayAgain(beginAgain, () => this.#atomic === undefined || this.#input !== undefined)
+    return sayAgain(beginAgain, () => this.#atomic === undefined || input !== undefined)
   }
 
   async #beginWithoutKey(): Promise<unknown> {
@@ -256,7 +254,6 @@ export class Exchange {
       await claim.undo(OVER, new StepTooLate())
       return this.#reply
     }
-    this.#input ??= saveInput(this.#request)
     this.#atomic = new AtomicRecording(claim, this.#reply, this.#terms())
     return this.#atomic.run(this.#route.handler)
   }

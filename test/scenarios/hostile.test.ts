@@ -1,8 +1,9 @@
 // What a hostile client can put into a request: each is answered 2xx, 4xx or with a typed error, blocks the event loop
-// for hardly longer than the same route does unprotected, and costs the other tenants nothing.
+// for hardly longer than its body takes to be parsed, and costs the other tenants nothing.
 import t from 'tap'
 import { begin, buildApp, newKey } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
+import { TurnMeter } from '../fixtures/turn-meter.js'
 
 const database = await anyDatabase(t)
 
@@ -10,7 +11,7 @@ interface Hostile {
   readonly name: string
   readonly body?: string
   readonly key?: string
-  readonly path?: string
+  readonly query?: string
   readonly headers?: Record<string, string>
 }
 
@@ -53,9 +54,9 @@ const HOSTILE: readonly Hostile[] = [
   { name: 'a key of 7,000 escapes', key: `"${'\\"'.repeat(7_000)}` },
   { name: 'a key of 15,000 quotes', key: '"'.repeat(15_000) },
   { name: 'a key of __proto__', key: '__proto__' },
-  { name: 'a NUL in the query', path: '/open?q=%00' },
-  { name: 'a surrogate in the query', path: '/open?q=%ED%A0%80' },
-  { name: '5,000 parameters in the query', path: `/open?${repeat('a=1&', 20_000)}` },
+  { name: 'a NUL in the query', query: '?q=%00' },
+  { name: 'a surrogate in the query', query: '?q=%ED%A0%80' },
+  { name: '5,000 parameters in the query', query: `?${repeat('a=1&', 20_000)}` },
   { name: 'a NUL in the tenant', headers: { 'x-tenant': 'a%00b' } },
   { name: 'a lone surrogate in the tenant', headers: { 'x-tenant': 'surrogate' } },
   { name: 'a tenant of 10,000 characters', headers: { 'x-tenant': 'x'.repeat(10_000) } },
@@ -65,72 +66,57 @@ const HOSTILE: readonly Hostile[] = [
 const text = (header: unknown) =>
   header === 'surrogate' ? 'a\ud800' : decodeURIComponent(String(header ?? 'acme'))
 
+const meter = new TurnMeter()
+
+/** The machine may be busy with other things: how long it takes is not the point, but who works meanwhile. */
+const PATIENCE = '60s' as const
+
 const app = await buildApp(t, database, {
   plugin: {
     tenant: (request) => text(request.headers['x-tenant']),
     principal: (request) => text(request.headers['x-principal']),
+    storeTimeout: PATIENCE,
   },
   server: { routerOptions: { maxParamLength: 20_000 } } as object,
+  before(app) {
+    // Before the plugin's own hooks: what they do counts.
+    app.addHook('preParsing', async () => meter.pause())
+    app.addHook('preValidation', async () => meter.resume())
+  },
   routes(app) {
     app.post('/protected', () => 'done')
-    app.post('/open', () => 'done')
-    app.post('/bare', { config: { idempotency: false } }, () => 'done')
+    const atomic = { timeout: PATIENCE, maxWait: PATIENCE }
+    app.post('/atomic', { config: { idempotency: { atomic } } }, () => 'done')
   },
 })
 
-/**
- * How much processor time one turn of the event loop took, at most, in milliseconds. The time on the clock
- * would include what the machine does beside it.
- */
-async function blockedMs(call: () => Promise<unknown>): Promise<number> {
-  let longest = 0
-  let before = process.cpuUsage()
-  let turn: NodeJS.Immediate
-  const end = () => {
-    const { user, system } = process.cpuUsage(before)
-    longest = Math.max(longest, (user + system) / 1_000)
-    before = process.cpuUsage()
-  }
-  const next = () => {
-    end()
-    turn = setImmediate(next)
-  }
-  turn = setImmediate(next)
-  await call()
-  clearImmediate(turn)
-  end()
-  return longest
-}
+for (const url of ['/protected', '/atomic']) {
+  for (const { name, body = '{}', key, query = '', headers } of HOSTILE) {
+    t.test(`${name} is answered by ${url}, alone and at once`, async (t) => {
+      const post = () =>
+        begin(app, url + query, {
+          key: key ?? newKey(),
+          payload: body,
+          headers: { 'content-type': 'application/json', ...headers },
+        })
+      const strangers = Array.from({ length: 10 }, (_, n) =>
+        begin(app, url, { key: newKey(), headers: { 'x-tenant': `other-${n}` } }),
+      )
+      const answers = await Promise.all([post(), post()])
+      for (const { statusCode, body } of answers) {
+        // The tenant and the principal are the application's functions: what they return is its own.
+        const isTyped = body.includes('"code":"IDEMPOTENCY_')
+        t.ok(statusCode < 500 || isTyped, `${statusCode} ${body.slice(0, 200)}`)
+      }
+      for (const { statusCode } of await Promise.all(strangers)) t.equal(statusCode, 200)
 
-for (const { name, body = '{}', key, path, headers } of HOSTILE) {
-  t.test(`${name} is answered, alone and at once`, async (t) => {
-    const post = (url: string) =>
-      begin(app, url, {
-        key: key ?? newKey(),
-        payload: body,
-        headers: { 'content-type': 'application/json', ...headers },
-      })
-    const strangers = Array.from({ length: 10 }, (_, n) =>
-      begin(app, '/protected', { key: newKey(), headers: { 'x-tenant': `other-${n}` } }),
-    )
-    const answers = await Promise.all([post(path ?? '/protected'), post(path ?? '/protected')])
-    for (const { statusCode, body } of answers) {
-      // The tenant and the principal are the application's functions: what they return is its own.
-      const isTyped = body.includes('"code":"IDEMPOTENCY_')
-      t.ok(statusCode < 500 || isTyped, `${statusCode} ${body.slice(0, 200)}`)
-    }
-    for (const { statusCode } of await Promise.all(strangers)) t.equal(statusCode, 200)
-
-    // The best of several each: what the machine does beside it is not the point.
-    let bareMs = Number.POSITIVE_INFINITY
-    let protectedMs = Number.POSITIVE_INFINITY
-    const bare = (path ?? '/protected').replace(/^\/\w+/, '/bare')
-    for (let round = 0; round < 3 || (round < 10 && protectedMs - bareMs >= 50); round += 1) {
-      bareMs = Math.min(bareMs, await blockedMs(() => post(bare)))
-      protectedMs = Math.min(protectedMs, await blockedMs(() => post(path ?? '/protected')))
-    }
-    const extraMs = protectedMs - bareMs
-    t.comment(`${Math.round(bareMs)} ms bare, ${Math.round(protectedMs)} ms protected`)
-    t.ok(extraMs < 50, `${Math.round(extraMs)} ms more than the same route unprotected`)
-  })
+      // The best of several, because garbage of others is collected in between.
+      let blockedMs = Number.POSITIVE_INFINITY
+      for (let round = 0; round < 10 && blockedMs >= 50; round += 1) {
+        blockedMs = Math.min(blockedMs, await meter.longestTurnMs(post))
+      }
+      t.comment(`${Math.round(blockedMs)} ms`)
+      t.ok(blockedMs < 50, `${Math.round(blockedMs)} ms in one turn`)
+    })
+  }
 }
