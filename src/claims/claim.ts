@@ -6,17 +6,17 @@ import { failureOf, type Report } from '../events.js'
 import { Lease, type LeaseTerms } from '../lease.js'
 import type { PrismaClientLike } from '../store/client.js'
 import { writeHeld } from '../store/held-record.js'
-import type { Extend, Finish } from '../store/store.js'
+import type { Extend, Finish, KeepSteps } from '../store/store.js'
 import { finishDespiteBody } from './finish-despite-body.js'
-import { type ClosedSteps, type PrepareToKeep, Steps, type StepsContext } from './steps.js'
+import { type ClosedSteps, Steps, type StepsContext } from './steps.js'
 
 /** What a claim needs of its surroundings. */
 export interface ClaimContext {
   readonly finish: (finish: Finish) => Promise<boolean>
   readonly extend: (extend: Extend) => Promise<boolean>
+  /** Answers in time, or rejects: the steps may be stored all the same. */
+  readonly keepSteps: (steps: KeepSteps) => Promise<boolean>
   readonly prisma: PrismaClientLike
-  /** For the library's own statements. */
-  readonly ownPrisma: PrismaClientLike
   readonly report: Report
   /** Called once, when the claim has ended in this process, however it ended. */
   readonly onEnd: (claim: Claim) => void
@@ -46,7 +46,7 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
 
   constructor(
     terms: ClaimTerms,
-    { finish, extend, prisma, ownPrisma, report, onEnd }: ClaimContext,
+    { finish, extend, keepSteps, prisma, report, onEnd }: ClaimContext,
   ) {
     const { tenantId, key, operationId, attempt, leaseMs } = terms
     const hold = { tenantId, key, operationId, attempt }
@@ -66,7 +66,7 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
     this.resumed = terms.resumed
     this.onLeaseExpired = terms.onLeaseExpired
     this.#report = report
-    this.#openSteps = () => stepsOf(terms, { prisma, ownPrisma, isHeld: () => this.isHeld() })
+    this.#openSteps = () => stepsOf(terms, { prisma, keepSteps, isHeld: () => this.isHeld() })
   }
 
   /** The named pieces of its operation. Made when they are asked for: most handlers have none. */
@@ -129,19 +129,23 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
   }
 }
 
-/** Results are stored by a write that is guarded by the claim; it may be part of a transaction. */
+/** Results are stored by a write that is guarded by the claim, on its own or in a transaction. */
 function stepsOf(
   { tenantId, key, operationId, attempt, steps: earlier }: ClaimTerms,
-  context: Pick<StepsContext, 'prisma' | 'ownPrisma' | 'isHeld'>,
+  {
+    keepSteps,
+    ...context
+  }: Pick<ClaimContext, 'prisma' | 'keepSteps'> & Pick<StepsContext, 'isHeld'>,
 ): Steps {
   const hold = { tenantId, key, operationId, attempt }
-  const prepare: PrepareToKeep = async (isFinal) => {
+  const keep: StepsContext['keep'] = (steps) => keepSteps({ ...hold, steps })
+  const prepare: StepsContext['prepare'] = async (isFinal) => {
     if (isFinal) {
       throw new OptionInvalid(
         'option "final" of transaction() is for webhook events; leave it out, or make the route atomic: config.idempotency.atomic',
       )
     }
-    return (client, results) => writeHeld(client, hold, { steps: results })
+    return (tx, steps) => writeHeld(tx, hold, { steps })
   }
-  return new Steps({ ...context, operationId, earlier, prepare })
+  return new Steps({ ...context, operationId, earlier, keep, prepare })
 }

@@ -6,7 +6,6 @@ import type { Report } from '../events.js'
 import { defaultHolder } from '../holder.js'
 import { RENEWALS_OF_A_GRANT } from '../lease.js'
 import { batched } from '../store/batcher.js'
-import { boundedClient } from '../store/bounded-client.js'
 import type { PrismaClientLike } from '../store/client.js'
 import { isLockTimeout, isOfItsData } from '../store/failures.js'
 import {
@@ -17,6 +16,7 @@ import {
 import type { Ask, Inserted, Recovery, Store, Taken } from '../store/store.js'
 import { StoreTimeout, within } from '../within.js'
 import { Claim, type ClaimTerms } from './claim.js'
+import { sizeOf } from './steps.js'
 import { type Patience, WaitingRoom } from './waiting.js'
 
 /** What a request wants: to run this operation, unless it was run before. */
@@ -41,7 +41,7 @@ export type Outcome =
   | { kind: 'refused' }
 
 export interface ClaimsOptions {
-  /** The application's client: what steps and transactions write with. */
+  /** The application's client: what transactions write with. */
   readonly prisma: PrismaClientLike
   /** How long the store may take for one answer. */
   readonly storeTimeoutMs: number
@@ -60,7 +60,6 @@ export class Claims {
   readonly #open = new Set<Claim>()
   readonly #waiting: WaitingRoom
   readonly #prisma: PrismaClientLike
-  readonly #ownPrisma: PrismaClientLike
   readonly #storeTimeoutMs: number
   readonly #holder: string
   #onEmpty: (() => void) | undefined
@@ -69,6 +68,7 @@ export class Claims {
   readonly #readBody
   readonly #finish
   readonly #extend
+  readonly #keepSteps
   readonly #forget
 
   constructor(
@@ -82,7 +82,6 @@ export class Claims {
     }: ClaimsOptions,
   ) {
     this.#prisma = prisma
-    this.#ownPrisma = boundedClient(prisma, { limit: limits.hold, timeoutMs: storeTimeoutMs })
     this.#storeTimeoutMs = storeTimeoutMs
     this.#holder = holder
     this.#waiting = new WaitingRoom(maxWaiters)
@@ -104,6 +103,7 @@ export class Claims {
       hold,
     )
     this.#extend = batched(store, store.extend, { identify }, hold)
+    this.#keepSteps = batched(store, store.keepSteps, { identify, sizeOf }, hold)
     this.#forget = batched(store, store.forget, { identify }, hold)
   }
 
@@ -288,8 +288,8 @@ export class Claims {
       {
         finish: this.#finish,
         extend: this.#extend,
+        keepSteps: (steps) => this.#inTime(this.#keepSteps(steps)),
         prisma: this.#prisma,
-        ownPrisma: this.#ownPrisma,
         report,
         onEnd: (ended) => {
           this.#open.delete(ended)

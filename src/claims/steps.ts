@@ -48,14 +48,8 @@ export interface EventTransactionOptions extends TransactionOptions {
   final?: boolean
 }
 
-/** Stores results under the attempt's guard; `false` when another attempt has taken over. */
-export type KeepSteps = (client: TransactionClient, steps: StepResults) => Promise<boolean>
-
-/**
- * Finds out what keeping will need, such as the time. Before a transaction, because it may need a
- * connection of its own, and the pool may have but one.
- */
-export type PrepareToKeep = (isFinal: boolean) => Promise<KeepSteps>
+/** Stores results by the last write of a transaction; `false` when another attempt has taken over. */
+export type KeepInTransaction = (tx: TransactionClient, results: StepResults) => Promise<boolean>
 
 /** What the present code runs in. */
 interface Place {
@@ -89,13 +83,17 @@ export interface ClosedSteps {
 /** What the steps of an attempt need of it. */
 export interface StepsContext {
   readonly prisma: PrismaClientLike
-  /** What results are stored with outside of transactions. Default: `prisma`. */
-  readonly ownPrisma?: PrismaClientLike
   /** The same in every attempt at the operation, and in no other one. */
   readonly operationId: string
   /** What earlier attempts have done. */
   readonly earlier: StepResults
-  readonly prepare: PrepareToKeep
+  /** Stores results outside of transactions, under the attempt's guard; `false` as above. */
+  readonly keep: (results: StepResults) => Promise<boolean>
+  /**
+   * Finds out what keeping them in a transaction will need, such as the time. Before it begins, because
+   * that may need a connection of its own, and the pool may have but one.
+   */
+  readonly prepare: (isFinal: boolean) => Promise<KeepInTransaction>
   /** Whether the attempt is the only one, and may begin something. Default: it is. */
   readonly isHeld?: () => boolean | Promise<boolean>
   /**
@@ -108,9 +106,9 @@ export interface StepsContext {
 /** The named pieces of an attempt, each done once over all attempts. */
 export class Steps {
   readonly #prisma: PrismaClientLike
-  readonly #ownPrisma: PrismaClientLike
   readonly #operationId: string
-  readonly #prepare: PrepareToKeep
+  readonly #keep: StepsContext['keep']
+  readonly #prepare: StepsContext['prepare']
   readonly #isHeld: () => boolean | Promise<boolean>
   readonly #isClosed: boolean
   readonly #used = new Set<string>()
@@ -135,17 +133,17 @@ export class Steps {
 
   constructor({
     prisma,
-    ownPrisma = prisma,
     operationId,
     earlier,
+    keep,
     prepare,
     isHeld = () => true,
     isClosed = true,
   }: StepsContext) {
     this.#prisma = prisma
-    this.#ownPrisma = ownPrisma
     this.#operationId = operationId
     this.#results = earlier
+    this.#keep = keep
     this.#prepare = prepare
     this.#isHeld = isHeld
     this.#isClosed = isClosed
@@ -208,13 +206,11 @@ export class Steps {
       const value = await this.#ownFunction(() => place.run(inside, fn))
       const text = encode(`result of ${CALLED[kind]} ${JSON.stringify(name)}`, value)
       crashPoint('step:done')
-      const keep = await this.#prepare(false)
       await this.#alone(async () => {
         const results = { ...this.#results, [path]: text }
         const isKept = await this.#knowing(() => {
           this.#isSent = true
-          // Guarded, and all of the results each time.
-          return sayAgain(() => keep(this.#ownPrisma, results))
+          return this.#keep(results)
         })
         if (!isKept) throw new LeaseLost()
         this.#results = results
@@ -395,6 +391,11 @@ class Undone extends Error {
     super('the transaction was undone')
     this.value = value
   }
+}
+
+/** About how many bytes they are. */
+export function sizeOf({ steps }: { readonly steps: StepResults }): number {
+  return Object.values(steps).reduce<number>((bytes, text) => bytes + String(text).length, 0)
 }
 
 function checkFunction(what: 'step' | 'transaction', fn: unknown): void {

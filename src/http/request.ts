@@ -64,6 +64,7 @@ export function requestIdempotency(
       prisma,
       operationId: randomUUID(),
       earlier: {},
+      keep: async () => true,
       prepare: async () => async () => true,
       isClosed: false,
     })

@@ -199,6 +199,12 @@ FROM ${asked('id::text', 'fence::int4', 'lease_ms::float8')}
 WHERE e.id = a.id AND e.fence = a.fence AND e.status = 'processing'
 RETURNING a.i::int4 AS i`
 
+export const KEEP_STEPS = `
+UPDATE webhook_event e SET steps = a.steps::jsonb
+FROM ${asked('id::text', 'fence::int4', 'steps::text')}
+WHERE e.id = a.id AND e.fence = a.fence AND e.status = 'processing'
+RETURNING a.i::int4 AS i`
+
 export const FIND = `SELECT ${WHOLE_ROW} FROM webhook_event e WHERE e.id = (SELECT $1::text)`
 
 export const FIND_BY_NAME = `

@@ -72,6 +72,11 @@ export interface RunHold {
   readonly fence: number
 }
 
+/** All that the steps of an event have returned so far, in place of what is stored. */
+export interface KeepEventSteps extends RunHold {
+  readonly steps: StepResults
+}
+
 /** How a run ends. Absolute values: saying it twice changes nothing more. */
 export interface RunEnd extends RunHold {
   readonly status: Exclude<EventStatus, 'processing'>
@@ -116,6 +121,8 @@ export interface EventStore {
   end(ends: readonly RunEnd[]): Promise<boolean[]>
   /** Renews leases, counted from now. */
   extend(holds: readonly (RunHold & { readonly leaseMs: number })[]): Promise<boolean[]>
+  /** Stores the results of steps while the run goes on. */
+  keepSteps(list: readonly KeepEventSteps[]): Promise<boolean[]>
   /** Lists at most `limit` events that are due, without claiming them. */
   listDue(limit: number, endpoints: Endpoints): Promise<{ id: string; fence: number }[]>
   find(

@@ -9,6 +9,7 @@ import {
   FIND,
   FIND_BY_NAME,
   HEAD,
+  KEEP_STEPS,
   LIST_DUE,
   PRUNE,
   RECORD,
@@ -161,6 +162,12 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
       matched('fi_event_extend', EXTEND, list, (items) => [
         ...holds(items),
         items.map(({ leaseMs }) => leaseMs),
+      ]),
+
+    keepSteps: (list) =>
+      matched('fi_event_keep_steps', KEEP_STEPS, list, (items) => [
+        ...holds(items),
+        items.map(({ steps }) => JSON.stringify(steps)),
       ]),
 
     async listDue(limit, { names }) {

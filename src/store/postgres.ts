@@ -112,6 +112,12 @@ FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'attempt::int
 WHERE ${IS_ROW_OF} AND ${IS_ATTEMPT} AND r.status = 'in_progress'
 RETURNING a.i::int4 AS i`
 
+const KEEP_STEPS = `
+UPDATE idempotency_record r SET steps = a.steps::jsonb
+FROM ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'attempt::int4', 'steps::text')}
+WHERE ${IS_ROW_OF} AND ${IS_ATTEMPT} AND r.status = 'in_progress'
+RETURNING a.i::int4 AS i`
+
 const FORGET = `
 DELETE FROM idempotency_record r
 USING ${asked('tenant_id::text', 'key::text', 'operation_id::text', 'attempt::int4')}
@@ -228,6 +234,11 @@ export function postgresStore(runOnce: RunStatement): Store {
       matched('fi_extend', EXTEND, extends_, (list) => [
         ...holds(list),
         list.map(({ leaseMs }) => leaseMs),
+      ]),
+    keepSteps: (list) =>
+      matched('fi_keep_steps', KEEP_STEPS, list, (items) => [
+        ...holds(items),
+        items.map(({ steps }) => JSON.stringify(steps)),
       ]),
     forget: (list) => matched('fi_forget', FORGET, list, holds),
     async prune(limit) {

@@ -7,6 +7,7 @@ import type {
   Arrival,
   Endpoints,
   EventStore,
+  KeepEventSteps,
   Recorded,
   RunEnd,
   RunHold,
@@ -279,11 +280,17 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
     return (await events.findFirst({ where, select: { id: true } })) !== null
   }
 
+  async function keepSteps({ id, fence, steps }: KeepEventSteps): Promise<boolean> {
+    const where = { id, fence, status: 'processing' }
+    return (await updateMany({ where, data: { steps } })) === 1
+  }
+
   return {
     combinesLists: false,
     record: each(record),
     end: each(end),
     extend: each(extend),
+    keepSteps: each(keepSteps),
 
     async claimDue(limit, endpoints) {
       const claimed: StoredEvent[] = []

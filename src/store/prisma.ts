@@ -8,6 +8,7 @@ import type {
 } from '../core/record.js'
 import { isUniqueViolation, type PrismaClientLike } from './client.js'
 import type { DatabaseClock } from './clock.js'
+import { writeHeld } from './held-record.js'
 import { sayingAgainEach } from './say-again.js'
 import type { Ask, Extend, Finish, Hold, Inserted, Store, Taken, TakeOver } from './store.js'
 
@@ -178,6 +179,9 @@ export function prismaStore(client: PrismaClientLike, clock: DatabaseClock): Sto
     readBodies: each(readBody),
     finish: each(finish),
     extend: each(extend),
+    keepSteps: each(({ steps, ...hold }) =>
+      writeHeld({ idempotencyRecord: records }, hold, { steps }),
+    ),
     forget: each(forget),
     async prune(limit) {
       const now = await clock.ask()

@@ -62,6 +62,11 @@ export interface Extend extends Hold {
   readonly leaseMs: number
 }
 
+/** All that the steps of an operation have returned so far, in place of what is stored. */
+export interface KeepSteps extends Hold {
+  readonly steps: StepResults
+}
+
 /**
  * Where records live. Verbs take lists, so that what concurrent requests ask for can travel in one
  * statement; each entry of a result belongs to the entry of the list at the same place. Two items of
@@ -92,6 +97,8 @@ export interface Store {
   finish(finishes: readonly Finish[]): Promise<boolean[]>
   /** Renews a lease, counted from now. */
   extend(extends_: readonly Extend[]): Promise<boolean[]>
+  /** Stores the results of steps while the claim is in progress. */
+  keepSteps(list: readonly KeepSteps[]): Promise<boolean[]>
   /** Deletes the record of a claim, as if the key had never been used. */
   forget(holds: readonly Hold[]): Promise<boolean[]>
   /** Deletes at most `limit` expired records; returns how many. */

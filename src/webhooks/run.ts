@@ -1,5 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify'
-import { type PrepareToKeep, Steps } from '../claims/steps.js'
+import { Steps, type StepsContext } from '../claims/steps.js'
 import { fullJitter } from '../core/backoff.js'
 import { KEPT_ERRORS, type RunError } from '../core/event.js'
 import { isThrown } from '../core/thrown.js'
@@ -10,7 +10,7 @@ import type { ApplicationGuards } from '../guards.js'
 import { Lease } from '../lease.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
-import type { RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
+import type { KeepEventSteps, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
 import type { Endpoint } from './endpoint.js'
 import { WebhookEvent } from './event.js'
 
@@ -23,6 +23,8 @@ export interface RunContext {
   readonly guards: ApplicationGuards
   readonly end: (end: RunEnd) => Promise<boolean>
   readonly extend: (hold: RunHold & { leaseMs: number }) => Promise<boolean>
+  /** Answers in time, or rejects: the steps may be stored all the same. */
+  readonly keepSteps: (steps: KeepEventSteps) => Promise<boolean>
   readonly storeTimeoutMs: number
   readonly log: FastifyBaseLogger
   readonly report: Report
@@ -180,25 +182,26 @@ export class Run {
 
   #openSteps(): Steps {
     const { id, fence, steps: earlier } = this.#stored
-    const { prisma, ownPrisma, clock } = this.#context
+    const { prisma, ownPrisma, clock, keepSteps } = this.#context
     const { retentionMs } = this.#endpoint.settings
-    const prepare: PrepareToKeep = async (isFinal) => {
+    const keep: StepsContext['keep'] = (steps) => keepSteps({ id, fence, steps })
+    const prepare: StepsContext['prepare'] = async (isFinal) => {
       const now = isFinal ? (await clock.through(ownPrisma).estimate()).getTime() : 0
       const done = isFinal && {
         status: 'processed',
         runningLane: null,
         dueAt: new Date(now + retentionMs),
       }
-      return async (client, results) => {
-        const written = await client.webhookEvent?.updateMany({
+      return async (tx, steps) => {
+        const written = await tx.webhookEvent?.updateMany({
           where: { id, fence, status: 'processing' },
-          data: { steps: results, ...done },
+          data: { steps, ...done },
         })
         return written?.count === 1
       }
     }
     const isHeld = () => this.#lease.isHeld()
-    return new Steps({ prisma, ownPrisma, operationId: id, earlier, prepare, isHeld })
+    return new Steps({ prisma, operationId: id, earlier, keep, prepare, isHeld })
   }
 
   async #processed(isRecorded: boolean): Promise<RunOutcome> {

@@ -1,4 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify'
+import { sizeOf } from '../claims/steps.js'
 import type { Dispatch, Job, JobName, JobOutcome, Work } from '../dispatch/dispatch.js'
 import { type Report, reporter } from '../events.js'
 import type { ApplicationGuards } from '../guards.js'
@@ -7,7 +8,14 @@ import { batched } from '../store/batcher.js'
 import { boundedClient } from '../store/bounded-client.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
-import type { Endpoints, EventStore, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
+import type {
+  Endpoints,
+  EventStore,
+  KeepEventSteps,
+  RunEnd,
+  RunHold,
+  StoredEvent,
+} from '../store/event-store.js'
 import type { PlaceLimits } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import { type Endpoint, payloadOf } from './endpoint.js'
@@ -40,6 +48,7 @@ export class Runner implements Work {
   readonly #starting = new Set<Promise<unknown>>()
   readonly #end: (end: RunEnd) => Promise<boolean>
   readonly #extend: (hold: RunHold & { leaseMs: number }) => Promise<boolean>
+  readonly #keepSteps: (steps: KeepEventSteps) => Promise<boolean>
   #isWorking = false
   #isStopped = false
   #onEmpty: (() => void) | undefined
@@ -54,6 +63,7 @@ export class Runner implements Work {
     const hold = { timeoutMs: storeTimeoutMs, limit: limits.hold }
     this.#end = batched(store, store.end, { identify }, hold)
     this.#extend = batched(store, store.extend, { identify }, hold)
+    this.#keepSteps = batched(store, store.keepSteps, { identify, sizeOf }, hold)
   }
 
   /** Begins to run what is due. Once. */
@@ -93,6 +103,7 @@ export class Runner implements Work {
       log,
       report,
       extend: this.#extend,
+      keepSteps: (steps) => within(this.#keepSteps(steps), storeTimeoutMs),
       end: async (end) => {
         const isEnded = await this.#end(end)
         if (isEnded && end.status === 'retrying' && end.dueInMs !== null) {

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { type PrepareToKeep, Steps } from '../../src/claims/steps.js'
+import { Steps, type StepsContext } from '../../src/claims/steps.js'
 import type { StepResults } from '../../src/core/record.js'
 import type { PrismaClientLike } from '../../src/store/client.js'
 import { latch } from '../fixtures/app.js'
@@ -28,27 +28,31 @@ class FakeClient {
   }
 }
 
+function keep(row: Row, results: StepResults, isFinal: boolean): boolean {
+  if (!row.isHeld) return false
+  row.steps = results
+  row.isFinal ||= isFinal
+  return true
+}
+
 function stepsOf(row: Row, client = new FakeClient()): { steps: Steps; client: FakeClient } {
   const prisma = client as unknown as PrismaClientLike
   const steps = new Steps({
     prisma,
     operationId: 'operation',
     earlier: row.steps,
-    prepare: async (isFinal) => async (_, results) => {
-      if (!row.isHeld) return false
-      row.steps = results
-      row.isFinal ||= isFinal
-      return true
-    },
+    keep: async (results) => keep(row, results, false),
+    prepare: async (isFinal) => async (_, results) => keep(row, results, isFinal),
   })
   return { steps, client }
 }
 
-/** The steps of a first attempt whose results are stored by `prepare`. */
-const stepsKeptBy = (prepare: PrepareToKeep, operationId = 'operation'): Steps =>
+/** The steps of a first attempt whose results are stored by `keep`. */
+const stepsKeptBy = (keep: StepsContext['keep'], operationId = 'operation'): Steps =>
   new Steps({
     prisma: new FakeClient() as unknown as PrismaClientLike,
-    ...{ operationId, earlier: {}, prepare },
+    ...{ operationId, earlier: {}, keep },
+    prepare: async () => (_, results) => keep(results),
   })
 
 /** The names of what is stored, outside of any part. */
@@ -114,7 +118,7 @@ t.test('a step may be begun while the result of another one is being written', a
   const row = fresh()
   const writing = latch()
   const go = latch()
-  const steps = stepsKeptBy(async () => async (_, results) => {
+  const steps = stepsKeptBy(async (results) => {
     writing.open()
     await go.opened
     row.steps = results
@@ -277,6 +281,7 @@ t.test('nothing is begun while another attempt may have the operation', async (t
     prisma: new FakeClient() as unknown as PrismaClientLike,
     operationId: 'operation',
     earlier: {},
+    keep: async () => true,
     prepare: async () => async () => true,
     isHeld: () => answers.shift() ?? true,
   })
@@ -303,6 +308,7 @@ t.test('a step is refused beside a transaction that waits to begin', async (t) =
     prisma: new FakeClient() as unknown as PrismaClientLike,
     operationId: 'operation',
     earlier: {},
+    keep: async () => true,
     prepare: async () => async () => true,
     isHeld: () => answers.shift() ?? true,
   })
@@ -488,7 +494,7 @@ t.test('keys for others are the same in every attempt, and differ by operation a
   const key = stepsOf(fresh()).steps.keyFor('charge')
   t.equal(stepsOf(fresh()).steps.keyFor('charge'), key)
   t.not(stepsOf(fresh()).steps.keyFor('refund'), key)
-  const other = stepsKeptBy(async () => async () => true, 'another')
+  const other = stepsKeptBy(async () => true, 'another')
   t.not(other.keyFor('charge'), key)
   t.match(key, /^[\w-]{43}$/)
   t.end()
@@ -526,7 +532,7 @@ t.test(
   async (t) => {
     const row = fresh()
     const go = latch()
-    const steps = stepsKeptBy(async () => async (_, results) => {
+    const steps = stepsKeptBy(async (results) => {
       row.steps = results
       throw Object.assign(new Error('no answer'), { code: 'ECONNRESET' })
     })
@@ -544,9 +550,8 @@ t.test(
   'after a step whose storing nobody answered, nothing is written: it may still be stored',
   async (t) => {
     const row = fresh()
-    // Repeated ten times, and then the handler's to try again.
-    const failures = [...new Array<string>(10).fill('40001'), 'ECONNRESET']
-    const steps = stepsKeptBy(async () => async (_, results) => {
+    const failures = ['40001', 'ECONNRESET']
+    const steps = stepsKeptBy(async (results) => {
       const code = failures.shift()
       if (code !== undefined) throw Object.assign(new Error('no answer'), { code })
       row.steps = results

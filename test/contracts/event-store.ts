@@ -690,6 +690,34 @@ export async function eventStoreContract(
     t.equal(await extend(2), false, 'ended')
   })
 
+  await test('only the run that goes on stores what it has done', async (t) => {
+    const steps = { '["charge"]': '["ch_1"]', 'quote " and \\': '[{"ü":1},2]' }
+    const [a, b] = [processing(), processing()]
+    await store.record([a, b])
+    const keep = (fence: number, results: object = steps) =>
+      only(store.keepSteps([{ id: a.id, fence, steps: { ...results } }]))
+    const list = [
+      { id: b.id, fence: 2, steps },
+      { id: randomUUID(), fence: 1, steps },
+      { id: a.id, fence: 1, steps },
+    ]
+    t.strictSame(await store.keepSteps(list), [false, false, true], 'each is told for itself')
+    t.strictSame((await found(a.id)).steps, steps)
+    t.strictSame((await found(b.id)).steps, {})
+    t.equal(await keep(1), true, 'saying it again is fine: the reply may get lost')
+    t.equal(await keep(1, { other: '[]' }), true)
+    t.strictSame((await found(a.id)).steps, { other: '[]' }, 'all of them each time')
+    await move(a.id, { dueAt: PAST })
+    t.equal(await keep(1), true, 'nobody came, so it is still its holder’s')
+    const [again] = await store.claimDue(1, SERVED)
+    t.strictSame(again?.steps, steps)
+    t.equal(await keep(1, {}), false, 'taken over')
+    t.equal(await keep(2, { mine: '[]' }), true)
+    await end(ending({ id: a.id, fence: 2 }, { status: 'retrying' }))
+    t.equal(await keep(2), false, 'ended')
+    t.strictSame((await found(a.id)).steps, { mine: '[]' })
+  })
+
   await test('an event is reopened from its first attempt, with its fence and its steps', async (t) => {
     const steps = { charge: 'ch_1' }
     const errors = [{ attempt: 1, at: '2026-01-01T00:00:00.000Z', message: 'no' }]

@@ -294,6 +294,31 @@ export async function storeContract(
     t.equal(await only(store.takeOver([completed])), undefined, 'a response stays')
   })
 
+  await t.test('only the attempt that holds the record stores what it has done', async (t) => {
+    const steps = { '["charge"]': '["ch_1"]', 'quote " and \\': '[{"ü":1},2]' }
+    const [a, b, none] = [ask(), ask(), ask()]
+    await store.insert([a, b])
+    const of = async (a: Ask) => (await records.findUnique(where(a))).steps
+    const keep = (a: Ask, attempt: number, results: object = steps) =>
+      only(store.keepSteps([{ ...held(a, attempt), steps: { ...results } }]))
+    const another = { ...held(b), operationId: randomUUID(), steps }
+    const list = [another, { ...held(none), steps }, { ...held(a), steps }]
+    t.strictSame(await store.keepSteps(list), [false, false, true], 'each is told for itself')
+    t.strictSame(await of(a), steps)
+    t.ok(isNothing(await of(b)), 'not of another operation under the key')
+    t.equal(await keep(a, 1), true, 'saying it again is fine: the reply may get lost')
+    t.equal(await keep(a, 1, { other: '[]' }), true)
+    t.strictSame(await of(a), { other: '[]' }, 'all of them each time')
+    await move(a, { leaseUntil: PAST })
+    t.equal(await keep(a, 1), true, 'nobody came, so it is still its holder’s')
+    t.strictSame(await take(a, 1), { steps })
+    t.equal(await keep(a, 1, {}), false, 'taken over')
+    t.equal(await keep(a, 2, { mine: '[]' }), true)
+    await only(store.finish([{ ...held(a, 2), response: null }]))
+    t.equal(await keep(a, 2), false, 'ended')
+    t.strictSame(await of(a), { mine: '[]' })
+  })
+
   await t.test('what was done step by step goes to the attempt that resumes it', async (t) => {
     const done = { charge: '["ch_1"]', 'quote " and \\': '[{"ü":1},2]' }
     const waiting = { steps: done, handler: 'settle', input: '["2026-11-22"]' }

@@ -30,6 +30,7 @@ export interface EventItem {
   readonly errors: string
   readonly wakes: string | null
   readonly lease_ms: number
+  readonly steps: string
 }
 
 type Rows = readonly object[]
@@ -162,6 +163,16 @@ export const EVENT_STATEMENTS: Readonly<Record<string, OfEvents>> = {
         (row, { lease_ms }) => ({ ...row, dueAt: dueIn(lease_ms, database) }),
       )
       return extended.map(({ i }) => ({ i }))
+    },
+
+  fi_event_keep_steps: (items) =>
+    function* (transaction, database) {
+      const kept = yield* writeEach(
+        ...([transaction, database, items] as const),
+        (row, { fence }) => row.fence === fence && row.status === 'processing',
+        (row, { steps }) => ({ ...row, steps: JSON.parse(steps) }),
+      )
+      return kept.map(({ i }) => ({ i }))
     },
 
   fi_event_find: (_, [id]) => reading(({ events }) => events.see(eventNameOf({ id: String(id) }))),

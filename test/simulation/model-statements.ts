@@ -37,6 +37,7 @@ interface Item {
   readonly status_code: number | null
   readonly headers: string | null
   readonly body: string | null
+  readonly steps: string
 }
 
 type Rows = readonly object[]
@@ -116,6 +117,9 @@ const STATEMENTS: Record<
       ...row,
       leaseUntil: database.later(lease_ms),
     })),
+
+  fi_keep_steps: (items) =>
+    writeEach(items, isHeldBy, (row, { steps }) => ({ ...row, steps: JSON.parse(steps) })),
 
   fi_forget: (items) => writeEach(items, isHeldBy, () => undefined),
 

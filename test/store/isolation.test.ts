@@ -34,6 +34,12 @@ for (const isolation of ['read committed', 'repeatable read', 'serializable'] as
       await Promise.all(
         orders.map((list) => store.extend(held(list).map((h) => ({ ...h, leaseMs: 1_000 })))),
       )
+      const kept = await Promise.all(
+        orders.map((list, n) =>
+          store.keepSteps(held(list).map((h) => ({ ...h, steps: { step: `${n}` } }))),
+        ),
+      )
+      t.ok(kept.flat().every(Boolean))
       const released = await Promise.all(orders.map((list) => store.finish(held(list))))
       t.ok(released.flat().every(Boolean), 'saying it again is fine')
       const taken = await Promise.all(

@@ -6,6 +6,8 @@ const SEEN =
 const FREE = "(isFree(row, database) || (item.forced && row.status === 'in_progress')) &&"
 const ATTEMPT = 'return row.operationId === operation_id && row.attempt === attempt'
 
+const KEEP_STEPS = 'fi_keep_steps: (items) =>\n    writeEach(items, isHeldBy, '
+
 /** The model of the statements for PostgreSQL: the same guards. */
 export const OF_STATEMENTS: readonly Mutation[] = [
   {
@@ -127,6 +129,18 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     edits: [['if (row.status === status) return row\n', '']],
     shownBy: 18_362,
     isRare: true,
+  },
+  {
+    name: 'statements: results are stored without checking who has the claim',
+    file: MODEL,
+    edits: [[KEEP_STEPS, KEEP_STEPS.replace('isHeldBy', "(row) => row.status === 'in_progress'")]],
+    shownBy: 143,
+  },
+  {
+    name: 'statements: results are stored when the claim has ended',
+    file: MODEL,
+    edits: [[KEEP_STEPS, KEEP_STEPS.replace('isHeldBy', 'isAttempt')]],
+    shownBy: 212,
   },
   {
     name: 'statements: steps are read before the row is locked',

@@ -10,19 +10,19 @@ export const OF_STEPS: readonly Mutation[] = [
     name: 'results are stored without checking who has the claim',
     file: HELD,
     edits: [[HELD_WHERE, "where: { tenantId, key, status: 'in_progress' },"]],
-    shownBy: 4,
+    shownBy: 330,
   },
   {
     name: 'results are stored by the same attempt at another operation',
     file: HELD,
     edits: [[HELD_WHERE, "where: { tenantId, key, attempt, status: 'in_progress' },"]],
-    shownBy: 128,
+    shownBy: 330,
   },
   {
     name: 'results are stored by another attempt at the same operation',
     file: HELD,
     edits: [[HELD_WHERE, "where: { tenantId, key, operationId, status: 'in_progress' },"]],
-    shownBy: 4,
+    shownBy: 467,
   },
   {
     name: 'results are stored when the claim has ended',
@@ -94,7 +94,7 @@ export const OF_STEPS: readonly Mutation[] = [
   {
     name: 'a step whose write failed was not stored',
     file: STEPS,
-    edits: [['          this.#isSent = true\n          // Guarded', '          // Guarded']],
+    edits: [['this.#isSent = true\n          return this.#keep(', 'return this.#keep(']],
     shownBy: 174,
   },
   {
