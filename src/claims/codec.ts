@@ -9,6 +9,12 @@ import { StepNotStorable } from '../errors.js'
 // types. What would come back as something else is refused.
 
 /**
+ * Values and what they hold, one within the other. Fewer than the stack has room for, whoever stores or reads
+ * them: with Node's own stack it is about 1,700 levels in a process that has just begun.
+ */
+const MAX_LEVELS = 500
+
+/**
  * A result as it is stored: at once an error, and not when a later attempt wants it back. `what` names it
  * for people: `result of step "charge"`.
  *
@@ -16,7 +22,7 @@ import { StepNotStorable } from '../errors.js'
  */
 export function encode(what: string, value: unknown): string {
   try {
-    return stringify(value, REDUCERS, { operations: OPERATIONS })
+    return stringify(value, REDUCERS, { operations: { ...OPERATIONS, ...countingLevels(value) } })
   } catch (error) {
     throw new StepNotStorable(what, reasonOf(error))
   }
@@ -37,7 +43,7 @@ const REVIVERS = {
     Buffer.from(buffer, byteOffset, byteLength),
 }
 
-const { tagOf, shapeOf, viewInfo } = defaultStringifyOperations
+const { tagOf, shapeOf, viewInfo, get, valuesOf, entriesOf } = defaultStringifyOperations
 
 const OPERATIONS = {
   // Without a tag of its own it is an object, and no plain one.
@@ -50,6 +56,32 @@ const OPERATIONS = {
     const bytes = buffer.slice(byteOffset, byteOffset + byteLength)
     return { ...viewInfo(view), buffer: bytes, byteOffset: 0, bufferByteLength: byteLength }
   },
+}
+
+/** It is nested more deeply than can be read again. */
+class TooDeep extends Error {}
+
+/** Each container is at the level of the first way to it, which is the one that is taken. */
+function countingLevels(root: unknown) {
+  const levels = new Map<unknown, number>([[root, 1]])
+  const within = <T>(container: unknown, item: T): T => {
+    if (typeof item !== 'object' || item === null || levels.has(item)) return item
+    const level = (levels.get(container) ?? 0) + 1
+    if (level > MAX_LEVELS) throw new TooDeep()
+    levels.set(item, level)
+    return item
+  }
+  return {
+    get: (container: object, key: string | number) => within(container, get(container, key)),
+    *valuesOf(container: Set<unknown>) {
+      for (const item of valuesOf(container)) yield within(container, item)
+    },
+    *entriesOf(container: Map<unknown, unknown>) {
+      for (const [key, item] of entriesOf(container)) {
+        yield [within(container, key), within(container, item)] as [unknown, unknown]
+      }
+    },
+  }
 }
 
 function isBuffer(value: unknown): value is Buffer {
@@ -100,7 +132,7 @@ function hasMore(value: object): boolean {
 
 /** Without anything of the value but names of properties: an error of its getters may quote it. */
 function reasonOf(error: unknown): string {
-  if (isThrown(error, RangeError)) return 'it is nested too deeply'
+  if (isThrown(error, TooDeep)) return `it is nested in more than ${MAX_LEVELS} levels`
   if (!isThrown(error, DevalueError)) return 'reading it failed'
   const path = withoutData(error.path)
   const what = path === '' ? 'it' : `\`${path}\``

@@ -128,6 +128,28 @@ for (const [name, [value, message]] of Object.entries(REFUSED)) {
   })
 }
 
+t.test('nothing is stored that is nested too deeply to be read again', async (t) => {
+  const ways: ((inner: unknown) => unknown)[] = [
+    (inner) => [inner],
+    (inner) => ({ a: 1, b: inner }),
+    (inner) => Object.assign(Object.create(null), { a: inner }),
+    (inner) => new Map([[1, inner]]),
+    (inner) => new Map([[inner, 1]]),
+    (inner) => new Set([1, inner]),
+  ]
+  for (const wrap of ways) {
+    let value: unknown = Buffer.from('a')
+    for (let n = 1; n < 500; n += 1) value = wrap(value)
+    t.ok(isDeepStrictEqual(again(value), value), String(wrap))
+    t.throws(() => encode('result of step "a"', wrap(value)), {
+      code: 'IDEMPOTENCY_STEP_NOT_STORABLE',
+      message: /: it is nested in more than 500 levels\./,
+    })
+  }
+  const wide = new Set(Array.from({ length: 1_000 }, (_, n) => [n]))
+  t.ok(isDeepStrictEqual(again(wide), wide), 'what is side by side is no depth')
+})
+
 t.test('classes of another global are the same classes', async (t) => {
   const theirs: unknown = runInNewContext(
     '({ date: new Date(5), list: [1], map: new Map([[1, 2]]), set: new Set([1]), bytes: new Uint8Array([1, 2]) })',
