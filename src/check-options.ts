@@ -83,6 +83,20 @@ function isAtomicDuration(value: unknown): boolean {
   return ms !== undefined && ms >= 1 && ms <= LONGEST_ATOMIC_MS
 }
 
+/** By what cannot be one: others may stand in for a `pg.Pool`, and need nothing but its `connect`. */
+function isPool(value: unknown): string | undefined {
+  const given = Object(value)
+  const advice =
+    "write const pool = new pg.Pool({ … }), then { pool } here, and new PrismaPg(pool) for the client's adapter"
+  if (typeof given.adapterName === 'string') {
+    return `must be the pg.Pool of Prisma's adapter, not the adapter itself: ${advice}`
+  }
+  if ('processID' in given) {
+    return `must be a pg.Pool, not a single pg.Client: ${advice}`
+  }
+  return typeof given.connect === 'function' ? undefined : 'must be a pg.Pool, or be left out'
+}
+
 /** How often something is done; `false` for never. */
 const isPause =
   (example: Duration): Check =>
@@ -95,8 +109,7 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
     typeof value === 'object' && value !== null && '$queryRawUnsafe' in value
       ? undefined
       : "must be the application's PrismaClient: { prisma: new PrismaClient({ adapter }) }",
-  pool: (value) =>
-    typeof Object(value).connect === 'function' ? undefined : 'must be a pg.Pool, or be left out',
+  pool: isPool,
   redis: (value) => {
     const clients: unknown[] = Array.isArray(value) ? value : [value]
     const areClients = clients.every((one) => typeof Object(one).defineCommand === 'function')

@@ -33,6 +33,7 @@ import { postgresStore } from './store/postgres.js'
 import { postgresEventStore } from './store/postgres-events.js'
 import { findRecord, prismaStore } from './store/prisma.js'
 import { prismaEventStore } from './store/prisma-events.js'
+import { isSameDatabase } from './store/same-database.js'
 import {
   createStatementLimits,
   defaultMaxConnections,
@@ -42,6 +43,9 @@ import { onPrisma, type RunStatement } from './store/statements.js'
 import { Inbox } from './webhooks/inbox.js'
 import { bindWebhooks } from './webhooks/webhooks.js'
 import { within } from './within.js'
+
+// At the start. Fastify gives up after 10 s by default, and an application starts without its database.
+const LONGEST_LOOK_MS = 5_000
 
 const HELPERS = Symbol('fastify-idempotency.helpers')
 
@@ -99,13 +103,19 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const report = reporter(app.log, undefined, undefined)
   const demandExactNames = exactNamesDemand(primary, provider)
   app.addHook('onReady', async () => {
+    const lookMs = Math.min(storeTimeoutMs, LONGEST_LOOK_MS)
     try {
-      await within(demandExactNames(), settings.storeTimeoutMs)
+      await within(demandExactNames(), lookMs)
     } catch (error) {
       if (error instanceof CollationInvalid) throw error
       // The application starts without its database, as it goes on without it.
       report({ kind: 'store_unavailable', bypassed: false, failure: failureOf(error) })
     }
+    if (run === undefined || options.pool === undefined) return
+    if (await isSameDatabase(run, onPrisma(asking), lookMs)) return
+    throw new OptionInvalid(
+      'option "pool" reaches another database than option "prisma", so that a record and what its handler writes would be in two. Give the client\'s adapter the same pool: new PrismaPg(pool)',
+    )
   })
   const guards = createGuards({
     kind: settings.locks,

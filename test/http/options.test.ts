@@ -1,4 +1,6 @@
+import { PrismaPg } from '@prisma/adapter-pg'
 import Fastify from 'fastify'
+import pg from 'pg'
 import t, { test } from 'tap'
 import { bullmq } from '../../src/dispatch/bullmq.js'
 import idempotency, { inProcess, type PluginOptions } from '../../src/index.js'
@@ -576,6 +578,28 @@ test('a key is remembered for 24 hours, and run with a lease of 30 seconds, unle
     t.ok(Math.abs(record.expiresAt.getTime() - since - retentionMs) <= 5)
     t.ok(Math.abs(record.leaseUntil.getTime() - since - leaseMs) <= 5)
   }
+})
+
+test("Prisma's adapter and a single client are no pool, for the compiler and at registration", async (t) => {
+  const url = 'postgresql://127.0.0.1:1/none'
+  const wrong: [unknown, RegExp][] = [
+    [
+      new PrismaPg({ connectionString: url }),
+      /must be the pg\.Pool of Prisma's adapter, not the ad/,
+    ],
+    [
+      new pg.Client(url),
+      /must be a pg\.Pool, not a single pg\.Client: write const pool = new pg\.Pool/,
+    ],
+  ]
+  for (const [pool, says] of wrong) {
+    const error = await errorOf(register({ ...complete, pool } as PluginOptions))
+    t.equal(error.code, 'IDEMPOTENCY_OPTION_INVALID')
+    t.match(error.message, says)
+  }
+  // @ts-expect-error: its connections have no query.
+  const options: PluginOptions = { prisma, tenant: false, pool: new PrismaPg({}) }
+  t.ok(options)
 })
 
 test('a pool is no Redis, for the compiler and at registration', async (t) => {
