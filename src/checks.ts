@@ -1,4 +1,5 @@
 import { type Duration, parseDuration } from './core/duration.js'
+import { editDistance } from './core/edit-distance.js'
 import { isReplayable } from './core/replayable-header.js'
 import { isStorableText } from './core/text.js'
 import { OptionInvalid } from './errors.js'
@@ -30,7 +31,7 @@ export const isDuration =
     const ms = parseDuration(value)
     return ms !== undefined && ms >= least && ms <= most
       ? undefined
-      : `must be a duration of at least ${least} ms, and at most ${most / DAY_MS} days: a number of milliseconds, or a string such as '${example}'`
+      : `must be a duration of at least ${least} ms, and at most ${most / DAY_MS} days: a number of milliseconds, or a string such as '${example}'; the units are ms, s, m (minutes, as in '5m'), h and d`
   }
 export const isOneOf =
   (...allowed: readonly string[]): Check =>
@@ -77,8 +78,12 @@ export function check(
   }
   for (const name of Object.keys(options)) {
     if (Object.hasOwn(checks, name)) continue
-    const known = Object.keys(checks).join(', ')
-    throw new OptionInvalid(`option "${name}"${where} is not known; the options are ${known}`)
+    const known = Object.keys(checks)
+    const meant = meantBy(name, known)
+    const advice = meant === undefined ? 'the' : `did you mean "${meant}"? The`
+    throw new OptionInvalid(
+      `option "${name}"${where} is not known; ${advice} options are ${known.join(', ')}`,
+    )
   }
   for (const [name, problemWith] of Object.entries(checks)) {
     const value: unknown = Reflect.get(options, name)
@@ -86,6 +91,19 @@ export function check(
     const problem = problemWith(value)
     if (problem !== undefined) throw new OptionInvalid(`option "${name}"${where} ${problem}`)
   }
+}
+
+/** The known name that a misspelled one is close to; none where several are equally close. */
+function meantBy(name: string, known: readonly string[]): string | undefined {
+  // A word of three letters that differs in two is another word.
+  const most = Math.min(2, Math.floor(name.length / 3))
+  const close = known
+    .filter(({ length }) => Math.abs(length - name.length) <= most)
+    .map((one) => ({ one, distance: editDistance(name.toLowerCase(), one.toLowerCase()) }))
+    .filter(({ distance }) => distance <= most)
+    .sort((a, b) => a.distance - b.distance)
+  const [first, second] = close
+  return first?.distance === second?.distance ? undefined : first?.one
 }
 
 export function defined<T extends object>(options: T): T {

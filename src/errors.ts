@@ -53,10 +53,10 @@ export const NotReplayable: FastifyErrorConstructor<
   { code: 'IDEMPOTENCY_NOT_REPLAYABLE' },
   [string]
 > = createError('IDEMPOTENCY_NOT_REPLAYABLE', '%s was not kept and cannot be repeated', 409)
-/** This request lost its claim to another attempt while it ran. */
+/** An attempt lost its claim while it ran: to another attempt, or to a decision of `resolve()`. */
 export const LeaseLost = createError(
   'IDEMPOTENCY_LEASE_LOST',
-  'This request took too long and another attempt took over; repeat it to get the result',
+  'This attempt does not hold its operation any more: another attempt has begun or may begin, or an operator has decided it. Nothing more of this attempt is stored; repeat the call to get the result',
   409,
 )
 /** The key was used before, with another request or by another principal. */

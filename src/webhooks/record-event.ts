@@ -126,7 +126,9 @@ export async function recordEvent(
 ): Promise<RecordedEvent> {
   const { provider, eventId, type = null } = checked(given)
   if (request[REPLY]?.sent) {
-    throw new OptionInvalid('recordEvent must be called before the reply is sent')
+    throw new OptionInvalid(
+      'the reply was sent before recordEvent could record the event, and nothing was recorded: write await request.idempotency.recordEvent(…), and answer after it',
+    )
   }
   let open: (event: WebhookEvent) => void = () => {}
   let end: (isProcessed: boolean) => void = () => {}

@@ -313,6 +313,31 @@ test('the list of checked options is the list of options', async (t) => {
   for (const name of Object.keys(DEFAULTS)) t.ok(name in PLUGIN, name)
 })
 
+test('an option that is misspelled is refused with the one that is meant', async (t) => {
+  for (const [name, meant] of [
+    ['tenent', 'tenant'],
+    ['tennant', 'tenant'],
+    ['Pool', 'pool'],
+    ['storeTimout', 'storeTimeout'],
+    ['maxbodybytes', 'maxBodyBytes'],
+    ['hedaers', 'headers'],
+  ]) {
+    const { message } = await errorOf(register({ ...complete, [name as string]: 1 }))
+    t.match(message, `option "${name}" is not known; did you mean "${meant}"? The options are `)
+  }
+  for (const name of ['ttl', 'key', 'timeout', '', '__proto__x']) {
+    const { message } = await errorOf(register({ ...complete, [name]: 1 }))
+    t.match(message, `option "${name}" is not known; the options are `, 'nothing is close')
+  }
+  const { message } = await errorOf(register(complete, { wiat: '5s' }))
+  t.match(message, 'option "wiat" of route POST /things is not known; did you mean "wait"?')
+})
+
+test('a duration with a unit that there is not is refused with those that there are', async (t) => {
+  const { message } = await errorOf(register({ ...complete, lease: '5 min' }))
+  t.match(message, "such as '30s'; the units are ms, s, m (minutes, as in '5m'), h and d")
+})
+
 test('an option that is not known is refused, and the known ones are named', async (t) => {
   await t.rejects(register({ ...complete, ttl: 5 }), {
     code: 'IDEMPOTENCY_OPTION_INVALID',

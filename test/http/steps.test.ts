@@ -617,7 +617,10 @@ test('a stuck request is ended by force; which process holds it is told to no cl
   t.match(await events.first('resolved'), { to: 'completed', forced: true, attempt: 2 })
   t.strictSame((await send(app, '/pay', { key })).json(), { id: 7 })
   go.open()
-  t.match((await stuck).json(), { code: 'IDEMPOTENCY_LEASE_LOST' })
+  t.match((await stuck).json(), {
+    code: 'IDEMPOTENCY_LEASE_LOST',
+    detail: /another attempt has begun or may begin, or an operator has decided it/,
+  })
   t.equal(await effects(), 0)
   t.strictSame((await send(app, '/pay', { key })).json(), { id: 7 })
 })

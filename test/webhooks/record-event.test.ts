@@ -448,6 +448,24 @@ test('what cannot be recorded is refused with a word on what to do', async (t) =
   }
 })
 
+test('an event that is recorded without await, after the answer, is refused with what to write', async (t) => {
+  let recording: Promise<unknown> = Promise.resolve()
+  const id = newKey()
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/hook', (request, reply) => {
+        recording = request.idempotency.recordEvent({ provider: 'own', eventId: id })
+        reply.send('done')
+      }),
+  })
+  t.equal((await post(app, id)).body, 'done')
+  await t.rejects(recording, {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    message: /nothing was recorded: write await request\.idempotency\.recordEvent\(…\)/,
+  })
+  t.equal(await own(id), null)
+})
+
 test('payloads are kept as bytes, as text, as JSON, or not at all', async (t) => {
   const payloads = [Buffer.from([0, 255]), 'text', { a: 1 }, undefined, [1, 'ü']]
   const stored = [Buffer.from([0, 255]), 'text', '{"a":1}', '', '[1,"ü"]']
