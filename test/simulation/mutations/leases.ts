@@ -13,7 +13,9 @@ export const OF_LEASES: readonly Mutation[] = [
   {
     name: 'a lease is renewed for ever',
     file: LEASE,
-    edits: [['if (askedAt - this.startedAt > maxRunMs) {', 'if (maxRunMs === 0) {']],
+    edits: [
+      ['    if (this.#isRunTooLong()) {\n      this.lose(', '    if (false) {\n      this.lose('],
+    ],
     shownBy: 16,
   },
   {
@@ -48,12 +50,7 @@ export const OF_LEASES: readonly Mutation[] = [
   {
     name: 'a renewal that the end of the claim overtook is taken for a takeover',
     file: LEASE,
-    edits: [
-      [
-        "if (!this.#isSettled) this.lose('another attempt took over')",
-        "this.lose('another attempt took over')",
-      ],
-    ],
+    edits: [['if (!this.#isSettled) this.#loseToAnother()', 'this.#loseToAnother()']],
     shownBy: 33,
   },
 ]

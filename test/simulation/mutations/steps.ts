@@ -106,18 +106,25 @@ export const OF_STEPS: readonly Mutation[] = [
   {
     name: 'a response is stored before its work has ended',
     file: STEPS,
-    edits: [
-      [
-        'return this.#underWay.size === 0 ? undefined :',
-        'return this.#underWay.size >= 0 ? undefined :',
-      ],
-    ],
+    edits: [['if (this.#underWay.size > 0) return', 'if (this.#underWay.size < 0) return']],
     shownBy: 34,
   },
   {
     name: 'work begins after the response',
     file: STEPS,
-    edits: [['if (this.#Refusal !== undefined) throw new this.#Refusal()', '']],
+    edits: [
+      [
+        '    if (this.#Refusal !== undefined) throw new this.#Refusal()\n    // Run again',
+        '    // Run again',
+      ],
+      ['    if (this.#Refusal !== undefined) throw new this.#Refusal()\n  }', '  }'],
+    ],
     shownBy: 'its write matches nothing once the claim has ended: the mistake is only told sooner',
+  },
+  {
+    name: 'work begins though its lease has run out',
+    file: STEPS,
+    edits: [['if (isHeld !== true) await this.#demandHeld(isHeld)', '']],
+    shownBy: 1,
   },
 ]

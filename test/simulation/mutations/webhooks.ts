@@ -109,8 +109,8 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     file: RUN,
     edits: [
       [
-        '      await unfinished\n      if (unfinished !== undefined) throw new StepNotAwaited()',
-        '      void unfinished',
+        '      await over\n      if (!isAwaited) throw new StepNotAwaited()',
+        '      void [isAwaited, over]',
       ],
     ],
     shownBy: 17,
