@@ -33,6 +33,11 @@ export interface VerifyOptions {
   method?: string
 }
 
+/** Those of a request: an object by name, as Node has it, or `Headers`, as `fetch` and workers have them. */
+export type HeadersToVerify =
+  | Incoming['headers']
+  | { forEach(callback: (value: string, name: string) => void): void }
+
 /**
  * Checks a request as the route does, without Fastify: in a queue's consumer, in a test, or for an
  * event of the inbox, with its headers, its bytes and `{ at: event.receivedAt }`.
@@ -42,7 +47,7 @@ export interface VerifyOptions {
  */
 export async function verify(
   provider: Provider,
-  headers: Incoming['headers'],
+  headers: HeadersToVerify,
   body: Uint8Array | string,
   { at = Date.now(), tenantId = '', url = '/', method = 'POST' }: VerifyOptions = {},
 ): Promise<Verification> {
@@ -51,19 +56,28 @@ export async function verify(
     typeof body === 'string'
       ? Buffer.from(body)
       : Buffer.from(body.buffer, body.byteOffset, body.byteLength)
-  const lower = Object.fromEntries(
-    Object.entries(headers).map(([name, value]) => [name.toLowerCase(), value]),
-  )
-  const incoming: Incoming = { method, url, headers: lower, body: bytes }
+  const incoming: Incoming = { method, url, headers: byLowerCaseName(headers), body: bytes }
   return verifyIncoming(provider, await keysOf(provider, tenantId), incoming, Number(at))
+}
+
+function byLowerCaseName(headers: HeadersToVerify): Incoming['headers'] {
+  const named: [name: string, value: string | readonly string[] | undefined][] = []
+  if (typeof headers.forEach === 'function') {
+    headers.forEach((value, name) => void named.push([name, value]))
+  } else {
+    named.push(...Object.entries(headers as Incoming['headers']))
+  }
+  return Object.fromEntries(named.map(([name, value]) => [name.toLowerCase(), value]))
 }
 
 function checkVerified(provider: unknown, headers: unknown, body: unknown, at: unknown): void {
   if (typeof Object(provider).scheme !== 'object') {
     throw new OptionInvalid('verify() needs a provider first, such as stripe({ secret })')
   }
-  if (typeof headers !== 'object' || headers === null) {
-    throw new OptionInvalid('verify() needs the headers of the request second: an object by name')
+  if (typeof headers !== 'object' || headers === null || Array.isArray(headers)) {
+    throw new OptionInvalid(
+      'verify() needs the headers of the request second: an object by name, or Headers. Of a list of pairs, Object.fromEntries(list)',
+    )
   }
   if (typeof body !== 'string' && !(body instanceof Uint8Array)) {
     throw new OptionInvalid(

@@ -128,7 +128,7 @@ test('verify() says what it needs, and believes nothing without a time', async (
       message: /as it came/,
     })
   }
-  for (const wrong of [undefined, null, 5, 'x']) {
+  for (const wrong of [undefined, null, 5, 'x', Object.entries(headers)]) {
     await t.rejects(verify(provider, wrong as never, body), { ...refused, message: /headers/ })
     await t.rejects(verify(wrong as never, headers, body), { ...refused, message: /provider/ })
   }

@@ -85,8 +85,14 @@ for (const vector of vectors) {
     for (const [make, headersOf] of found) {
       const at = (vector.timestamp ?? 0) * 1_000
       const { url = '/' } = vector
-      const ask = (body: string) =>
-        verify(make(vector.secret), headersOf(vector), body, { at, url })
+      const ask = async (body: string) => {
+        const headers = headersOf(vector)
+        const provider = make(vector.secret)
+        const result = await verify(provider, headers, body, { at, url })
+        const asOfFetch = new globalThis.Headers(headers)
+        t.strictSame(await verify(provider, asOfFetch, body, { at, url }), result)
+        return result
+      }
       const result = await ask(vector.body)
       // GitHub's example is genuine, and no JSON.
       t.equal(result.kind === 'verified' || result.kind === 'unreadable', vector.valid)
