@@ -45,18 +45,20 @@ export const OF_BATCHES: readonly Mutation[] = [
     name: 'a list waits for one that the database does not answer',
     file: BATCHER,
     edits: [['}, slowMs)', '}, slowMs * 1_000)']],
-    shownBy: 1,
+    shownBy: 827,
   },
   {
     name: 'a statement that takes too long is not canceled',
     file: 'src/store/pool.ts',
     edits: [['canceling = cancelStatement(client)', 'canceling = Promise.resolve()']],
-    shownBy: 1,
+    shownBy:
+      'it waits for its row and keeps its connection: only that is wasted, and test/scenarios/stalls shows it',
   },
   {
     name: 'statements may take every connection of the pool',
     file: 'src/store/statement-limit.ts',
     edits: [['if (inFlight >= maxConcurrent) return', 'if (inFlight >= 1_000) return']],
-    shownBy: 1,
+    shownBy:
+      'others only wait: which of them go on while a table is locked is shown by test/scenarios/stalls',
   },
 ]

@@ -124,7 +124,12 @@ export const OF_STEPS: readonly Mutation[] = [
   {
     name: 'work begins though its lease has run out',
     file: STEPS,
-    edits: [['if (isHeld !== true) await this.#demandHeld(isHeld)', '']],
+    edits: [
+      [
+        'if (isHeld !== true) await this.#demandHeld(isHeld)',
+        'if (isHeld !== true) Promise.resolve(isHeld).catch(() => {})',
+      ],
+    ],
     shownBy: 1,
   },
 ]
