@@ -1,6 +1,7 @@
 // The database does not die: it stands still. Rows and tables stay locked, backends stop, packets are
 // lost. What has nothing to do with it goes on, and what waits ends within a bound.
 import { randomUUID } from 'node:crypto'
+import type { FastifyInstance } from 'fastify'
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { defineFlow } from '../../src/status/define-flow.js'
@@ -68,6 +69,34 @@ async function stalledApp(
   return { app, counts, held }
 }
 
+/**
+ * How much longer than without the stall others may take. The documents say 300 ms for each statement, and a
+ * machine that is busy takes its time; what waits for the stall itself takes `storeTimeout`, or for ever.
+ */
+const MARGIN_MS = 3_000
+
+/** Requests with nothing to do with what stalls: with keys of other tenants, and without any. */
+async function others(app: FastifyInstance, count = 20) {
+  const startedAt = performance.now()
+  const keyed = Array.from({ length: count }, (_, n) =>
+    begin(app, '/pay', { key: newKey(), headers: { 'x-tenant': `tenant-${n}` } }),
+  )
+  const unrelated = Array.from({ length: count }, () => begin(app, '/unrelated'))
+  const answers = await Promise.all([...keyed, ...unrelated])
+  return { count, statuses: tally(answers), tookMs: performance.now() - startedAt }
+}
+
+/** While something stalls, they are served as they were before. */
+async function othersAreServed(
+  t: Test,
+  app: FastifyInstance,
+  calm: Awaited<ReturnType<typeof others>>,
+): Promise<void> {
+  const { statuses, tookMs } = await others(app, calm.count)
+  t.same(statuses, { 200: 2 * calm.count }, 'other tenants and routes are served')
+  t.ok(tookMs < calm.tookMs + MARGIN_MS, `${tookMs} ms, and ${calm.tookMs} ms before`)
+}
+
 /** How many connections of the database wait for a lock. */
 async function waiting({ url }: { url: string }): Promise<number> {
   const row = await ask(
@@ -116,7 +145,8 @@ for (const path of PATHS) {
     { skip },
     async (t) => {
       const database = await postgresDatabase(t, { max: 6 })
-      const { app } = await stalledApp(t, database, path)
+      const { app } = await stalledApp(t, database, path, { storeTimeout: 30_000 })
+      const calm = await others(app)
       for (const left of ['its lease runs', 'its lease has expired', 'it was released']) {
         const key = newKey()
         await send(app, '/pay', { key })
@@ -133,13 +163,8 @@ for (const path of PATHS) {
           key,
         ])
         const retries = Array.from({ length: 20 }, () => begin(app, '/pay', { key }))
-        const strangers = Array.from({ length: 20 }, (_, n) =>
-          begin(app, '/pay', { key: newKey(), headers: { 'x-tenant': `tenant-${n}` } }),
-        )
-        const unrelated = Array.from({ length: 20 }, () => begin(app, '/unrelated'))
+        await othersAreServed(t, app, calm)
         t.same(tally(await Promise.all(retries)), { 409: 20 }, left)
-        t.same(tally(await Promise.all(strangers)), { 200: 20 }, 'other tenants are served')
-        t.same(tally(await Promise.all(unrelated)), { 200: 20 }, 'unrelated routes are served')
         t.equal(await waiting(database), 0, 'no connection waits')
         await other.end()
       }
@@ -151,7 +176,8 @@ for (const path of PATHS) {
     { skip },
     async (t) => {
       const database = await postgresDatabase(t, { max: 6 })
-      const { app, counts } = await stalledApp(t, database, path, { storeTimeout: 10_000 })
+      const { app, counts } = await stalledApp(t, database, path, { storeTimeout: 30_000 })
+      const calm = await others(app, 60)
       const key = newKey()
       const other = await otherTransaction(t, database)
       await other.client.query(
@@ -161,9 +187,9 @@ for (const path of PATHS) {
         [key],
       )
       const retries = Array.from({ length: 3 }, () => begin(app, '/pay', { key }))
-      const strangers = Array.from({ length: 60 }, () => begin(app, '/pay', { key: newKey() }))
+      // Some of them travel with it.
+      await othersAreServed(t, app, calm)
       t.same(tally(await Promise.all(retries)), { 409: 3 })
-      t.same(tally(await Promise.all(strangers)), { 200: 60 }, 'what travels with it is served')
       await other.end()
       t.equal((await send(app, '/pay', { key })).statusCode, 200)
       t.equal(counts.get(key), 1)
@@ -175,13 +201,16 @@ for (const path of PATHS) {
     { skip },
     async (t) => {
       const database = await postgresDatabase(t, { max: 8 })
-      const { app } = await stalledApp(t, database, path, { storeTimeout: 500 })
-      await send(app, '/pay', { key: newKey() })
+      const { app } = await stalledApp(t, database, path, { storeTimeout: 6_000 })
+      const calm = await others(app, 40)
       const other = await otherTransaction(t, database)
       await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
       const refused = Array.from({ length: 60 }, () => begin(app, '/pay', { key: newKey() }))
+      const startedAt = performance.now()
       const unrelated = Array.from({ length: 40 }, () => begin(app, '/unrelated'))
       t.same(tally(await Promise.all(unrelated)), { 200: 40 })
+      const tookMs = performance.now() - startedAt
+      t.ok(tookMs < calm.tookMs + MARGIN_MS, `${tookMs} ms, and ${calm.tookMs} ms before`)
       t.same(tally(await Promise.all(refused)), { 503: 60 }, 'nothing ran')
       t.ok((await waiting(database)) <= 4, 'no more connections wait than the plugin may take')
       if (path === 'pool') {
@@ -243,8 +272,8 @@ for (const path of PATHS) {
     async (t) => {
       const server = await ownPostgres(t)
       const database = clientOn(t, server.url, { max: 6 })
-      const { app, counts } = await stalledApp(t, database, path, { storeTimeout: 3_000 })
-      await send(app, '/pay', { key: newKey() })
+      const { app, counts } = await stalledApp(t, database, path, { storeTimeout: 6_000 })
+      const calm = await others(app, 40)
       // The lock shows which process executes the statement.
       const other = await otherTransaction(t, server)
       await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
@@ -253,10 +282,9 @@ for (const path of PATHS) {
       const { pid } = await waitingProcess(server)
       process.kill(pid, 'SIGSTOP')
       await other.end()
-      const strangers = Array.from({ length: 40 }, () => begin(app, '/pay', { key: newKey() }))
-      const unrelated = Array.from({ length: 40 }, () => begin(app, '/unrelated'))
-      t.same(tally(await Promise.all(strangers)), { 200: 40 })
-      t.same(tally(await Promise.all(unrelated)), { 200: 40 })
+      await othersAreServed(t, app, calm)
+      // Once many have travelled together, one statement goes at a time.
+      await othersAreServed(t, app, calm)
       t.equal((await stalled).statusCode, 503)
       t.equal((await send(app, '/pay', { key })).statusCode, 200, 'a retry has another connection')
       // What it was told to insert comes to it now, and finds the key taken.
