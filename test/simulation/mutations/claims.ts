@@ -62,7 +62,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
     name: 'a grant that arrived late is not renewed',
     file: CLAIMS,
     edits: [['performance.now() - askedAt > leaseMs / 2', 'false']],
-    shownBy: 1003,
+    shownBy: 1427,
   },
   {
     name: 'a renewal of a late grant that did not match is taken for one that did',
@@ -205,7 +205,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
       ['forced: isForced } as const', 'forced: true } as const'],
       ['if (isRunning && !isForced) return running(seen)', ''],
     ],
-    shownBy: 639,
+    shownBy: 314,
   },
   {
     name: 'a handler begins though its claim was lost when its name was stored',

@@ -16,7 +16,7 @@ export const OF_LEASES: readonly Mutation[] = [
     edits: [
       ['    if (this.#isRunTooLong()) {\n      this.lose(', '    if (false) {\n      this.lose('],
     ],
-    shownBy: 16,
+    shownBy: 132,
   },
   {
     name: 'the heartbeat does not stop',

@@ -14,7 +14,7 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
     name: 'Prisma: any attempt is taken over, whatever was seen',
     file: PRISMA,
     edits: [[SEEN, '        ...(ask.resumed']],
-    shownBy: 1138,
+    shownBy: 555,
   },
   {
     name: 'Prisma: any operation is taken over, whatever was seen',
@@ -29,7 +29,7 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
       [SEEN, '        ...(ask.resumed'],
       [TAKEN, 'const isTaken = row !== null && operationId !== undefined && attempt > 0'],
     ],
-    shownBy: 521,
+    shownBy: 555,
   },
   {
     name: 'Prisma: a late takeover resumes whatever has that token',
@@ -58,7 +58,7 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
     name: 'Prisma: a response that is kept is taken over',
     file: PRISMA,
     edits: [[COMPLETED, "{ status: 'completed' },"]],
-    shownBy: 156,
+    shownBy: 358,
   },
   {
     name: 'Prisma: a response is resumed once it has expired',

@@ -25,7 +25,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     name: 'statements: any attempt is taken over, whatever was seen',
     file: MODEL,
     edits: [[SEEN, '(isFree']],
-    shownBy: 650,
+    shownBy: 169,
   },
   {
     name: 'statements: any operation is taken over, whatever was seen',
@@ -44,7 +44,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     name: 'statements: a takeover waits for a locked row',
     file: MODEL,
     edits: [['        isLockedSkipped: true,\n', '']],
-    shownBy: 1,
+    shownBy: 349,
   },
   {
     name: 'statements: a late takeover resumes whatever has that token',
@@ -81,7 +81,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     name: 'statements: the same attempt at another operation finishes, renews and forgets',
     file: MODEL,
     edits: [[ATTEMPT, "return operation_id !== '' && row.attempt === attempt"]],
-    shownBy: 2,
+    shownBy: 7,
   },
   {
     name: 'statements: another attempt at the same operation finishes, renews and forgets',

@@ -34,13 +34,13 @@ export const OF_STEPS: readonly Mutation[] = [
     name: 'a step that was not stored is given to the handler',
     file: STEPS,
     edits: [['if (!isKept) throw new LeaseLost()', 'void isKept']],
-    shownBy: 1,
+    shownBy: 143,
   },
   {
     name: 'a transaction commits without its guard',
     file: STEPS,
     edits: [['if (!(await keep(tx, results))) throw new LeaseLost()', 'await keep(tx, results)']],
-    shownBy: 36,
+    shownBy: 72,
   },
   {
     name: 'a transaction commits without its result',
@@ -52,7 +52,7 @@ export const OF_STEPS: readonly Mutation[] = [
     name: 'a step that is done is run again',
     file: STEPS,
     edits: [['if (Object.hasOwn(this.#results, path)) return', 'if (path === undefined) return']],
-    shownBy: 1,
+    shownBy: 4,
   },
   {
     name: 'a result is stored without the earlier ones',

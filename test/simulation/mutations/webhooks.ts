@@ -26,7 +26,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'renewals === 0 && performance.now() - askedAt > leaseMs / 2',
       ],
     ],
-    shownBy: 23_808,
+    shownBy: 2343,
     isRare: true,
   },
   {
@@ -113,7 +113,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         '      void [isAwaited, over]',
       ],
     ],
-    shownBy: 17,
+    shownBy: 194,
   },
   {
     name: 'webhooks: a run that was handed back stores its result',
@@ -153,7 +153,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "{ status: 'processing' },\n        ],\n      })",
       ],
     ],
-    shownBy: 18,
+    shownBy: 63,
   },
   {
     name: 'webhooks, statements: whoever had the run ends it',
@@ -164,7 +164,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "fence > 0 && (row.status === 'processing' || row.status === status)",
       ],
     ],
-    shownBy: 193,
+    shownBy: 28,
   },
   {
     name: 'webhooks, statements: what was ended before its reply got lost is not recognized',
