@@ -171,6 +171,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const api: Idempotency = {
     ...webhooks,
     ...helpersOf(''),
+    ...operations.ofApplication(),
     for: helpersOf,
     handler: (name, work, times) => operations.handler(name, work, times),
     recover: (options) => operations.recover(options),

@@ -98,6 +98,7 @@ export interface RunsOperations {
    * more, and its `signal` is aborted at the next renewal of its lease.
    *
    * @throws IDEMPOTENCY_STORE_UNAVAILABLE when nobody can say whether it was decided: look again.
+   * IDEMPOTENCY_OPTION_INVALID for a key of a request where its tenant is not named.
    */
   resolve(name: OperationName, decision: Decision, options?: ResolveOptions): Promise<Resolved>
 }
@@ -159,6 +160,22 @@ export class Operations {
         options: RunOptions = {},
       ) => this.#tracked(this.#run<T>(tenantId, key, work, options)),
       resolve: (name, decision, options) => this.#resolve(tenantId, name, decision, options),
+    }
+  }
+
+  /** Where no tenant is named: requests have their keys there only in an application with one tenant. */
+  ofApplication(): RunsOperations {
+    const own = this.of('')
+    const { tenant } = this.#context.settings
+    if (tenant === false) return own
+    return {
+      ...own,
+      async resolve(name, decision, options) {
+        if (typeof name !== 'string') return own.resolve(name, decision, options)
+        throw new OptionInvalid(
+          'app.idempotency.resolve() finds no Idempotency-Key, because the tenant function says whose each is: write app.idempotency.for(tenantId).resolve(…). What app.idempotency.run() was called with is { run: key }',
+        )
+      },
     }
   }
 

@@ -39,7 +39,8 @@ export interface WebhookEvents {
   /**
    * Runs a stored event again, now, with all its attempts before it: one that is dead, ignored, or
    * waits for its next attempt; one that was processed only with `force`, and then its steps are
-   * run again, too. Named by the inbox's id, or by the provider's.
+   * run again, too. Named by the inbox's id, or by the provider's, and then with the tenant's unless the
+   * plugin has `tenant: false`.
    *
    * An event of an endpoint that this process does not have is left alone (`unserved`), unless
    * `queue` says that others have it: then it waits for them.
@@ -71,6 +72,7 @@ const NAME_CHECKS = {
 /** Names an event as the table does. @throws OptionInvalid */
 function readEventName(
   event: Parameters<WebhookEvents['replay']>[0],
+  hasTenants: boolean,
 ): string | { tenantId: string; provider: string; eventId: string } {
   if (isStorableText(event)) return event
   if (typeof event !== 'object') {
@@ -80,6 +82,11 @@ function readEventName(
   }
   check(' of replay', NAME_CHECKS, event, ['provider', 'eventId'])
   const { tenantId = '', provider, eventId } = event
+  if (event.tenantId === undefined && hasTenants) {
+    throw new OptionInvalid(
+      'replay needs a "tenantId" beside "provider" and "eventId": two tenants may have an event of the same name',
+    )
+  }
   return { tenantId, provider, eventId: storableName(eventId) }
 }
 
@@ -193,7 +200,7 @@ export function bindWebhooks(
     async replay(event, options = {}) {
       check(' of replay', REPLAY_CHECKS, options)
       const { force = false, queue = false } = options
-      const name = readEventName(event)
+      const name = readEventName(event, settings.tenant !== false)
       return sealed('replay()', () => inbox().replay(name, { force, queue }))
     },
     work: () => inbox().work(),

@@ -217,3 +217,37 @@ test('what a client sends has no say in its tenant', async (t) => {
   t.ok(await recordOf(database, key, '127.0.0.1'))
   t.equal(await recordOf(database, key, 'other'), null)
 })
+
+test('where a tenant function says whose a key or an event is, operators name the tenant', async (t) => {
+  const { app } = await countedApp(t, byHeader)
+  const key = newKey()
+  await send(app, '/things', { key, headers: { 'x-tenant': 'a' } })
+  const release = { release: true } as const
+  const { idempotency } = app
+  await t.rejects(idempotency.resolve(key, release), {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    message: /write app\.idempotency\.for\(tenantId\)\.resolve\(…\)/,
+  })
+  const event = { provider: 'stripe', eventId: newKey() }
+  await t.rejects(idempotency.replay(event), {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    message: /replay needs a "tenantId" beside "provider" and "eventId"/,
+  })
+  t.strictSame(await idempotency.for('a').resolve(key, release), { kind: 'completed' })
+  t.strictSame(await idempotency.replay({ tenantId: 'a', ...event }), { kind: 'missing' })
+
+  // A name that says so is the application's own.
+  t.strictSame(await idempotency.resolve({ run: newKey() }, release), { kind: 'missing' })
+  t.strictSame(await idempotency.for('').resolve(newKey(), release), { kind: 'missing' })
+  t.strictSame(await idempotency.replay({ tenantId: '', ...event }), { kind: 'missing' })
+})
+
+test('with one tenant, a key and an event are found without a name of it', async (t) => {
+  const { app } = await countedApp(t, false)
+  const key = newKey()
+  await send(app, '/things', { key })
+  const release = { release: true } as const
+  t.strictSame(await app.idempotency.resolve(key, release), { kind: 'completed' })
+  const event = { provider: 'stripe', eventId: newKey() }
+  t.strictSame(await app.idempotency.replay(event), { kind: 'missing' })
+})
