@@ -1,4 +1,4 @@
-import { validateHeaderValue } from 'node:http'
+import { validateHeaderName, validateHeaderValue } from 'node:http'
 import { PassThrough, pipeline, Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
 import type { PayloadForm } from '../core/payload-form.js'
@@ -138,7 +138,10 @@ function formOf(payload: unknown, { headers }: SavedHead): PayloadForm | undefin
 }
 
 function keptOf({ statusCode, headers }: SavedHead, names: readonly string[]): Omit<Head, 'form'> {
-  for (const [name, value] of Object.entries(headers)) validateHeaderValue(name, value as string)
+  for (const [name, value] of Object.entries(headers)) {
+    validateHeaderName(name)
+    validateHeaderValue(name, value as string)
+  }
   const kept: Record<string, string | string[]> = {}
   for (const name of names) {
     // Fastify takes it away from a response without a body, after the hooks.

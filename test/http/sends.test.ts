@@ -1,7 +1,7 @@
 // What is stored is what the first client got: of several payloads that are sent, and byte for byte in
 // its head.
 import { Readable } from 'node:stream'
-import type { FastifyInstance, RouteHandlerMethod } from 'fastify'
+import type { FastifyInstance, FastifyReply, RouteHandlerMethod } from 'fastify'
 import t, { type Test, test } from 'tap'
 import {
   begin,
@@ -316,4 +316,57 @@ for (const [route, config] of Object.entries(ROUTES)) {
     t.equal((await answering).statusCode, 503)
     t.equal(runs, 0)
   })
+}
+
+/** Heads that Node refuses to send. */
+const UNSENDABLE: Record<string, (reply: FastifyReply) => unknown> = {
+  'NUL in a kept header': (reply) => reply.header('location', '/a\0b'),
+  'a lone surrogate in a kept header': (reply) => reply.header('location', '/\ud800'),
+  'a line break in a header that is not kept': (reply) => reply.header('x-note', 'a\nb'),
+  'NUL in one of several headers': (reply) => reply.header('link', ['</a>', '</b\0>']),
+  'a name that no header has': (reply) => reply.header('x note', 'a'),
+}
+
+for (const [name, config] of Object.entries(ROUTES)) {
+  for (const [what, spoil] of Object.entries(UNSENDABLE)) {
+    test(`${name} keeps no response with ${what}: it is a failure of its handler`, async (t) => {
+      let runs = 0
+      let isMended = false
+      const handler: RouteHandlerMethod = async (request, reply) => {
+        reply.code(201).header('location', '/things/7')
+        if (isMended || request.headers['x-spoilt'] === undefined) return 'made'
+        runs += 1
+        spoil(reply)
+        return 'made'
+      }
+      const app = await oneRoute(t, config, handler, (app) => {
+        app.post('/bare', { config: { idempotency: false } }, handler)
+      })
+      const events = collectEvents(t)
+      const spoilt = { 'x-spoilt': 'yes' }
+      const bare = await send(app, '/bare', { headers: spoilt })
+      t.equal(bare.statusCode, 500)
+      const key = newKey()
+      for (const run of [2, 3]) {
+        // Of the others, some travel in the same statements.
+        const keys = Array.from({ length: 20 }, newKey)
+        const others = keys.map((key) => begin(app, '/things', { key }))
+        const { statusCode, body } = await send(app, '/things', { key, headers: spoilt })
+        t.strictSame({ statusCode, body }, { statusCode: 500, body: bare.body })
+        t.equal(runs, run)
+        for (const { statusCode } of await Promise.all(others)) t.equal(statusCode, 201)
+        for (const key of keys) t.equal((await recordOf(database, key))?.status, 'completed')
+      }
+      t.match(
+        events.all.filter(({ kind }) => kind === 'released' || kind === 'rolled_back'),
+        [{ why: 'its response could not be sent' }, { why: 'its response could not be sent' }],
+      )
+      isMended = true
+      for (const isReplay of [false, true]) {
+        const { statusCode, headers } = await send(app, '/things', { key, headers: spoilt })
+        t.equal(statusCode, 201)
+        t.equal(headers['idempotent-replayed'], isReplay ? 'true' : undefined)
+      }
+    })
+  }
 }
