@@ -49,6 +49,7 @@ export class AtomicRecording {
     this.#reply = reply
     this.#terms = terms
     this.#sends = new Sends(reply, {
+      beforeSend: terms.beforeSend,
       recordedHeaders: terms.settings.headers,
       record: (payload) => this.#end(payload),
     })

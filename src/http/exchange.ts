@@ -19,6 +19,7 @@ import { isOfItsData } from '../store/failures.js'
 import { sayAgain } from '../store/say-again.js'
 import { type Received, whatIsAsked } from './asked.js'
 import { AtomicRecording } from './atomic-recording.js'
+import { BeforeSend } from './before-send.js'
 import type { Limiter } from './limiter.js'
 import { BUSY_RETRY_S, problem, STORE_RETRY_S } from './problem.js'
 import { Recording, type RecordingTerms } from './recording.js'
@@ -61,6 +62,7 @@ export type Stage = 'unprotected' | 'unclaimed' | 'claimed' | 'answered' | 'atom
 /** One request to a protected route, from its header to its stored response. */
 export class Exchange {
   tenantId = ''
+  readonly beforeSend = new BeforeSend()
 
   readonly #route: ProtectedRoute
   readonly #request: FastifyRequest
@@ -267,7 +269,8 @@ export class Exchange {
   #terms(): RecordingTerms {
     const { protection, settings } = this.#route
     const { storeTimeoutMs, docs } = protection.settings
-    return { settings, storeTimeoutMs, docs, report: this.#report }
+    const { beforeSend } = this
+    return { beforeSend, settings, storeTimeoutMs, docs, report: this.#report }
   }
 
   async #run(claim: Claim): Promise<unknown> {
@@ -285,16 +288,15 @@ export class Exchange {
   /** The `onSend` hook: hands on what goes out. */
   onSend(payload: unknown, done: SendOn): void {
     this.#isAnswered = true
-    const recording = this.#recording ?? this.#atomic
-    if (recording !== undefined) recording.onSend(payload, done)
-    else done(null, this.#replay === undefined ? payload : this.#replay.onSend(payload))
+    const answer = this.#recording ?? this.#atomic ?? this.#replay
+    if (answer !== undefined) answer.onSend(payload, done)
+    else done(null, payload)
   }
 
   onError(error: FastifyError): void {
     if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#hasTimedOut = true
-    const recording = this.#recording ?? this.#atomic
-    recording?.onError(error)
-    this.#replay?.onError()
+    const answer = this.#recording ?? this.#atomic ?? this.#replay
+    answer?.onError(error)
   }
 
   #sendReplay(response: StoredResponse, waitedMs: number): FastifyReply {
@@ -305,7 +307,8 @@ export class Exchange {
       return this.#answer(new NotReplayable(what))
     }
     this.#report({ kind: 'replayed', statusCode, waitedMs })
-    this.#replay = new Replay(this.#reply, response, body)
+    const { headers } = this.#route.settings
+    this.#replay = new Replay(this.#reply, response, body, { beforeSend: this.beforeSend, headers })
     this.#isAnswered = true
     return this.#replay.send()
   }

@@ -129,8 +129,9 @@ export function bindHooks(
       return done()
     }
     const protect = (received: Received) => {
-      request[EXCHANGE] = new Exchange(route, request, reply, received)
-      done()
+      const exchange = new Exchange(route, request, reply, received)
+      request[EXCHANGE] = exchange
+      exchange.beforeSend.run(done)
     }
     // Nothing is compared of a request that is refused because of its key, or needs none.
     if (key.kind !== 'key') return protect(key)

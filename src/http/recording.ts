@@ -7,6 +7,7 @@ import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
 import { watchThen } from './awaited-reply.js'
+import type { BeforeSend } from './before-send.js'
 import {
   announcedBytes,
   type Captured,
@@ -22,6 +23,7 @@ import { type Outgoing, type SendOn, Sends } from './sends.js'
 import { responseToStore, type ToStore } from './stored-response.js'
 
 export interface RecordingTerms {
+  readonly beforeSend: BeforeSend
   readonly settings: RouteSettings
   readonly storeTimeoutMs: number
   readonly docs: string
@@ -39,6 +41,8 @@ export class Recording {
   #hasTimedOut = false
   #hasClosed = false
   #outgoing: Readable | undefined
+  /** Why the stream that was the response has failed. */
+  #streamFailure: string | undefined
   /** What the handler had begun and not awaited when it answered, until that is over. */
   #unfinished: Promise<void> | undefined
   #handled: Promise<unknown> = Promise.resolve()
@@ -48,6 +52,7 @@ export class Recording {
     this.#reply = reply
     this.#terms = terms
     this.#sends = new Sends(reply, {
+      beforeSend: terms.beforeSend,
       recordedHeaders: terms.settings.headers,
       record: (payload) => this.#store(payload),
       // A stream that is not sent is read to its end all the same: it is what a retry gets.
@@ -132,7 +137,8 @@ export class Recording {
     }
     const { kept, sent: head } = captured
     if (!isAnswer) {
-      const release = () => this.#release(`status ${kept.statusCode}`)
+      const why = this.#streamFailure ?? `status ${kept.statusCode}`
+      const release = () => this.#release(why)
       if (this.#hasTimedOut) {
         // Fastify's timeout answers while the handler goes on: nobody else may run until it is
         // done, and if it succeeds after all, nobody needs to.
@@ -166,9 +172,13 @@ export class Recording {
       record: async (body) => {
         if (!(await this.#complete(kept, body))) throw claim.signal.reason
       },
-      onError: (error) => {
+      onError: async (error) => {
         const isMismatch = error instanceof LengthMismatch
-        return this.#release(isMismatch ? error.message : 'the stream of its response failed')
+        const why = isMismatch ? error.message : 'the stream of its response failed'
+        this.#streamFailure = why
+        // While it is on its way and nothing of it has gone out, this is like a handler that throws.
+        const isAnswered = this.#outgoing?.destroyed === false && this.#sends.fail()
+        if (!isAnswered) await this.#release(why)
       },
     })
   }
@@ -226,7 +236,10 @@ export class Recording {
   async #recordPastHooks(): Promise<void> {
     const { claim } = this
     const reply = this.#reply
-    if (claim.isSettled || this.#isSending || !reply.sent) return
+    if (claim.isSettled) return
+    const why = this.#streamFailure
+    if (why !== undefined && this.#sends.isUnanswered) return this.#release(why)
+    if (this.#isSending || !reply.sent) return
     if (!isAllWritten(reply.raw)) {
       return claim.abandon('the connection closed while the response was written past the hooks')
     }

@@ -1,9 +1,11 @@
 import { Readable } from 'node:stream'
-import type { FastifyReply } from 'fastify'
+import type { FastifyError, FastifyReply } from 'fastify'
 import { takeForm } from '../core/payload-form.js'
 import type { StoredResponse } from '../core/record.js'
+import type { BeforeSend } from './before-send.js'
 import { discard } from './capture.js'
 import { restoreHead, type SavedHead, saveHead } from './reply-head.js'
+import { type SendOn, Sends } from './sends.js'
 
 const MARKER = 'idempotent-replayed'
 
@@ -25,11 +27,15 @@ export class Replay {
   /** What the hooks in front of the plugin's were given. */
   #sent: unknown
   #hasFailed = false
+  readonly #sends: Sends
+  /** The headers that are as stored, or not there. */
+  readonly #storedHeaders: readonly string[]
 
   constructor(
     reply: FastifyReply,
     { statusCode, headers: stored }: StoredResponse,
     body: Uint8Array,
+    options: { readonly beforeSend: BeforeSend; readonly headers: readonly string[] },
   ) {
     const { headers, form } = takeForm(stored)
     this.#reply = reply
@@ -38,6 +44,14 @@ export class Replay {
     this.#form = form
     this.#body = Buffer.from(body.buffer, body.byteOffset, body.byteLength)
     this.#before = saveHead(reply)
+    this.#storedHeaders = [
+      ...new Set([...options.headers, ...Object.keys(headers), 'content-type', 'content-encoding']),
+    ]
+    this.#sends = new Sends(reply, {
+      beforeSend: options.beforeSend,
+      recordedHeaders: this.#storedHeaders,
+      record: async (payload) => ({ payload: this.#asStored(payload) }),
+    })
   }
 
   send(): FastifyReply {
@@ -52,12 +66,18 @@ export class Replay {
     return reply.send(sent === null ? undefined : sent)
   }
 
-  /** For the `onSend` hook. What hooks in front of it made of the replay is undone: they had their turn. */
-  onSend(payload: unknown): unknown {
+  /** The `onSend` hook: calls back with what goes out. */
+  onSend(payload: unknown, done: SendOn): void {
+    this.#sends.onSend(payload, done)
+  }
+
+  /** What hooks in front of the plugin's made of the replay is undone: they had their turn. */
+  #asStored(payload: unknown): unknown {
     // An error that has taken its place.
     if (this.#hasFailed) return payload
+    if (this.#reply.statusCode !== this.#statusCode) this.#reply.code(this.#statusCode)
     // Fastify calls bytes an octet stream where the first response had no type.
-    for (const name of ['content-type', 'content-encoding']) this.#setHeader(name)
+    for (const name of this.#storedHeaders) this.#setHeader(name)
     // Node frames an empty stream in another way once this was removed, though it was not there.
     if (this.#reply.hasHeader('content-length')) this.#reply.removeHeader('content-length')
     if (this.#form === 'sized stream') {
@@ -69,7 +89,8 @@ export class Replay {
   }
 
   /** For the `onError` hook: what is sent is not the stored response. */
-  onError(): void {
+  onError(error: FastifyError): void {
+    this.#sends.onError(error)
     if (this.#hasFailed) return
     this.#hasFailed = true
     restoreHead(this.#reply, this.#before, [MARKER, ...Object.keys(this.#headers)])

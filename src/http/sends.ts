@@ -1,4 +1,5 @@
 import type { FastifyError, FastifyReply } from 'fastify'
+import type { BeforeSend } from './before-send.js'
 import { discard } from './capture.js'
 import { restoreHead, type SavedHead, saveHead } from './reply-head.js'
 
@@ -12,6 +13,7 @@ export interface Outgoing {
 }
 
 export interface SendsOptions {
+  readonly beforeSend: BeforeSend
   /** The headers that are part of a record. */
   readonly recordedHeaders: readonly string[]
   /** Records the response, and says what goes out. */
@@ -25,15 +27,21 @@ export interface SendsOptions {
  *
  * Without the plugin the first `reply.send` is over when it returns, and Fastify ignores a second one.
  * A response that is being recorded is not sent yet, so that is decided here: the first one counts,
- * with the head that it had. Only an error takes its place: that of `handlerTimeout` while it is being
- * recorded, and that of a later hook afterwards.
+ * with the head that it had. Two things take its place on the way to the client, and not in the record: the
+ * error of `handlerTimeout`, and what a later hook sends, or Fastify for its error. The hook may wait for
+ * what it sends, or never call back, and then nothing else goes out.
+ *
+ * A stream that fails before the client has a byte of it is not a response. Fastify's answer to its error is.
  */
 export class Sends {
   readonly #reply: FastifyReply
   readonly #options: SendsOptions
   #state: 'none' | 'recording' | 'handed on' = 'none'
-  /** The head with which it was handed on. */
+  /** The head with which it was handed on, and the headers that were set past Fastify by then. */
   #head: SavedHead | undefined
+  #rawNames: readonly string[] = []
+  /** A stream that was handed on has failed before its first byte. */
+  #hasFailed = false
   #hasErred = false
   #isTimeoutNext = false
   #count = 0
@@ -45,6 +53,7 @@ export class Sends {
 
   /** For the `onError` hook, which runs before the response of an error comes to `onSend`. */
   onError(error: FastifyError): void {
+    if (this.#hasFailed) this.#takeBackHead()
     // Fastify leaves the hook out for a second error of a request, so one is enough for all after it.
     this.#hasErred = true
     this.#isTimeoutNext = error.code === 'FST_ERR_HANDLER_TIMEOUT'
@@ -54,13 +63,34 @@ export class Sends {
   onSend(payload: unknown, done: SendOn): void {
     const isTimeout = this.#isTimeoutNext
     this.#isTimeoutNext = false
-    if (this.#state === 'none') {
+    if (this.#state === 'none' || (this.#hasFailed && this.#hasErred)) {
+      this.#hasFailed = false
       this.#state = 'recording'
       this.#sendWhen(this.#options.record(payload), done)
-    } else if (this.#state === 'recording' ? isTimeout : this.#hasErred) {
-      this.#options.onReplaced?.()
-      this.#sendWhen(Promise.resolve({ payload }), done)
+    } else if (this.#state === 'recording' ? isTimeout : this.#isOfLaterHook) {
+      if (this.#hasErred) this.#options.onReplaced?.()
+      this.#count += 1
+      // Within this call, as without the plugin: the chain of a later hook may go on when that returns.
+      this.#handOn(() => done(null, payload))
     } else this.#ignore(payload)
+  }
+
+  /** The stream that was handed on has failed. `true`: the answer to its error will be recorded. */
+  fail(): boolean {
+    this.#hasFailed = !this.#reply.raw.headersSent
+    return this.#hasFailed
+  }
+
+  /** For a closed connection: whether a stream has failed, and no answer to its error comes. */
+  get isUnanswered(): boolean {
+    return this.#hasFailed && (this.#reply.sent || !this.#hasErred)
+  }
+
+  /** Whether it comes from a later hook and takes the place of what was handed on. */
+  get #isOfLaterHook(): boolean {
+    if (this.#options.beforeSend.isCurrent) return false
+    // For an error, Fastify breaks off what has begun to go out.
+    return this.#hasErred || !this.#reply.raw.headersSent
   }
 
   #sendWhen(recorded: Promise<Outgoing>, done: SendOn): void {
@@ -71,22 +101,41 @@ export class Sends {
       ({ payload, head }) => {
         if (turn !== this.#count) return
         if (head !== undefined) restoreHead(reply, head)
-        this.#head = head ?? saveHead(reply)
-        this.#state = 'handed on'
-        try {
-          done(null, payload)
-        } catch (error) {
-          // What hooks after this one added cannot be sent. Nobody else would catch it here.
-          if (reply.raw.headersSent) reply.raw.destroy()
-          else reply.send(error)
-        }
+        this.#handOn(() => {
+          try {
+            done(null, payload)
+          } catch (error) {
+            // What hooks after this one added cannot be sent. Nobody else would catch it here.
+            if (reply.raw.headersSent) reply.raw.destroy()
+            else reply.send(error)
+          }
+        })
       },
       (error) => {
         if (turn !== this.#count) return
         this.#state = 'handed on'
-        done(error)
+        this.#options.beforeSend.leave(() => done(error))
       },
     )
+  }
+
+  /** Lets the hooks go on, outside of what runs in front of them. */
+  #handOn(go: () => void): void {
+    this.#head = saveHead(this.#reply)
+    this.#rawNames = this.#reply.raw.getHeaderNames()
+    this.#state = 'handed on'
+    this.#options.beforeSend.leave(go)
+  }
+
+  /** Undoes what later hooks and Fastify have set for a stream that is not sent. */
+  #takeBackHead(): void {
+    const reply = this.#reply
+    for (const name of reply.raw.getHeaderNames()) {
+      if (!this.#rawNames.includes(name)) reply.raw.removeHeader(name)
+    }
+    if (this.#head !== undefined) restoreHead(reply, this.#head)
+    // As Fastify does with the type and the length.
+    reply.removeHeader('content-encoding')
   }
 
   /** Ignores a second response, with what was set for it. */

@@ -1,7 +1,7 @@
 // What is stored is what the first client got: of several payloads that are sent, and byte for byte in
 // its head.
 import { Readable } from 'node:stream'
-import type { FastifyInstance, FastifyReply, RouteHandlerMethod } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, RouteHandlerMethod } from 'fastify'
 import t, { type Test, test } from 'tap'
 import {
   begin,
@@ -11,6 +11,7 @@ import {
   latch,
   listen,
   newKey,
+  openSocket,
   postText,
   recordOf,
   send,
@@ -369,4 +370,244 @@ for (const [name, config] of Object.entries(ROUTES)) {
       }
     })
   }
+}
+
+const BY_HOOK = 'of the hook'
+
+function sendByHook(reply: FastifyReply): FastifyReply {
+  return reply.code(202).type('text/plain').header('location', '/hook').send(BY_HOOK)
+}
+
+type IsWanted = (request: FastifyRequest, payload: unknown) => unknown
+
+const turn = () => new Promise((resolve) => setImmediate(resolve))
+
+/** `onSend` hooks that send a response of their own where `isWanted` says so. */
+const SENDING_HOOKS: Record<string, (app: FastifyInstance, isWanted: IsWanted) => unknown> = {
+  'returns what send() returned': (app, isWanted) =>
+    app.addHook('onSend', async (request, reply, payload) =>
+      isWanted(request, payload) ? sendByHook(reply) : payload,
+    ),
+  'returns nothing': (app, isWanted) =>
+    app.addHook('onSend', async (request, reply, payload) => {
+      if (!isWanted(request, payload)) return payload
+      sendByHook(reply)
+      return undefined
+    }),
+  'takes its time and returns the reply': (app, isWanted) =>
+    app.addHook('onSend', async (request, reply, payload) => {
+      await turn()
+      if (!isWanted(request, payload)) return payload
+      sendByHook(reply)
+      return reply
+    }),
+  'does not call back': (app, isWanted) =>
+    app.addHook('onSend', (request, reply, payload, done) => {
+      if (isWanted(request, payload)) sendByHook(reply)
+      else done(null, payload)
+    }),
+  'takes its time and does not call back': (app, isWanted) =>
+    app.addHook('onSend', (request, reply, payload, done) => {
+      setImmediate(() => {
+        if (isWanted(request, payload)) sendByHook(reply)
+        else done(null, payload)
+      })
+    }),
+}
+
+const PLACES = { before: 'in front of the plugin', after: 'behind the plugin' } as const
+
+/** One route, and one sending hook; behind it, one that takes its time. */
+function sendingApp(
+  t: Test,
+  config: Config,
+  {
+    place = 'after',
+    add,
+    isWanted,
+    handler,
+    more = () => {},
+  }: {
+    place?: keyof typeof PLACES
+    add: (app: FastifyInstance, isWanted: IsWanted) => unknown
+    isWanted: IsWanted
+    handler: RouteHandlerMethod
+    more?: (app: FastifyInstance) => unknown
+  },
+) {
+  const addHook = (app: FastifyInstance) =>
+    add(app, (request, payload) => payload !== BY_HOOK && isWanted(request, payload))
+  return buildApp(t, database, {
+    ...(place === 'before' && { before: addHook }),
+    async routes(app) {
+      if (place === 'after') addHook(app)
+      await more(app)
+      app.post('/things', { config: { idempotency: config } }, handler)
+      app.post('/unprotected', { config: { idempotency: false } }, handler)
+    },
+  })
+}
+
+function addSlowHook(app: FastifyInstance): void {
+  app.addHook('onSend', async (_request, reply, payload) => {
+    await turn()
+    reply.header('x-slow', 'yes')
+    return payload
+  })
+}
+
+for (const [route, config] of Object.entries(ROUTES)) {
+  for (const [hook, add] of Object.entries(SENDING_HOOKS)) {
+    for (const [place, where] of Object.entries(PLACES) as ['before' | 'after', string][]) {
+      const name = `${route}, a hook ${where} sends a response and ${hook}`
+
+      test(`${name}: the client and its retry get that`, async (t) => {
+        let runs = 0
+        const app = await sendingApp(t, config, {
+          place,
+          add,
+          isWanted: () => true,
+          handler: async (_request, reply) => {
+            runs += 1
+            return reply.code(201).header('location', '/handler').send({ run: runs })
+          },
+        })
+        const key = newKey()
+        const bare = await send(app, '/unprotected')
+        const answer = await send(app, '/things', { key })
+        const retry = await send(app, '/things', { key })
+        for (const { statusCode, body, headers } of [bare, answer, retry]) {
+          t.equal(statusCode, 202)
+          t.equal(body, BY_HOOK)
+          t.equal(headers.location, '/hook')
+          t.equal(headers['content-type'], bare.headers['content-type'])
+        }
+        t.equal(retry.headers['idempotent-replayed'], 'true')
+        t.equal(runs, 2, 'once without protection, once with it')
+        const stored = place === 'before' ? 202 : 201
+        t.match(await recordOf(database, key), { status: 'completed', statusCode: stored })
+        await app.close()
+      })
+
+      for (const when of ['for the first request', 'for a replay'] as const) {
+        test(`${name}, but only ${when}`, async (t) => {
+          const app = await sendingApp(t, config, {
+            place,
+            add,
+            isWanted: ({ headers }) => headers['x-hook'],
+            handler: () => 'of the handler',
+            // The first chain of hooks may get to the plugin while the second one is still here.
+            ...(place === 'before' && { more: addSlowHook }),
+          })
+          const key = newKey()
+          const wanted = { key, headers: { 'x-hook': 'yes' } }
+          const isFirst = when === 'for the first request'
+          const first = await send(app, '/things', isFirst ? wanted : { key })
+          const replay = await send(app, '/things', isFirst ? { key } : wanted)
+          t.equal(replay.headers['idempotent-replayed'], 'true')
+          // In front of the plugin, what it sent is what is stored; behind it, it decides each time.
+          const isSent = { first: isFirst, replay: place === 'before' ? isFirst : !isFirst }
+          for (const [which, answer] of Object.entries({ first, replay })) {
+            const byHook = isSent[which as keyof typeof isSent]
+            t.equal(answer.body, byHook ? BY_HOOK : 'of the handler', which)
+            t.equal(answer.statusCode, byHook ? 202 : 200)
+            t.equal(answer.headers.location, byHook ? '/hook' : undefined)
+          }
+        })
+      }
+    }
+
+    for (const [place, statusCode] of [
+      ['before', 402],
+      ['after', 402],
+      ['after', 500],
+    ] as const) {
+      test(`${route}, a hook ${PLACES[place]} sends a response for an error of ${statusCode} and ${hook}`, async (t) => {
+        let runs = 0
+        const app = await sendingApp(t, config, {
+          place,
+          add,
+          isWanted: () => true,
+          handler: () => {
+            runs += 1
+            throw new Error('no funds')
+          },
+          more(app) {
+            if (place === 'before') addSlowHook(app)
+            app.setErrorHandler((_error, _request, reply) =>
+              reply.code(statusCode).send({ error: 'no funds' }),
+            )
+          },
+        })
+        const key = newKey()
+        t.equal((await send(app, '/things', { key })).body, BY_HOOK)
+        t.equal((await send(app, '/things', { key })).body, BY_HOOK)
+        // What an atomic handler throws undoes all of it, and is not stored.
+        t.equal(runs, statusCode === 402 && route === 'a protected route' ? 1 : 2)
+        await app.close()
+      })
+    }
+
+    test(`${route}, a later hook sends a response and ${hook}: the client has left`, async (t) => {
+      const events = collectEvents(t)
+      const began = latch()
+      const left = latch()
+      const app = await sendingApp(t, config, {
+        add,
+        isWanted: () => true,
+        handler: async (request) => {
+          request.raw.socket.once('close', () => left.open())
+          began.open()
+          await left.opened
+          return 'of the handler'
+        },
+      })
+      const port = await listen(app)
+      const key = newKey()
+      const socket = await openSocket(t, port, postText('/things', [`idempotency-key: ${key}`]))
+      await began.opened
+      socket.destroy()
+      await events.first('completed')
+      t.equal((await send(app, '/things', { key })).body, BY_HOOK)
+      await app.close()
+    })
+
+    test(`${route}, a later hook sends a response in place of a refusal and ${hook}`, async (t) => {
+      const app = await sendingApp(t, config, {
+        add,
+        isWanted: (_request, payload) => String(payload).includes('IDEMPOTENCY_KEY_REUSED'),
+        handler: () => 'of the handler',
+      })
+      const key = newKey()
+      await send(app, '/things', { key })
+      t.equal((await send(app, '/things', { key, payload: [] })).body, BY_HOOK)
+      t.equal((await send(app, '/things', { key })).body, 'of the handler')
+    })
+  }
+
+  test(`${route}: what the handler sends while hooks work on the response of a later one is ignored`, async (t) => {
+    const inHook = latch()
+    const sent = latch()
+    const app = await sendingApp(t, config, {
+      add: SENDING_HOOKS['returns what send() returned'] as never,
+      isWanted: () => true,
+      handler: async (_request, reply) => {
+        first(reply)
+        await inHook.opened
+        SECOND.text?.(reply)
+        sent.open()
+        return reply
+      },
+      more: (app) =>
+        app.addHook('onSend', async (_request, _reply, payload) => {
+          inHook.open()
+          await sent.opened
+          return payload
+        }),
+    })
+    const answer = await send(app, '/things', { key: newKey() })
+    t.equal(answer.statusCode, 202)
+    t.equal(answer.body, BY_HOOK)
+    t.equal(answer.headers.location, '/hook')
+  })
 }

@@ -2,21 +2,30 @@
 // and what a client does with its connection does not decide whether the response is stored.
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
+import { createReadStream } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
 import { connect as connectHttp2 } from 'node:http2'
 import { type AddressInfo, connect } from 'node:net'
-import { PassThrough, Readable } from 'node:stream'
+import { PassThrough, pipeline, Readable } from 'node:stream'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
+import { createGzip, gunzipSync } from 'node:zlib'
+import compress from '@fastify/compress'
 import httpProxy from '@fastify/http-proxy'
 import replyFrom from '@fastify/reply-from'
 import fastifyStatic from '@fastify/static'
-import Fastify, { type FastifyInstance, type RouteHandlerMethod } from 'fastify'
+import Fastify, {
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  type RouteHandlerMethod,
+} from 'fastify'
 import t, { type Test, test } from 'tap'
 import { recordStream } from '../../src/http/recorded-stream.js'
 import type { RouteOptions } from '../../src/index.js'
 import {
+  begin,
   buildApp,
   collectEvents,
   exchangeBytes,
@@ -25,6 +34,7 @@ import {
   newKey,
   openSocket,
   postText,
+  readAnswer,
   recordOf,
   send,
   WatchedPool,
@@ -574,4 +584,534 @@ test('what is read ahead of a client takes little more memory than its bytes', a
   const grownBy = process.memoryUsage().arrayBuffers - before
   t.ok(grownBy < 64 * MiB, `${grownBy} bytes of the 250 MiB that were read`)
   t.equal(Buffer.concat(await out.toArray()).byteLength, 400_000)
+})
+
+/** Sources that fail before their first byte, each with the message `no report`. */
+const FAILING_SOURCES: Record<string, (reply: FastifyReply) => unknown> = {
+  'a generator that throws': () => Readable.from(failing()),
+  'a stream that is destroyed when it is read': () =>
+    new Readable({
+      read() {
+        this.destroy(new Error('no report'))
+      },
+    }),
+  'a stream that has failed before it was sent': () => {
+    const source = new PassThrough()
+    source.on('error', () => {}).destroy(new Error('no report'))
+    return source
+  },
+  'a web stream': () =>
+    new ReadableStream({ pull: (controller) => controller.error(new Error('no report')) }),
+  'a fetch Response': () =>
+    new Response(
+      new ReadableStream({ pull: (controller) => controller.error(new Error('no report')) }),
+      { headers: { 'content-type': 'text/csv', location: '/report' } },
+    ),
+  'a stream with content-length': (reply) => {
+    reply.header('content-length', '10')
+    return Readable.from(failing('abc'))
+  },
+  'a file that is not there': () => createReadStream(`${folder}/no-such-file`),
+}
+
+async function* failing(...before: string[]) {
+  yield* before
+  throw new Error('no report')
+}
+
+type ErrorHandler = (error: Error, request: FastifyRequest, reply: FastifyReply) => unknown
+
+const conflict: ErrorHandler = (_error, _request, reply) =>
+  reply.code(409).send({ problem: 'no report' })
+
+/** Error handlers of an application, and the statuses with which they answer. */
+const ERROR_HANDLERS: Record<string, [status: number, handler: ErrorHandler]> = {
+  'answers 409': [409, conflict],
+  'answers 200': [200, (_error, _request, reply) => reply.code(200).send({ problem: 'no report' })],
+  'answers 422 later': [
+    422,
+    async (_error, _request, reply) => {
+      await new Promise((resolve) => setImmediate(resolve))
+      return reply.code(422).type('text/plain').header('location', '/problem').send('no report')
+    },
+  ],
+  'answers with a stream': [
+    409,
+    (_error, _request, reply) => reply.code(409).send(Readable.from(['no ', 'report'])),
+  ],
+  'answers 503': [503, (_error, _request, reply) => reply.code(503).send({ problem: 'later' })],
+  'answers 401': [401, (_error, _request, reply) => reply.code(401).send({ problem: 'who?' })],
+  throws: [
+    500,
+    () => {
+      throw new Error('in the error handler')
+    },
+  ],
+  'throws an error of 409': [
+    409,
+    () => {
+      throw Object.assign(new Error('in the error handler'), { statusCode: 409 })
+    },
+  ],
+  rejects: [
+    500,
+    async () => {
+      await new Promise((resolve) => setImmediate(resolve))
+      throw new Error('in the error handler')
+    },
+  ],
+  'answers with a stream that fails': [
+    500,
+    (_error, _request, reply) => reply.code(200).send(Readable.from(failing())),
+  ],
+  'sends an error of 400': [
+    400,
+    (_error, _request, reply) => reply.send(Object.assign(new Error('again'), { statusCode: 400 })),
+  ],
+}
+
+interface FailingSetup {
+  source: (reply: FastifyReply) => unknown
+  errorHandler?: ErrorHandler
+  config?: RouteOptions
+  before?: (app: FastifyInstance) => unknown
+  more?: (app: FastifyInstance) => unknown
+}
+
+/** `/report` sends a stream that fails; `/thrown` is the same with a handler that throws. */
+async function failingApp(
+  t: Test,
+  { source, errorHandler, config = {}, before, more }: FailingSetup,
+) {
+  const runs = { '/report': 0, '/thrown': 0 }
+  const app = await buildApp(t, database, {
+    ...(before && { before }),
+    routes: withPing(async (app) => {
+      await more?.(app)
+      if (errorHandler) app.setErrorHandler(errorHandler)
+      const options = { config: { idempotency: config } }
+      app.post('/report', options, (_request, reply) => {
+        runs['/report'] += 1
+        return reply.type('text/csv').header('location', '/report').send(source(reply))
+      })
+      app.post('/thrown', options, (_request, reply) => {
+        runs['/thrown'] += 1
+        reply.type('text/csv').header('location', '/report')
+        throw new Error('no report')
+      })
+    }),
+  })
+  return { app, runs }
+}
+
+const shownOf = ({ statusCode, headers, body }: Awaited<ReturnType<typeof send>>) => ({
+  statusCode,
+  body,
+  ...Object.fromEntries(
+    ['content-type', 'content-length', 'location', 'idempotent-replayed'].map((name) => [
+      name,
+      headers[name],
+    ]),
+  ),
+})
+
+for (const [handler, [status, errorHandler]] of Object.entries(ERROR_HANDLERS)) {
+  for (const [source, make] of Object.entries(FAILING_SOURCES)) {
+    // Each of both, and some together.
+    if (source !== 'a generator that throws' && ![409, 503].includes(status)) continue
+    const isStored = ![500, 503, 401].includes(status)
+    test(`an error handler ${handler}, for ${source} as for a handler that throws: ${isStored ? 'stored' : 'released'}`, async (t) => {
+      const events = collectEvents(t)
+      const { app, runs } = await failingApp(t, { source: make, errorHandler })
+      const answers: Record<string, unknown> = {}
+      for (const url of ['/thrown', '/report'] as const) {
+        const key = newKey()
+        const first = await send(app, url, { key })
+        const retry = await send(app, url, { key })
+        t.equal(first.statusCode, status)
+        t.equal(retry.headers['idempotent-replayed'], isStored ? 'true' : undefined)
+        t.strictSame(
+          { ...shownOf(retry), 'idempotent-replayed': undefined },
+          { ...shownOf(first), 'idempotent-replayed': undefined },
+        )
+        t.equal(runs[url], isStored ? 1 : 2)
+        const record = await recordOf(database, key)
+        t.equal(record?.status, isStored ? 'completed' : 'released')
+        answers[url] = shownOf(first)
+      }
+      t.strictSame(answers['/report'], answers['/thrown'])
+      if (!isStored) {
+        t.match(events.all.filter(({ kind }) => kind === 'released').at(-1), { why: /stream/ })
+      }
+    })
+  }
+}
+
+test('Fastify’s own error handler answers for a stream that fails as for a handler that throws', async (t) => {
+  for (const statusCode of [404, 500]) {
+    const error = Object.assign(new Error('no report'), { statusCode })
+    const { app, runs } = await failingApp(t, {
+      source: () =>
+        new Readable({
+          read() {
+            this.destroy(error)
+          },
+        }),
+    })
+    const key = newKey()
+    const first = await send(app, '/report', { key })
+    t.equal(first.statusCode, statusCode)
+    t.equal((await send(app, '/report', { key })).body, first.body)
+    t.equal(runs['/report'], statusCode === 404 ? 1 : 2)
+  }
+})
+
+test('the error handler of a route answers for its stream', async (t) => {
+  let runs = 0
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/report', { errorHandler: conflict }, (_request, reply) => {
+        runs += 1
+        return reply.send(Readable.from(failing()))
+      }),
+  })
+  const key = newKey()
+  const first = await send(app, '/report', { key })
+  const retry = await send(app, '/report', { key })
+  t.equal(first.statusCode, 409)
+  t.equal(retry.headers['idempotent-replayed'], 'true')
+  t.equal(retry.body, first.body)
+  t.equal(runs, 1)
+})
+
+test('while the error handler works on the failure of a stream, the key is held', async (t) => {
+  const failed = latch()
+  const go = latch()
+  const { app, runs } = await failingApp(t, {
+    source: () => Readable.from(failing()),
+    errorHandler: async (_error, _request, reply) => {
+      failed.open()
+      await go.opened
+      return reply.code(409).send({ problem: 'no report' })
+    },
+  })
+  const key = newKey()
+  const answering = begin(app, '/report', { key })
+  await failed.opened
+  t.match((await send(app, '/report', { key })).json(), { code: 'IDEMPOTENCY_IN_PROGRESS' })
+  go.open()
+  const first = await answering
+  t.equal(first.statusCode, 409)
+  const retry = await send(app, '/report', { key })
+  t.equal(retry.headers['idempotent-replayed'], 'true')
+  t.equal(retry.body, first.body)
+  t.equal(runs['/report'], 1)
+})
+
+test('a client that leaves while the error handler works on the failure of a stream gets its answer by a retry', async (t) => {
+  const events = collectEvents(t)
+  const failed = latch()
+  const left = latch()
+  const { app, runs } = await failingApp(t, {
+    source: () => Readable.from(failing()),
+    errorHandler: async (_error, request, reply) => {
+      request.raw.socket.once('close', () => left.open())
+      failed.open()
+      await left.opened
+      await settle(port)
+      return reply.code(409).send({ problem: 'no report' })
+    },
+  })
+  const port = await listen(app)
+  const key = newKey()
+  const socket = await openSocket(t, port, postText('/report', keyLine(key)))
+  await failed.opened
+  socket.destroy()
+  t.match(await events.first('completed'), { statusCode: 409 })
+  t.match((await send(app, '/report', { key })).json(), { problem: 'no report' })
+  t.equal(runs['/report'], 1)
+})
+
+test('a stream that fails once its client has left frees the key', async (t) => {
+  const events = collectEvents(t)
+  const began = latch()
+  const left = latch()
+  async function* failsLater() {
+    began.open()
+    await left.opened
+    await settle(port)
+    yield* failing()
+  }
+  const { app } = await failingApp(t, {
+    source: () => Readable.from(failsLater()),
+    errorHandler: conflict,
+    more: (app) =>
+      app.addHook('onRequest', async (request) => {
+        request.raw.socket.once('close', () => left.open())
+      }),
+  })
+  const port = await listen(app)
+  const key = newKey()
+  const socket = await openSocket(t, port, postText('/report', keyLine(key)))
+  await began.opened
+  socket.destroy()
+  t.match(await events.first('released'), { why: /stream/ })
+  t.equal((await recordOf(database, key))?.status, 'released')
+})
+
+test('a stream that fails after its first bytes is cut off and frees the key, whatever the error handler does', async (t) => {
+  const arrived = latch()
+  const { app, runs } = await failingApp(t, {
+    source: () => Readable.from(failsLater()),
+    errorHandler: conflict,
+  })
+  async function* failsLater() {
+    yield 'first bytes'
+    await arrived.opened
+    throw new Error('no report')
+  }
+  const port = await listen(app)
+  const key = newKey()
+  const socket = await openSocket(t, port, postText('/report', keyLine(key)))
+  await once(socket, 'readable')
+  arrived.open()
+  const { statusCode, body } = await readAnswer(socket)
+  t.equal(statusCode, 200)
+  t.notMatch(body.toString(), /0\r\n\r\n$/)
+  t.equal((await recordOf(database, key))?.status, 'released')
+  await exchangeBytes(t, port, postText('/report', keyLine(key)))
+  t.equal(runs['/report'], 2)
+})
+
+test('a stream that fails once its client has left frees the key, while the error handler works on that', async (t) => {
+  const events = collectEvents(t)
+  const began = latch()
+  const called = latch()
+  const go = latch()
+  async function* failsLater() {
+    began.open()
+    await called.opened
+    yield* failing()
+  }
+  const { app } = await failingApp(t, {
+    source: () => Readable.from(failsLater()),
+    // Fastify calls it because the response was closed too early.
+    errorHandler: async (_error, _request, reply) => {
+      called.open()
+      await go.opened
+      return reply.code(409).send({ problem: 'closed' })
+    },
+  })
+  const port = await listen(app)
+  const socket = await openSocket(t, port, postText('/report', keyLine(newKey())))
+  await began.opened
+  socket.destroy()
+  t.match(await events.first('released'), { why: /stream/ })
+  go.open()
+})
+
+test('a stream that fails after its first bytes has freed the key before its client knows', async (t) => {
+  const pool = new WatchedPool(database)
+  const arrived = latch()
+  const storing = latch()
+  const go = latch()
+  async function* failsLater() {
+    yield 'first bytes'
+    await arrived.opened
+    throw new Error('no report')
+  }
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes: withPing((app) =>
+      app.post('/report', (_request, reply) => reply.send(Readable.from(failsLater()))),
+    ),
+  })
+  pool.before = async (name) => {
+    if (name !== 'fi_finish') return
+    storing.open()
+    await go.opened
+  }
+  const port = await listen(app)
+  const socket = await openSocket(t, port, postText('/report', keyLine(newKey())))
+  let isCut = false
+  const cut = once(socket, 'close').then(() => {
+    isCut = true
+  })
+  await once(socket, 'data')
+  arrived.open()
+  await storing.opened
+  await settle(port)
+  t.notOk(isCut)
+  go.open()
+  await cut
+})
+
+const COMPRESSING: Record<string, (app: FastifyInstance) => unknown> = {
+  '@fastify/compress': (app) => app.register(compress, { threshold: 0 }),
+  'a hook that compresses': (app) =>
+    app.addHook('onSend', async (_request, reply, payload) => {
+      if (reply.hasHeader('content-encoding')) return payload
+      reply.header('content-encoding', 'gzip').removeHeader('content-length')
+      const source = payload instanceof Readable ? payload : Readable.from([payload])
+      return pipeline(source, createGzip(), () => {})
+    }),
+}
+
+for (const place of ['before', 'more'] as const) {
+  const where = place === 'before' ? 'in front of the plugin' : 'behind the plugin'
+
+  for (const [name, add] of Object.entries(COMPRESSING)) {
+    test(`a stream that fails with ${name} ${where}: the error is readable, and so is its replay`, async (t) => {
+      const { app, runs } = await failingApp(t, {
+        source: () => Readable.from(failing()),
+        errorHandler: conflict,
+        [place]: add,
+      })
+      for (const url of ['/thrown', '/report'] as const) {
+        const key = newKey()
+        const headers = { 'accept-encoding': 'gzip' }
+        const first = await send(app, url, { key, headers })
+        const retry = await send(app, url, { key, headers })
+        for (const answer of [first, retry]) {
+          t.equal(answer.statusCode, 409)
+          t.equal(answer.headers['content-encoding'], 'gzip')
+          t.match(answer.headers['content-type'], 'application/json')
+          t.same(JSON.parse(gunzipSync(answer.rawPayload).toString()), { problem: 'no report' })
+        }
+        t.equal(retry.headers['idempotent-replayed'], 'true')
+        t.equal(runs[url], 1)
+      }
+    })
+  }
+
+  test(`a stream that fails while a hook ${where} takes its time`, async (t) => {
+    const source = new PassThrough()
+    const { app, runs } = await failingApp(t, {
+      source: () => source,
+      errorHandler: conflict,
+      [place]: (app: FastifyInstance) =>
+        app.addHook('onSend', async (_request, reply, payload) => {
+          if (!(payload instanceof Readable)) return payload
+          const closed = latch()
+          payload.on('error', () => {}).once('close', () => closed.open())
+          source.destroy(new Error('no report'))
+          await closed.opened
+          reply.header('x-of-the-stream', 'yes')
+          return payload
+        }),
+    })
+    const key = newKey()
+    const first = await send(app, '/report', { key })
+    const retry = await send(app, '/report', { key })
+    t.equal(first.statusCode, 409)
+    t.equal(retry.headers['idempotent-replayed'], 'true')
+    t.equal(retry.body, first.body)
+    t.equal(runs['/report'], 1)
+    // What a later hook has set for the stream is not for the error.
+    t.equal(first.headers['x-of-the-stream'], place === 'before' ? 'yes' : undefined)
+  })
+}
+
+test('a stream that fails and that a later hook has replaced frees the key once the response is out', async (t) => {
+  const events = collectEvents(t)
+  const { app, runs } = await failingApp(t, {
+    source: () => Readable.from(failing()),
+    errorHandler: conflict,
+    more: (app) =>
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        if (!(payload instanceof Readable)) return payload
+        const closed = latch()
+        payload.once('close', () => closed.open())
+        await closed.opened
+        return 'in its place'
+      }),
+  })
+  const key = newKey()
+  t.equal((await send(app, '/report', { key })).body, 'in its place')
+  t.match(await events.first('released'), { why: /stream/ })
+  await send(app, '/report', { key })
+  t.equal(runs['/report'], 2)
+})
+
+test('a stream that fails and lost its lease gives out no answer of the error handler', async (t) => {
+  const began = latch()
+  const go = latch()
+  async function* failsLater() {
+    began.open()
+    await go.opened
+    yield* failing()
+  }
+  const { app } = await failingApp(t, {
+    source: () => Readable.from(failsLater()),
+    errorHandler: conflict,
+  })
+  const key = newKey()
+  const answering = begin(app, '/report', { key })
+  await began.opened
+  await database.prisma.idempotencyRecord.update({
+    where: { tenantId_key: { tenantId: '', key } },
+    data: { attempt: { increment: 1 } },
+  })
+  go.open()
+  t.match((await answering).json(), { code: 'IDEMPOTENCY_LEASE_LOST' })
+  t.match(await recordOf(database, key), { attempt: 2, status: 'in_progress' })
+})
+
+test('what the handler sends after its stream has failed, and before that is answered, is ignored', async (t) => {
+  const closed = latch()
+  const sent = latch()
+  let runs = 0
+  const app = await buildApp(t, database, {
+    routes(app) {
+      app.setErrorHandler(conflict)
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        if (!(payload instanceof Readable)) return payload
+        payload.once('close', () => closed.open())
+        await sent.opened
+        return payload
+      })
+      app.post('/report', async (_request, reply) => {
+        runs += 1
+        reply.send(Readable.from(failing()))
+        await closed.opened
+        reply.code(201).send('second')
+        sent.open()
+        return reply
+      })
+    },
+  })
+  const key = newKey()
+  t.equal((await send(app, '/report', { key })).statusCode, 409)
+  const retry = await send(app, '/report', { key })
+  t.equal(retry.headers['idempotent-replayed'], 'true')
+  t.equal(retry.statusCode, 409)
+  t.equal(runs, 1)
+})
+
+test('a later hook that sends a response in place of a stream keeps neither key nor source', async (t) => {
+  for (const maxBodyBytes of [16 * MiB, MiB]) {
+    const events = collectEvents(t)
+    const closed = latch()
+    const body = randomBytes(8 * MiB)
+    const app = await buildApp(t, database, {
+      routes(app) {
+        app.addHook('onSend', async (_request, reply, payload) =>
+          payload instanceof Readable ? reply.code(202).send('of the hook') : payload,
+        )
+        app.post('/report', { config: { idempotency: { maxBodyBytes } } }, (_request, reply) => {
+          const source = Readable.from(pieces(body, 64 * 1024))
+          source.once('close', () => closed.open())
+          return reply.type('text/plain').send(source)
+        })
+      },
+    })
+    const port = await listen(app)
+    const key = newKey()
+    t.equal((await bodyOf(await post(port, key))).toString(), 'of the hook')
+    await events.first('completed')
+    await closed.opened
+    const retry = await post(port, key)
+    t.equal(retry.statusCode, maxBodyBytes === MiB ? 409 : 202)
+    await bodyOf(retry)
+  }
 })
