@@ -49,8 +49,8 @@ export class Replay {
     ]
     this.#sends = new Sends(reply, {
       beforeSend: options.beforeSend,
-      recordedHeaders: this.#storedHeaders,
-      record: async (payload) => ({ payload: this.#asStored(payload) }),
+      recordedHeaders: [MARKER, ...this.#storedHeaders],
+      record: async (payload) => ({ payload: this.#asStored(payload), head: saveHead(reply) }),
     })
   }
 

@@ -20,7 +20,7 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
     name: 'Prisma: any operation is taken over, whatever was seen',
     file: PRISMA,
     edits: [[SEEN, '        attempt: ask.seen.attempt,\n        ...(ask.resumed']],
-    shownBy: 3396,
+    shownBy: 10_497,
   },
   {
     name: 'Prisma: any attempt is taken over, and not read again',

@@ -130,6 +130,7 @@ export const OF_STEPS: readonly Mutation[] = [
         'if (isHeld !== true) Promise.resolve(isHeld).catch(() => {})',
       ],
     ],
-    shownBy: 1,
+    shownBy:
+      'its write matches nothing once another attempt has begun; what it does elsewhere carries its key',
   },
 ]

@@ -33,7 +33,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     name: 'webhooks: a late claim is run though its renewal failed',
     file: RUNNER,
     edits: [['.catch(() => false))) return undefined', '.catch(() => true))) return undefined']],
-    shownBy: 11_437,
+    shownBy: 6950,
   },
   {
     name: 'webhooks: a late claim is run though its renewal did not match',
@@ -44,7 +44,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'if (!(await within(renewing.then(() => true), storeTimeoutMs).catch(() => false))) return undefined',
       ],
     ],
-    shownBy: 10_059,
+    shownBy: 8219,
   },
   {
     name: 'webhooks: a list renews one lease twice',
@@ -136,13 +136,6 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
       ],
     ],
     shownBy: 434,
-  },
-  {
-    name: 'webhooks, Prisma: an event is claimed whatever run was seen',
-    file: PRISMA,
-    edits: [['where: { id, fence, ...guard },', 'where: { id, ...guard },']],
-    shownBy: 49_937,
-    isRare: true,
   },
   {
     name: 'webhooks, Prisma: an event that runs is claimed',
