@@ -107,7 +107,7 @@ export class Lease<Ending> {
   async #renewBelated(): Promise<boolean> {
     const { leaseMs } = this.#terms
     const askedAt = performance.now()
-    const isRenewed = await this.#context.extend()
+    const isRenewed = await within(this.#context.extend(), leaseMs / 3)
     if (!isRenewed) this.#loseToAnother()
     else this.#endsAt = Math.max(this.#endsAt, askedAt + leaseMs)
     return isRenewed && performance.now() < this.#endsAt

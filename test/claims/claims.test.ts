@@ -197,6 +197,14 @@ t.test('one that stood still goes on when no other attempt has begun', async (t)
   t.equal(await claim.complete(response, 1_000), 'stored')
 })
 
+t.test('a step does not wait for a store that never answers whether it may begin', async (t) => {
+  const { claims, wish } = processOn(t, { extend: () => new Promise(() => {}) })
+  const claim = claimOf(await claims.begin(wish({ leaseMs: 500 })))
+  standStill(600)
+  const charge = claim.steps.step('charge', () => t.fail('it is not run'))
+  await t.rejects(charge, { code: 'IDEMPOTENCY_DATABASE_FAILED', cause: { code: 'ETIMEDOUT' } })
+})
+
 t.test('what has run longer than maxRun begins no step once its lease is over', async (t) => {
   const { claims, wish } = processOn(t)
   const claim = claimOf(await claims.begin(wish({ leaseMs: 500, maxRunMs: 550 })))
