@@ -9,8 +9,8 @@ import { StepNotStorable } from '../errors.js'
 // types. What would come back as something else is refused.
 
 /**
- * Values and what they hold, one within the other. Fewer than the stack has room for, whoever stores or reads
- * them: with Node's own stack it is about 1,700 levels in a process that has just begun.
+ * Values and what they hold, one within the other. Fewer than the stack has room for, wherever they are stored
+ * or read: with Node's own stack it is about 1,700 levels in a process that has just begun.
  */
 const MAX_LEVELS = 500
 

@@ -105,7 +105,7 @@ export class Sends {
           try {
             done(null, payload)
           } catch (error) {
-            // What hooks after this one added cannot be sent. Nobody else would catch it here.
+            // What hooks after this one added cannot be sent. No other code would catch it here.
             if (reply.raw.headersSent) reply.raw.destroy()
             else reply.send(error)
           }

@@ -113,7 +113,7 @@ export function databaseLock(
         // One that arrives after a later one must not take back what that gave.
         if (await write({ ...mine, heldUntil: { lte: heldUntil } }, { heldUntil })) return true
         // The same holds for one that the database's clock, set back, gives less time than an earlier
-        // one. The owner decides whether the lock is lost: nobody else gets it before its time.
+        // one. The owner decides whether the lock is lost: no other one gets it before its time.
         const owned: unknown[] = await heldLocks.findMany({ where: mine, select: { name: true } })
         return owned.length === names.length
       },

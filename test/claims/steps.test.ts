@@ -275,16 +275,19 @@ t.test('an attempt that was taken over keeps nothing and commits nothing', async
   t.strictSame(client.committed, [])
 })
 
-t.test('nothing is begun while another attempt may have the operation', async (t) => {
-  const answers: (boolean | Promise<boolean>)[] = [false, Promise.resolve(false)]
-  const steps = new Steps({
+/** Steps that are told in turn whether their attempt holds its lease; after the last answer it does. */
+const stepsWhoseLeaseIs = (answers: (boolean | Promise<boolean>)[]): Steps =>
+  new Steps({
     prisma: new FakeClient() as unknown as PrismaClientLike,
-    operationId: 'operation',
-    earlier: {},
+    ...{ operationId: 'operation', earlier: {} },
     keep: async () => true,
     prepare: async () => async () => true,
     isHeld: () => answers.shift() ?? true,
   })
+
+t.test('nothing is begun while another attempt may have the operation', async (t) => {
+  const answers: (boolean | Promise<boolean>)[] = [false, Promise.resolve(false)]
+  const steps = stepsWhoseLeaseIs(answers)
   const lost = { code: 'IDEMPOTENCY_LEASE_LOST' }
   await t.rejects(
     steps.step('charge', () => t.fail('it is not run')),
@@ -303,15 +306,7 @@ t.test('nothing is begun while another attempt may have the operation', async (t
 
 t.test('a step is refused beside a transaction that waits to begin', async (t) => {
   const go = latch()
-  const answers = [go.opened.then(() => true)]
-  const steps = new Steps({
-    prisma: new FakeClient() as unknown as PrismaClientLike,
-    operationId: 'operation',
-    earlier: {},
-    keep: async () => true,
-    prepare: async () => async () => true,
-    isHeld: () => answers.shift() ?? true,
-  })
+  const steps = stepsWhoseLeaseIs([go.opened.then(() => true)])
   const transaction = steps.transaction(async () => 'committed')
   await t.rejects(
     steps.step('charge', () => 1),

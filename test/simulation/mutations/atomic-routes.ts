@@ -33,7 +33,7 @@ export const OF_ATOMIC_ROUTES: readonly Mutation[] = [
     shownBy: 3,
   },
   {
-    name: 'atomic: whoever runs a key does not keep others away',
+    name: 'atomic: a key that runs does not keep other requests away',
     file: 'src/atomic/atomic-claims.ts',
     edits: [["if (!isAlone) return { kind: 'busy', waitedMs: 0 }", '']],
     shownBy: 'of two that saw the same, one is refused by the last statement: only work is saved',

@@ -110,7 +110,7 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
     shownBy: 1369,
   },
   {
-    name: 'Prisma: whoever had the claim finishes, renews and forgets',
+    name: 'Prisma: an earlier attempt finishes, renews and forgets',
     file: PRISMA,
     edits: [[ATTEMPT, 'return { tenantId, key, ...(attempt === 0 && { operationId }) }']],
     shownBy: 21,

@@ -72,7 +72,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     shownBy: 150,
   },
   {
-    name: 'statements: whoever had the claim finishes, renews and forgets',
+    name: 'statements: an earlier attempt finishes, renews and forgets',
     file: MODEL,
     edits: [[ATTEMPT, "return operation_id !== '' && attempt > 0"]],
     shownBy: 2,

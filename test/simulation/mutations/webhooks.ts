@@ -115,7 +115,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     shownBy: 'its lease has ended in this process, and stores nothing more',
   },
   {
-    name: 'webhooks, Prisma: whoever had the run ends it',
+    name: 'webhooks, Prisma: an earlier run ends the event',
     file: PRISMA,
     edits: [
       [
@@ -137,7 +137,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     shownBy: 63,
   },
   {
-    name: 'webhooks, statements: whoever had the run ends it',
+    name: 'webhooks, statements: an earlier run ends the event',
     file: MODEL,
     edits: [
       [
@@ -159,7 +159,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     shownBy: 'the run is over either way, and the next delivery is told so by the inbox',
   },
   {
-    name: 'webhooks, statements: whoever had the run renews it',
+    name: 'webhooks, statements: an earlier run renews the lease',
     file: MODEL,
     edits: [
       [
