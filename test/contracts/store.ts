@@ -254,10 +254,14 @@ export async function storeContract(
 
   await t.test('a record says which process began its attempt, and when', async (t) => {
     const a = ask({ holder: 'first' })
+    const startedAt = performance.now()
     const before = await insert(a).then(() => seen(a))
+    // Both times are taken while the record is inserted, which may take long on a busy machine.
+    const tookMs = performance.now() - startedAt
     t.match(before, { holder: 'first' })
     const { createdAt } = await records.findUnique(where(a))
-    t.ok(Math.abs(Number(before.since) - createdAt.getTime()) <= 5, 'by the database’s clock')
+    const apartMs = Math.abs(Number(before.since) - createdAt.getTime())
+    t.ok(apartMs <= 5 + tookMs, 'by the database’s clock')
     await only(store.extend([{ ...held(a), leaseMs: 60_000 }]))
     t.strictSame((await seen(a)).since, before.since, 'a renewal changes nothing of it')
     await move(a, { leaseUntil: PAST, claimedAt: PAST })
