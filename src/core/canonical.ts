@@ -1,6 +1,7 @@
 import type { Hash } from 'node:crypto'
 import { ByteWriter } from './byte-writer.js'
 import { contentsOf, isRoot } from './class-contents.js'
+import { Stack } from './stack.js'
 import { type NextTurn, VALUES_PER_TURN } from './turns.js'
 
 // One byte in front of each value. Part of every stored fingerprint: none of them ever changes.
@@ -47,6 +48,11 @@ const UNITS_PER_VALUE = 64
 const NEAR_LEVELS = 32
 
 const NOTHING: readonly unknown[] = []
+
+// What the list of a container is: its own items, the keys of an object, or what an instance holds.
+const ITEMS = 0
+const KEYS = 1
+const VALUES = 2
 
 /** So few keys are sorted faster by insertion. */
 const FEW_KEYS = 16
@@ -97,10 +103,12 @@ class Walk {
   /** Those of them at a depth that is a power of two, by its exponent. */
   readonly #far: object[] = []
   /**
-   * Where to go on in those that have items left, five entries each. One that is at its last item is
-   * not among them, so that a list in a list in a list … takes no space.
+   * Those that have items left: the source under its list, which is often the same. One that is at its
+   * last item is not among them, so that a list in a list in a list … takes no space.
    */
-  readonly #unfinished: unknown[] = []
+  readonly #unfinished = new Stack<object>()
+  /** Where to go on in each of them: its depth, the next index, and what its list is. */
+  readonly #places = new Stack<number>()
 
   #visited = 0
   #repeated = 0
@@ -121,7 +129,7 @@ class Walk {
       if (this.#repeated > MAX_REPEATED) return true
       // What the application changes between two turns may have become shorter.
       if (this.#index >= this.#list.length) {
-        if (this.#unfinished.length === 0) return true
+        if (this.#unfinished.isEmpty) return true
         this.#resume()
       }
       this.#writeItem()
@@ -137,12 +145,14 @@ class Walk {
   }
 
   #resume(): void {
+    const places = this.#places
     const unfinished = this.#unfinished
-    this.#isKeyed = unfinished.pop() as boolean
-    this.#index = unfinished.pop() as number
+    const kind = places.pop()
+    this.#index = places.pop()
+    this.#depth = places.pop()
+    this.#isKeyed = kind === KEYS
     this.#list = unfinished.pop() as unknown[]
-    this.#source = unfinished.pop() as object
-    this.#depth = unfinished.pop() as number
+    this.#source = kind === ITEMS ? this.#list : unfinished.pop()
   }
 
   #writeItem(): void {
@@ -255,7 +265,12 @@ class Walk {
     this.#out.size(list.length)
     if (list.length === 0) return
     if (this.#index < this.#list.length) {
-      this.#unfinished.push(this.#depth, this.#source, this.#list, this.#index, this.#isKeyed)
+      const isOwn = this.#source === this.#list
+      if (!isOwn) this.#unfinished.push(this.#source)
+      this.#unfinished.push(this.#list)
+      this.#places.push(this.#depth)
+      this.#places.push(this.#index)
+      this.#places.push(this.#isKeyed ? KEYS : isOwn ? ITEMS : VALUES)
     }
     if (depth <= NEAR_LEVELS) this.#near[depth] = source
     if ((depth & (depth - 1)) === 0) this.#far[31 - Math.clz32(depth)] = source

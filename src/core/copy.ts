@@ -1,4 +1,5 @@
 import { isRoot } from './class-contents.js'
+import { Stack } from './stack.js'
 import { type NextTurn, VALUES_PER_TURN } from './turns.js'
 
 /** Repetitions are looked for after so many turns: 1 MiB of JSON takes fewer. */
@@ -45,8 +46,10 @@ class Copying {
   #target: object = this.#root
   #index = 0
   #depth = 0
-  /** Where to go on in the containers around it that have items left, five entries each. */
-  readonly #unfinished: unknown[] = []
+  /** The containers around it that have items left: of each its list, its source and its target. */
+  readonly #unfinished = new Stack<object>()
+  /** Where to go on in each of them: the next index and its depth. */
+  readonly #places = new Stack<number>()
   /** The containers around it at a depth that is a power of two, by its exponent. */
   readonly #far: object[] = []
   readonly #fills: (() => void)[] = []
@@ -64,7 +67,7 @@ class Copying {
     for (let left = VALUES_PER_TURN; left > 0; left -= 1) {
       // What the application changes between two turns may have become shorter.
       while (this.#index >= this.#list.length) {
-        if (this.#unfinished.length === 0) return true
+        if (this.#unfinished.isEmpty) return true
         this.#resume()
       }
       // To list keys is work, too.
@@ -79,12 +82,11 @@ class Copying {
   }
 
   #resume(): void {
-    const unfinished = this.#unfinished
-    this.#depth = unfinished.pop() as number
-    this.#index = unfinished.pop() as number
-    this.#target = unfinished.pop() as object
-    this.#source = unfinished.pop() as object
-    this.#list = unfinished.pop() as unknown[]
+    this.#depth = this.#places.pop()
+    this.#index = this.#places.pop()
+    this.#target = this.#unfinished.pop()
+    this.#source = this.#unfinished.pop()
+    this.#list = this.#unfinished.pop() as unknown[]
   }
 
   /** Returns how many items were listed for that. */
@@ -120,7 +122,11 @@ class Copying {
       throw new TypeError('a circle is not copied')
     }
     if (this.#index < this.#list.length) {
-      this.#unfinished.push(this.#list, this.#source, this.#target, this.#index, this.#depth)
+      this.#unfinished.push(this.#list)
+      this.#unfinished.push(this.#source)
+      this.#unfinished.push(this.#target)
+      this.#places.push(this.#index)
+      this.#places.push(this.#depth)
     }
     this.#list = list
     this.#source = source

@@ -11,7 +11,10 @@ t.test('a flow that contradicts itself is refused when it is defined', async (t)
   for (const [options, message] of [
     [undefined, /options of defineFlow must be an object/],
     [{}, /the flow has no statuses/],
-    [{ level: {} }, /option "level" of defineFlow is not known; did you mean "levels"\? The options are name/],
+    [
+      { level: {} },
+      /option "level" of defineFlow is not known; did you mean "levels"\? The options are name/,
+    ],
     [{ name: '' }, /option "name" of defineFlow must be text/],
     [{ levels: { a: '1' } }, /must be numbers by status/],
     [{ levels: { a: Number.NaN } }, /must be numbers by status/],

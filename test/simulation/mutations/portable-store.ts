@@ -58,7 +58,7 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
     name: 'Prisma: a response that is kept is taken over',
     file: PRISMA,
     edits: [[COMPLETED, "{ status: 'completed' },"]],
-    shownBy: 358,
+    shownBy: 558,
   },
   {
     name: 'Prisma: a response is resumed once it has expired',

@@ -145,7 +145,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "fence > 0 && (row.status === 'processing' || row.status === status)",
       ],
     ],
-    shownBy: 28,
+    shownBy: 341,
   },
   {
     name: 'webhooks, statements: what was ended before its reply got lost is not recognized',
