@@ -121,7 +121,8 @@ export function createBatcher<I, O>(
     const [first] = batch as [Entry<I, O>, ...Entry<I, O>[]]
     inFlight += 1
     lastSize = batch.length
-    if (first.isAlone) alone.set(first.row, first)
+    // Of a row that many items name at once, the others wait to travel together, or to be rejected with it.
+    if (first.isAlone || (mayRepeatRows && batch.length === 1)) alone.set(first.row, first)
     let slow: NodeJS.Timeout | undefined
     let isCounted = true
     const discount = () => {

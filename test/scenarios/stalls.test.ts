@@ -542,11 +542,65 @@ t.test('a server closes whose transaction is silent at COMMIT', { skip }, async 
   t.pass('it is closed')
 })
 
+for (const path of PATHS) {
+  t.test(
+    `${path}: redeliveries of an event whose row is locked keep no other event waiting`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 6 })
+      const handled = new Map<string, number>()
+      const app = await buildApp(t, database, {
+        plugin: { ...(path === 'prisma' && { pool: undefined }), maxConnections: 4 },
+        routes(app) {
+          app.webhook('/webhooks/stripe', { provider: stripe({ secret: SECRET }) }, ({ id }) => {
+            handled.set(id, (handled.get(id) ?? 0) + 1)
+          })
+          app.post('/pay', () => 'paid')
+        },
+      })
+      const event = stripeEvent()
+      const deliver = async () => (await postStripe(app, event)).statusCode
+      const others = async () => {
+        const startedAt = performance.now()
+        const events = Array.from({ length: 20 }, () => postStripe(app, stripeEvent()))
+        const keyed = Array.from({ length: 20 }, () => begin(app, '/pay', { key: newKey() }))
+        t.same(tally(await Promise.all([...events, ...keyed])), { 200: 40 })
+        return performance.now() - startedAt
+      }
+      t.equal(await deliver(), 200)
+      const calmMs = await others()
+      const other = await otherTransaction(t, database)
+      await other.client.query('UPDATE webhook_event SET type = type WHERE event_id = $1', [
+        event.id,
+      ])
+      const redelivered = Array.from({ length: 20 }, deliver)
+      for (const when of ['with the first of them', 'with more of them']) {
+        const more = when === 'with more of them' ? Array.from({ length: 20 }, deliver) : []
+        const tookMs = await others()
+        t.ok(tookMs < calmMs + MARGIN_MS, `${when}: ${tookMs} ms, and ${calmMs} ms before`)
+        redelivered.push(...more)
+      }
+      t.strictSame(
+        new Set(await Promise.all(redelivered)),
+        new Set([503]),
+        'the provider repeats them',
+      )
+      await other.end()
+      let answer = await deliver()
+      while (answer === 503) answer = await deliver()
+      t.equal(answer, 200)
+      t.equal(handled.size, 1 + 3 * 20)
+      t.strictSame(new Set(handled.values()), new Set([1]), 'each event ran once')
+    },
+  )
+}
+
 for (const [table, url] of [
   ['slot_reservation', '/reserve'],
   ['named_lock', '/lock'],
   ['status_change', '/advance'],
   ['payment', '/advance'],
+  ['webhook_event', '/webhooks/stripe'],
 ] as const) {
   t.test(
     `while ${table} is locked, calls of ${url} end, and all others are served`,
@@ -577,14 +631,17 @@ for (const [table, url] of [
             const to = calls === 1 ? 'off' : 'on'
             return idempotency.advance(prisma.payment, { where: { id }, flow, to })
           })
+          app.webhook('/webhooks/stripe', { provider: stripe({ secret: SECRET }) }, () => {})
           app.post('/pay', () => 'paid')
           app.post('/unrelated', config, () => prisma.booking.count())
         },
       })
-      t.equal((await send(app, url)).statusCode, 200)
+      const call = () =>
+        url === '/webhooks/stripe' ? postStripe(app, stripeEvent()) : begin(app, url)
+      t.equal((await call()).statusCode, 200)
       const other = await otherTransaction(t, database)
       await other.client.query(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
-      const stalled = Array.from({ length: 20 }, () => begin(app, url))
+      const stalled = Array.from({ length: 20 }, call)
       while ((await waiting(database)) === 0) await new Promise(setImmediate)
       const keyed = Array.from({ length: 20 }, () => begin(app, '/pay', { key: newKey() }))
       const unrelated = Array.from({ length: 20 }, () => begin(app, '/unrelated'))
@@ -593,8 +650,8 @@ for (const [table, url] of [
       t.ok((await waiting(database)) <= 4, 'no more connections wait than the plugin may take')
       t.same(tally(await Promise.all(stalled)), { 503: 20 })
       await other.end()
-      let answer = await send(app, url)
-      while (answer.statusCode === 503) answer = await send(app, url)
+      let answer = await call()
+      while (answer.statusCode === 503) answer = await call()
       t.equal(answer.statusCode, 200)
     },
   )

@@ -236,23 +236,40 @@ t.test('items of one row travel together where the verb answers each of them', a
   )
   const locked = () => Object.assign(new Error('locked'), { code: '55P03' })
   const row = 'a'
-  const first = [{ n: 1, row }, { n: 2, row }, { n: 3, row }, { n: 4, row }, { n: 5 }].map(call)
-  t.strictSame(sent(), [[1], [2]])
+  const first = [{ n: 1, row }, { n: 2, row }, { n: 3, row }, { n: 4 }, { n: 5 }].map(call)
+  t.strictSame(sent(), [[1], [4]], 'none beside another one of its row')
   calls[0]?.end()
   await first[0]
-  t.strictSame(sent()[2], [3, 4, 5])
+  t.strictSame(sent()[2], [2, 3, 5])
   calls[2]?.end(locked())
   await turn()
   calls[1]?.end()
-  await first[1]
-  t.strictSame(sent().slice(3), [[3], [5]], 'alone, one at a time')
+  await first[3]
+  t.strictSame(sent().slice(3), [[2], [5]], 'alone, one at a time')
   const later = call({ n: 6, row })
   calls[4]?.end()
   t.equal(await first[4], 50)
   t.equal(calls.length, 5, 'the others of the row wait for the one that is alone')
   calls[3]?.end(locked())
-  for (const failed of [first[2], first[3], later]) await t.rejects(failed as Promise<number>)
+  for (const failed of [first[1], first[2], later]) await t.rejects(failed as Promise<number>)
   t.equal(calls.length, 5, 'and share what it has waited for')
+})
+
+t.test('a row that stays locked takes one call, however many items name it', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(
+    verb,
+    { identify, mayRepeatRows: true },
+    { ...limits, maxConcurrent: 4 },
+  )
+  const first = [1, 2, 3].map((n) => call({ n, row: 'a' }))
+  const other = call({ n: 4 })
+  t.strictSame(sent(), [[1], [4]])
+  calls[0]?.end(Object.assign(new Error('locked'), { code: '55P03' }))
+  for (const failed of first) await t.rejects(failed, { message: 'locked' })
+  calls[1]?.end()
+  t.equal(await other, 40)
+  t.equal(calls.length, 2)
 })
 
 t.test('those that joined an item whose row stayed locked do not wait once more', async (t) => {
