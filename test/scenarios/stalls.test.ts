@@ -316,6 +316,38 @@ t.test(
   },
 )
 
+for (const path of PATHS) {
+  t.test(
+    `${path}: a connection that loses every packet keeps what it does from nobody else`,
+    { skip },
+    async (t) => {
+      const there = await postgresDatabase(t)
+      const proxy = await proxyTo(t, there.url)
+      const behind = clientOn(t, proxy.url, { max: 6 })
+      const { app, counts } = await stalledApp(t, behind, path, {
+        ...{ lease: 2_000, storeTimeout: 6_000 },
+      })
+      // A pool ends once its connections are back.
+      t.teardown(() => proxy.cut())
+      const calm = await others(app, 40)
+      const key = newKey()
+      const silent = proxy.silenceAt(key)
+      const stalled = begin(app, '/pay', { key })
+      await silent
+      await othersAreServed(t, app, calm)
+      await othersAreServed(t, app, calm)
+      t.equal((await stalled).statusCode, 503)
+      // The claim has arrived, and its answer has not: a lease begins that nothing renews.
+      let retry = await send(app, '/pay', { key })
+      while (retry.statusCode !== 200) {
+        t.equal(retry.statusCode, 409)
+        retry = await send(app, '/pay', { key })
+      }
+      t.equal(counts.get(key), 1)
+    },
+  )
+}
+
 t.test('PostgreSQL ends a transaction whose process stands still in it', { skip }, async (t) => {
   const database = await postgresDatabase(t)
   const seen: Record<string, string>[] = []
