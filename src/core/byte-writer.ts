@@ -3,6 +3,11 @@ import type { Hash } from 'node:crypto'
 /** Native code is entered once for so many bytes. */
 const CHUNK_SIZE = 64 * 1024
 
+/** So many UTF-16 code units fit into a chunk, however they are encoded. */
+const CHUNK_UNITS = Math.floor(CHUNK_SIZE / 3)
+
+const LOW_SURROGATE = 0xdc00
+
 /** Up to this length a loop writes text faster than a call of native code does. */
 const SHORT_TEXT = 48
 
@@ -95,12 +100,13 @@ export class ByteWriter {
     this.tag(isWellFormed ? LONG_TEXT : LONG_ILL_FORMED_TEXT)
     this.size(text.length)
     const encoding = isWellFormed ? 'utf8' : 'utf16le'
-    if (3 * text.length <= CHUNK_SIZE) {
-      this.#makeRoom(3 * text.length)
-      this.#at += this.#chunk.write(text, this.#at, encoding)
-    } else {
-      this.#flush()
-      this.#hash.update(text, encoding)
+    let end: number
+    for (let start = 0; start < text.length; start = end) {
+      end = Math.min(start + CHUNK_UNITS, text.length)
+      // A pair of surrogates is encoded as a whole.
+      if (end < text.length && (text.charCodeAt(end) & 0xfc00) === LOW_SURROGATE) end -= 1
+      this.#makeRoom(3 * (end - start))
+      this.#at += this.#chunk.write(text.slice(start, end), this.#at, encoding)
     }
   }
 

@@ -126,3 +126,13 @@ t.test('one writer may begin while another is at work', async (t) => {
   }
   t.same(written(outer), written(text('outer'), text('outer')))
 })
+
+t.test('a text of any length is told from another one by every character of it', async (t) => {
+  for (const before of [21_844, 21_845, 21_846, 65_535]) {
+    for (const filling of ['x', '€']) {
+      const one = `${filling.repeat(before)}\u{1f600}${filling}`
+      const other = `${filling.repeat(before)}\u{1f601}${filling}`
+      t.notOk(written(text(one)).equals(written(text(other))), `${before} ${filling}`)
+    }
+  }
+})

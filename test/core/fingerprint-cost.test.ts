@@ -1,4 +1,5 @@
 // What a client can send to make the fingerprint slow.
+import { createHash } from 'node:crypto'
 import t from 'tap'
 import { fingerprint, ofRequest } from '../../src/core/fingerprint.js'
 import { processorMs } from '../fixtures/turn-meter.js'
@@ -96,4 +97,28 @@ t.test('no body of a size costs much more than any other, or than to parse it', 
     }
     t.ok(cost.hostile <= 3 * Math.max(cost.plain, cost.parse), `${name}: ${JSON.stringify(cost)}`)
   }
+})
+
+t.test('a file costs what it costs to hash its bytes', async (t) => {
+  const file = Buffer.alloc(16 * MIB, 'x')
+  // As @fastify/multipart has it, and as a text that a parser made of it.
+  const bodies = {
+    'a buffer': { file, name: 'invoice.pdf' },
+    'a view of its bytes': { file: new Uint8Array(file.buffer, file.byteOffset, MIB * 16) },
+    'a text': { file: file.toString('latin1') },
+  }
+  for (const [name, body] of Object.entries(bodies)) {
+    const costs = { hash: [] as number[], file: [] as number[] }
+    for (let round = 0; round < 6; round += 1) {
+      costs.hash.push(costOf(() => createHash('sha256').update(file).digest()))
+      costs.file.push(costOf(() => fingerprint(ofRequest({ ...parts, body }))))
+    }
+    const cost = { hash: lesserHalf(costs.hash), file: lesserHalf(costs.file) }
+    t.ok(cost.file <= 3 * cost.hash, `${name}: ${JSON.stringify(cost)}`)
+  }
+  const before = process.memoryUsage()
+  fingerprint(ofRequest({ ...parts, body: bodies['a buffer'] }))
+  const after = process.memoryUsage()
+  const grownBy = after.heapUsed - before.heapUsed + after.arrayBuffers - before.arrayBuffers
+  t.ok(grownBy < 2 * MIB, `${grownBy} bytes of memory`)
 })
