@@ -77,16 +77,21 @@ export function createBatcher<I, O>(
   let lastSize = 1
   let expiry: NodeJS.Timeout | undefined
 
+  /** Its callers have given up. */
+  const isExpired = ({ queuedAt }: Entry<I, O>) => performance.now() - queuedAt >= timeoutMs
+  const notSent = () => new StoreTimeout(`no statement could be sent within ${timeoutMs} ms`)
+
   function flush(): void {
     while (queue.length > 0 && inFlight < (lastSize > maxConcurrent ? 1 : maxConcurrent)) {
       const batch = takeBatch()
       if (batch.length === 0) break
       void send(batch)
     }
-    if (queue.length === 0) {
+    const [oldest] = queue
+    if (oldest === undefined) {
       clearTimeout(expiry)
       expiry = undefined
-    } else expiry ??= setTimeout(expireQueued, timeoutMs)
+    } else expiry ??= setTimeout(expireQueued, oldest.queuedAt + timeoutMs - performance.now())
   }
 
   /** The longest queued items that may travel together; the others stay, in their order. */
@@ -138,6 +143,8 @@ export function createBatcher<I, O>(
     }
     try {
       const results = await limit(() => {
+        // It has waited for its place, and perhaps with a list that failed before.
+        if (batch.every(isExpired)) throw notSent()
         slow = setTimeout(() => {
           discount()
           flush()
@@ -194,13 +201,9 @@ export function createBatcher<I, O>(
   /** What was not sent in time never will be. */
   function expireQueued(): void {
     expiry = undefined
-    const since = performance.now() - timeoutMs
-    const isExpired = (entry: Entry<I, O>) => entry.queuedAt <= since
     const expired = queue.filter(isExpired)
     queue = queue.filter((entry) => !isExpired(entry))
-    for (const entry of expired) {
-      reject(entry, new StoreTimeout(`no statement could be sent within ${timeoutMs} ms`))
-    }
+    for (const entry of expired) reject(entry, notSent())
     flush()
   }
 

@@ -313,6 +313,37 @@ t.test('what could not be sent in time is rejected and never sent', async (t) =>
   t.strictSame(sent(), [[1], [3]])
 })
 
+t.test('what failed in a list after its time is not sent alone', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(verb, { identify }, { ...limits, timeoutMs: 200 })
+  const [first, second, third] = [1, 2, 3].map((n) => call({ n }))
+  calls[0]?.end()
+  await first
+  await t.rejects(call({ n: 4 }), { code: 'ETIMEDOUT' })
+  calls[1]?.end(dataError())
+  await t.rejects(second as Promise<number>, { code: 'ETIMEDOUT' })
+  await t.rejects(third as Promise<number>, { code: 'ETIMEDOUT' })
+  t.strictSame(sent(), [[1], [2, 3]])
+})
+
+t.test('what gets its place after its time is not sent', async (t) => {
+  const { verb, sent } = latchedVerb()
+  let open = () => {}
+  const opened = new Promise<void>((resolve) => {
+    open = resolve
+  })
+  const call = createBatcher(
+    verb,
+    { identify },
+    { ...limits, timeoutMs: 200, limit: (start) => opened.then(start) },
+  )
+  const first = call({ n: 1 })
+  await t.rejects(call({ n: 2 }), { code: 'ETIMEDOUT' })
+  open()
+  await t.rejects(first, { code: 'ETIMEDOUT' })
+  t.strictSame(sent(), [])
+})
+
 t.test('a verb that throws is one that rejects', async (t) => {
   const call = createBatcher<Item, number>(
     ([item]) => {
