@@ -2,9 +2,10 @@ import { isThrown } from '../core/thrown.js'
 import { errorCode } from './client.js'
 
 // Classes of SQLSTATE in which the statement, and not the server or the connection, is at fault: its
-// cardinality, its data, a constraint, its size; and two of its own: a row that stayed locked for
-// longer than the lock timeout, and a statement timeout that the application has set.
-const OF_THE_STATEMENT = /^(21|22|23|42|54)...$|^55P03$|^57014$/
+// cardinality, its data, a constraint, its size, what a trigger of the application raises; and two of
+// its own: a row that stayed locked for longer than the lock timeout, and a statement timeout that the
+// application has set.
+const OF_THE_STATEMENT = /^(09|21|22|23|38|39|42|44|54|P0)...$|^55P03$|^57014$/
 
 /**
  * Whether a statement failed because of what it carried, or waited for: another one may succeed now,

@@ -749,44 +749,56 @@ for (const said of [
   )
 }
 
-t.test(
-  'one item that the database refuses fails alone, and does not bypass protection',
-  { skip },
-  async (t) => {
-    const database = await postgresDatabase(t, { max: 8 })
-    const poison = 'poisoned'
-    await database.pool.query(`ALTER TABLE idempotency_record
-    ADD CONSTRAINT refused CHECK (tenant_id <> '${poison}')`)
-    const runs = new Map<string, number>()
-    const app = await buildApp(t, database, {
-      plugin: { tenant: (request) => String(request.headers['x-tenant']), onStoreError: 'bypass' },
-      routes(app) {
-        app.post('/pay', (request) => {
-          const key = String(request.headers['x-operation'])
-          runs.set(key, (runs.get(key) ?? 0) + 1)
-          return 'paid'
-        })
-      },
-    })
-    const operations = Array.from({ length: 64 }, () => randomUUID())
-    const pay = (operation: string, tenant: string) =>
-      begin(app, '/pay', {
-        key: operation,
-        headers: { 'x-tenant': tenant, 'x-operation': operation },
+const poison = 'poisoned'
+
+for (const [by, sql] of Object.entries({
+  'a constraint': `ALTER TABLE idempotency_record
+    ADD CONSTRAINT refused CHECK (tenant_id <> '${poison}')`,
+  'a trigger': `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+      $$ BEGIN RAISE EXCEPTION 'refused'; END $$;
+    CREATE TRIGGER refused BEFORE INSERT ON idempotency_record
+      FOR EACH ROW WHEN (NEW.tenant_id = '${poison}') EXECUTE FUNCTION refuse()`,
+})) {
+  t.test(
+    `one item that ${by} refuses fails alone, and does not bypass protection`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 8 })
+      await database.pool.query(sql)
+      const runs = new Map<string, number>()
+      const app = await buildApp(t, database, {
+        plugin: {
+          tenant: (request) => String(request.headers['x-tenant']),
+          onStoreError: 'bypass',
+        },
+        routes(app) {
+          app.post('/pay', (request) => {
+            const key = String(request.headers['x-operation'])
+            runs.set(key, (runs.get(key) ?? 0) + 1)
+            return 'paid'
+          })
+        },
       })
-    // Twice each: were one bypassed, it would run twice. Refused ones travel among them.
-    const refused: ReturnType<typeof pay>[] = []
-    const others = [...operations, ...operations].map((operation, n) => {
-      if (n % 8 === 0) refused.push(pay(`refused-${n}`, poison))
-      return pay(operation, 'acme')
-    })
-    t.same(tally(await Promise.all(refused)), { 503: 16 })
-    const statuses = tally(await Promise.all(others))
-    t.strictSame(Object.keys(statuses).sort(), ['200', '409'])
-    t.strictSame(
-      [...runs.values()],
-      operations.map(() => 1),
-      'each of the others ran once',
-    )
-  },
-)
+      const operations = Array.from({ length: 64 }, () => randomUUID())
+      const pay = (operation: string, tenant: string) =>
+        begin(app, '/pay', {
+          key: operation,
+          headers: { 'x-tenant': tenant, 'x-operation': operation },
+        })
+      // Twice each: were one bypassed, it would run twice. Refused ones travel among them.
+      const refused: ReturnType<typeof pay>[] = []
+      const others = [...operations, ...operations].map((operation, n) => {
+        if (n % 8 === 0) refused.push(pay(`refused-${n}`, poison))
+        return pay(operation, 'acme')
+      })
+      t.same(tally(await Promise.all(refused)), { 503: 16 })
+      const statuses = tally(await Promise.all(others))
+      t.strictSame(Object.keys(statuses).sort(), ['200', '409'])
+      t.strictSame(
+        [...runs.values()],
+        operations.map(() => 1),
+        'each of the others ran once',
+      )
+    },
+  )
+}
