@@ -1,4 +1,4 @@
-import createError, { type FastifyErrorConstructor } from '@fastify/error'
+import { createError, type FastifyErrorConstructor } from '@fastify/error'
 
 // The one table of everything that can be answered or thrown. docs/errors.md describes each code;
 // a test holds the two together.

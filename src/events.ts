@@ -404,8 +404,11 @@ function frameOf(error: Error): string | undefined {
   return frames.find(isOfApplication) ?? frames[0]
 }
 
+/** Where a frame is of a package, of Node, or of nothing. A function without a name is `<anonymous>`, too. */
+const ELSEWHERE = /[\\/]node_modules[\\/]|(^|\(|async )(node:|<anonymous>\)?$)/
+
 function isOfApplication(frame: string): boolean {
-  return !/[\\/]node_modules[\\/]|\(?(node:|<anonymous>)/.test(frame) && !frame.includes(LIBRARY)
+  return !ELSEWHERE.test(frame) && !frame.includes(LIBRARY)
 }
 
 const MIGRATE =

@@ -120,6 +120,38 @@ t.test(
   },
 )
 
+for (const compilerOptions of [
+  { module: 'nodenext' },
+  { module: 'node16' },
+  { module: 'esnext', moduleResolution: 'bundler' },
+  { module: 'preserve' },
+]) {
+  t.test(`its declarations compile with ${JSON.stringify(compilerOptions)}`, async (t) => {
+    const folder = t.testdir({
+      'app.mts': `
+      import idempotency, { errors } from 'fastify-idempotency'
+      import { stripe } from 'fastify-idempotency/webhooks'
+      import { bullmq } from 'fastify-idempotency/bullmq'
+      export { bullmq, errors, idempotency, stripe }
+    `,
+      'tsconfig.json': JSON.stringify({
+        // As `strict` alone has it: neither `skipLibCheck` nor `esModuleInterop`.
+        compilerOptions: {
+          ...{ strict: true, target: 'es2022', noEmit: true, types: ['node'] },
+          ...compilerOptions,
+        },
+        files: ['app.mts'],
+      }),
+    })
+    const tsc = join(root, 'node_modules/typescript/bin/tsc')
+    const { stdout } = await run(process.execPath, [tsc, '-p', folder], { cwd: root }).catch(
+      (error: { stdout: string }) => error,
+    )
+    const own = stdout.split('\n').filter((line) => /(^|\/)(dist|app\.mts)/.test(line))
+    t.strictSame(own, [])
+  })
+}
+
 t.test('it contains what is needed and nothing else', async (t) => {
   const { stdout } = await run('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], {
     cwd: root,
