@@ -169,6 +169,12 @@ export class Lease<Ending> {
     this.#context.onEnd()
   }
 
+  /** Whether another attempt may have begun. Said at once: the heartbeat may be waiting for the store. */
+  loseIfRunOut(): boolean {
+    if (performance.now() >= this.#endsAt) this.lose('its lease could not be renewed in time')
+    return this.#lostWhy !== undefined
+  }
+
   lose(why: string): void {
     if (this.#lostWhy !== undefined) return
     this.#context.report({ kind: 'lease_lost', attempt: this.attempt, why })

@@ -86,10 +86,11 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
    * Stores the response, so that every retry gets it.
    *
    * - `stored`: it is durable.
-   * - `lost`: another attempt has the operation; this one's response must not be given out.
-   * - `failed`: the store did not answer within `withinMs`. Storing goes on in the background for as
-   *   long as the claim may run. If the process dies before it succeeds, the lease runs out and a
-   *   retry runs the handler again.
+   * - `lost`: another attempt has the operation, or may have it because the lease has run out; this one's
+   *   response must not be given out.
+   * - `failed`: the store did not answer within `withinMs`, and the lease is held. Storing goes on in the
+   *   background for as long as the claim may run. If the lease runs out before it succeeds, a retry runs
+   *   the handler again.
    */
   async complete(
     response: StoredResponse,
@@ -102,6 +103,7 @@ export class Claim extends Lease<StoredResponse | null> implements RecordKey, At
       const failure = failureOf(settled.error)
       this.#report({ kind: 'response_not_stored', attempt: this.attempt, failure })
       void this.keepSettling(response, withinMs)
+      if (this.loseIfRunOut()) return 'lost'
     } else if (settled.kind === 'stored') {
       this.#report({
         kind: 'completed',

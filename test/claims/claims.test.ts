@@ -428,6 +428,37 @@ t.test('a response that could not be stored is stored later', async (t) => {
   t.match(await claims.begin(w), { kind: 'replay' })
 })
 
+t.test(
+  'a response that could not be stored while the lease was held is not given out',
+  async (t) => {
+    let stored: () => void = () => {}
+    const go = new Promise<void>((resolve) => {
+      stored = resolve
+    })
+    let isGone = false
+    const { claims, wish, events } = processOn(t, {
+      finish: async (list) => {
+        await go
+        return database.finish(list)
+      },
+      extend: async (list) => {
+        if (isGone) throw Object.assign(new Error('gone'), { code: 'ECONNREFUSED' })
+        return database.extend(list)
+      },
+    })
+    const w = wish({ leaseMs: 200 })
+    const claim = claimOf(await claims.begin(w))
+    isGone = true
+    t.equal(await claim.complete(response, 500), 'lost')
+    t.match(claim.signal.reason, { message: 'its lease could not be renewed in time' })
+    t.equal(events.filter(({ kind }) => kind === 'lease_lost').length, 1)
+    const second = claimOf(await processOn(t).claims.begin({ ...w, leaseMs: 30_000 }))
+    t.equal(second.attempt, 2)
+    stored()
+    t.equal(await second.complete(response, 1_000), 'stored')
+  },
+)
+
 t.test('a reply of the store that got lost does not lose the response', async (t) => {
   let replies = 0
   let second: () => void = () => {}
@@ -515,9 +546,14 @@ t.test(
     const arrived = new Promise<void>((resolve) => {
       arrive = resolve
     })
+    let insert: () => void = () => {}
+    const isInserted = new Promise<void>((resolve) => {
+      insert = resolve
+    })
     const slow = processOn(t, {
       insert: async (list) => {
         const inserted = await database.insert(list)
+        insert()
         if (isSlow) await arrived
         isSlow = false
         return inserted
@@ -526,8 +562,11 @@ t.test(
     const other = processOn(t)
     const w = slow.wish({ leaseMs: 100 })
     const late = slow.claims.begin(w)
-    await new Promise((resolve) => setTimeout(resolve, 120))
-    const taken = claimOf(await other.claims.begin({ ...w, leaseMs: 30_000 }))
+    await isInserted
+    const again = { ...w, leaseMs: 30_000 }
+    let outcome = await other.claims.begin(again)
+    while (outcome.kind === 'busy') outcome = await other.claims.begin(again)
+    const taken = claimOf(outcome)
     t.equal(taken.attempt, 2)
     arrive()
     t.match(await late, { kind: 'busy' }, 'it looked again')
