@@ -282,6 +282,6 @@ export const CollationInvalid: FastifyErrorConstructor<
 /** The plugin was registered before in the same scope, or in one around it. */
 export const AlreadyRegistered = createError(
   'IDEMPOTENCY_ALREADY_REGISTERED',
-  'fastify-idempotency is registered in this scope already: register it once, and set what differs for single routes in config: { idempotency: { … } }. For other options in a part of the application, such as another database, register it in scopes side by side: app.register(async (scope) => { await scope.register(idempotency, …) })',
+  'fastify-idempotency is registered in this scope, or in one around it, already: register it once, and set what differs for single routes in config: { idempotency: { … } }. For other options in a part of the application, such as another database, register it in scopes side by side: app.register(async (scope) => { await scope.register(idempotency, …) })',
   500,
 )

@@ -50,14 +50,16 @@ export interface Shortcoming {
   readonly needs: string
 }
 
+const IN_STATEMENTS = ['IdempotencyRecord', 'WebhookEvent']
+
 /** Compares a model of the application with what the library needs of it. Order does not matter. */
 export function shortcomings(
   present: ModelDeclaration,
   needed: ModelDeclaration,
   provider: Provider,
 ): Shortcoming[] {
-  // On PostgreSQL the library writes SQL of its own; elsewhere Prisma translates the names.
-  const namesMatter = provider === 'postgresql'
+  // The library writes SQL of its own about them there; elsewhere Prisma translates the names.
+  const namesMatter = provider === 'postgresql' && IN_STATEMENTS.includes(needed.name)
   const found: Shortcoming[] = []
   for (const field of needed.fields) {
     const what = `field ${needed.name}.${field.name}`
@@ -76,7 +78,13 @@ export function shortcomings(
     found.push({ what, ...(has === undefined ? {} : { has }), needs: line })
   }
   if (namesMatter && present.table !== needed.table) {
-    found.push({ what: `table name of ${needed.name}`, needs: `@@map("${needed.table}")` })
+    const has = present.table === present.name ? undefined : `@@map("${present.table}")`
+    const needs = `@@map("${needed.table}")`
+    found.push({
+      what: `table name of ${needed.name}`,
+      ...(has === undefined ? {} : { has }),
+      needs,
+    })
   }
   return found
 }

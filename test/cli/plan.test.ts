@@ -220,9 +220,21 @@ test('tells a field of another type everywhere, and other names in the database 
   t.match(plan(oneFile(datasource + other), models), { models: [{ shortcomings: [{ has }] }] })
   t.match(plan(oneFile(mysql + other), models), { models: [{ shortcomings: [{ has }] }] })
   t.match(plan(oneFile(datasource + renamed), models), {
-    models: [{ shortcomings: [{ what: /tenantId/ }, { needs: '@@map("idempotency_record")' }] }],
+    models: [
+      {
+        shortcomings: [
+          { what: /tenantId/ },
+          { has: '@@map("record")', needs: '@@map("idempotency_record")' },
+        ],
+      },
+    ],
   })
   t.match(plan(oneFile(mysql + renamed), models), { kind: 'complete' })
+})
+
+test('lets the application name the tables that only Prisma writes to', async (t) => {
+  const renamed = models.replace('"named_lock"', '"locks"').replace('"held_until"', '"until"')
+  t.match(plan(oneFile(datasource + renamed), models), { kind: 'complete' })
 })
 
 // Pieces that make and unmake blocks, comments and strings wherever they happen to meet.

@@ -30,7 +30,7 @@ test('a second registration in one scope, or in one within it, says what to do i
     await t.rejects(Promise.resolve(starting), {
       code: 'IDEMPOTENCY_ALREADY_REGISTERED',
       message:
-        /is registered in this scope already.*register it once.*config: \{ idempotency: \{ … \} \}.*app\.register\(async \(scope\) => \{ await scope\.register\(idempotency, …\) \}\)/,
+        /is registered in this scope, or in one around it, already.*register it once.*config: \{ idempotency: \{ … \} \}.*app\.register\(async \(scope\) => \{ await scope\.register\(idempotency, …\) \}\)/,
     })
   }
 })

@@ -182,7 +182,7 @@ test('a response that cannot be stored reaches the client, an event says so, and
 
 test('a store that hangs while the response is stored holds the client no longer than storeTimeout', async (t) => {
   const events = collectEvents(t)
-  const { app, pool, counted } = await watchedApp(t, { storeTimeout: 50 })
+  const { app, pool, counted } = await watchedApp(t, { storeTimeout: 1_000 })
   const go = latch()
   pool.before = (name) => (name === 'fi_finish' ? go.opened : undefined)
   const key = newKey()
