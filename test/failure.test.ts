@@ -41,6 +41,9 @@ t.test('a failure names the line of the application, not those of packages', asy
     'async pay (file:///srv/app/payments.js:7:3)',
     [prisma, node, own, application].join('\n'),
   )
+  const anonymous = '    at async <anonymous> (/srv/app/webhooks.ts:23:7)'
+  const list = '    at Array.forEach (<anonymous>)'
+  thrownAt('async <anonymous> (/srv/app/webhooks.ts:23:7)', [prisma, list, anonymous].join('\n'))
   thrownAt('vn.handle (/srv/node_modules', [prisma, node, own].join('\n'))
 
   const error = runInThisContext('new Error("x")', { filename: '/srv/app/orders.js' })
