@@ -8,7 +8,7 @@ import { NoTenant, tenantOf } from '../http/tenant.js'
 import { hasStatus } from '../sealed.js'
 import { answerOutcome, send, worstOf } from './answer.js'
 import { type Endpoint, keptOf } from './endpoint.js'
-import type { Inbox } from './inbox.js'
+import type { Delivered, Inbox } from './inbox.js'
 import type { DeliveryOutcome } from './provider.js'
 import { keysOf } from './secrets.js'
 import type { Incoming, Refusal } from './signature.js'
@@ -172,9 +172,16 @@ export function addWebhookRoute(
     const sideBySide = settings.isSerialized ? 1 : SIDE_BY_SIDE
     for (let start = 0; start < events.length; start += sideBySide) {
       const some = events.slice(start, start + sideBySide)
-      const delivered = await Promise.all(
-        some.map((event) => inbox.deliver(endpoint, tenantId, event, headers, log)),
-      )
+      // The same event twice is one and its duplicate, which would find it running.
+      const latest = new Map<string | null, Promise<Delivered>>()
+      const deliveries = some.map((event) => {
+        const deliver = () => inbox.deliver(endpoint, tenantId, event, headers, log)
+        const before = event.eventId === null ? undefined : latest.get(event.eventId)
+        const delivery = before === undefined ? deliver() : before.then(deliver)
+        latest.set(event.eventId, delivery)
+        return delivery
+      })
+      const delivered = await Promise.all(deliveries)
       outcomes.push(...delivered.map(({ outcome }) => outcome))
     }
     return outcomes

@@ -509,6 +509,24 @@ test('a batch is one event per item, and a failing one is run again alone', asyn
   t.equal((await postBank(app, items)).json().outcome, 'duplicate')
 })
 
+test('a batch that holds an event twice runs it once, and is acknowledged', async (t) => {
+  const runs: string[] = []
+  const app = await inboxApp(
+    t,
+    database,
+    async ({ eventId }) => {
+      runs.push(eventId as string)
+      await new Promise((resolve) => setImmediate(resolve))
+    },
+    { url: '/webhooks/bank', webhook: { provider: bank() } },
+  )
+  const [twice, once] = ['twice-1', 'once-1']
+  const answer = await postBank(app, [{ id: twice }, { id: twice }, { id: once }, { id: twice }])
+  t.equal(`${answer.statusCode} ${answer.json().outcome}`, '200 processed')
+  t.same(runs.toSorted(), [once, twice])
+  t.equal((await eventOf(database, twice, '', 'bank'))?.deliveries, 3)
+})
+
 test('a batch of one lane runs in its order', async (t) => {
   const runs: string[] = []
   const app = await inboxApp(
