@@ -202,7 +202,8 @@ export interface PluginOptions extends RouteOptions {
   worker?: boolean
   /**
    * How long a closing server waits for the webhook events that it is running before it hands them
-   * back to others, and for what `run()` and `recover()` are running. Default `'10s'`.
+   * back to others, and for what `run()` and `recover()` are running. Counted from the beginning of
+   * `close()`, whatever requests are in flight. Default `'10s'`.
    */
   drain?: Duration
   /**

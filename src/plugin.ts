@@ -202,6 +202,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     operations.stop()
     atomic?.stopWaiting()
     guards.close()
+    opened?.inbox.beginDrain()
     await opened?.inbox.stop()
   })
   app.addHook('onClose', async () => {

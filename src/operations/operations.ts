@@ -3,6 +3,7 @@ import type { Claim } from '../claims/claim.js'
 import type { Claims, Outcome, Wish } from '../claims/claims.js'
 import type { Steps } from '../claims/steps.js'
 import type { AttemptToken, RecordKey } from '../core/record.js'
+import { Drain } from '../drain.js'
 import {
   Closing,
   LeaseLost,
@@ -17,7 +18,6 @@ import { sealed, sealIn } from '../sealed.js'
 import type { PrismaClientLike } from '../store/client.js'
 import type { DatabaseClock } from '../store/clock.js'
 import type { FoundRecord } from '../store/prisma.js'
-import { within } from '../within.js'
 import { complete } from './complete.js'
 import { type Decision, type OperationName, readDecision, readOperationName } from './decision.js'
 import {
@@ -131,12 +131,16 @@ export class Operations {
   readonly #running = new Set<Promise<unknown>>()
   readonly #recovering = new Set<Promise<void>>()
   readonly #overdue = new Set<Promise<unknown>>()
+  /** What `run()` and `recover()` run. */
+  readonly #held = new Set<Claim>()
   readonly #stop = new AbortController()
+  readonly #drain: Drain
   #isClosed = false
 
   constructor(context: OperationsContext) {
     this.#context = context
     this.#handlers = new Handlers(context.options)
+    this.#drain = new Drain(context.settings.drainMs, () => this.#abandonHeld())
   }
 
   get hasHandlers(): boolean {
@@ -206,6 +210,7 @@ export class Operations {
       storeTimeoutMs: settings.storeTimeoutMs,
       reportOf: (record) => reporter(log, undefined, record),
       overdue: this.#overdue,
+      held: this.#held,
       stopped: this.#stop.signal,
     }
   }
@@ -239,17 +244,27 @@ export class Operations {
     })
   }
 
-  /** Recovers nothing more. Requests that run an operation go on. */
+  /**
+   * Recovers nothing more. From here on, what `run()` and `recover()` run has the time of `drain` to
+   * end, whatever requests there are; `run()` begins nothing after it.
+   */
   stop(): void {
     this.#stop.abort()
+    this.#drain.begin()
   }
 
   /** Lets what runs end, for as long as that may take; begins nothing more. */
   async close(): Promise<void> {
     this.stop()
     this.#isClosed = true
-    const { drainMs } = this.#context.settings
-    await within(Promise.allSettled(this.#running), drainMs).catch(() => {})
+    await this.#drain.untilEnded(Promise.allSettled(this.#running))
+  }
+
+  #abandonHeld(): void {
+    this.#isClosed = true
+    for (const claim of this.#held) {
+      if (!claim.isSettled) claim.abandon('the server closed while it ran')
+    }
   }
 
   async #run<T>(
@@ -303,6 +318,11 @@ export class Operations {
         throw new TypeError('nothing counts the new keys of run()')
     }
     const { claim } = outcome
+    if (this.#isClosed) {
+      await claim.release('the server closes', settings.storeTimeoutMs)
+      throw new Closing()
+    }
+    this.#held.add(claim)
     const operation = runningOperation(claim)
     try {
       const value: T =
@@ -322,6 +342,8 @@ export class Operations {
       await claim.closeSteps().over
       await claim.release('it failed', settings.storeTimeoutMs)
       throw error
+    } finally {
+      this.#held.delete(claim)
     }
   }
 

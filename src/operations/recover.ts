@@ -1,3 +1,4 @@
+import type { Claim } from '../claims/claim.js'
 import type { Claims } from '../claims/claims.js'
 import { StepNotAwaited } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
@@ -18,7 +19,7 @@ export interface Recovered {
    * leases would have run out.
    */
   readonly failed: number
-  /** Somebody else was faster. */
+  /** Another attempt was faster, or the server closes. */
   readonly skipped: number
 }
 
@@ -31,6 +32,8 @@ export interface RecoverContext {
   readonly storeTimeoutMs: number
   /** Handlers that have not ended although their leases are over. Nothing waits for them. */
   readonly overdue: Set<Promise<unknown>>
+  /** The claims of those that run. */
+  readonly held: Set<Claim>
   /** Aborted when nothing more is to be begun. */
   readonly stopped: AbortSignal
   readonly reportOf: (record: { tenantId: string; key: string }) => Report
@@ -125,7 +128,16 @@ async function findInterrupted(
 }
 
 async function finish(
-  { holderPrisma, claims, handlers, storeTimeoutMs, overdue, reportOf }: RecoverContext,
+  {
+    holderPrisma,
+    claims,
+    handlers,
+    storeTimeoutMs,
+    overdue,
+    held,
+    stopped,
+    reportOf,
+  }: RecoverContext,
   {
     tenantId,
     key,
@@ -151,6 +163,11 @@ async function finish(
   const seen = { operationId, attempt }
   const claim = await claims.takeOver({ ...wish, ...terms }, { seen, resumed: true })
   if (claim === undefined) return 'skipped'
+  if (stopped.aborted) {
+    await claim.release('the server closes', storeTimeoutMs)
+    return 'skipped'
+  }
+  held.add(claim)
   const operation = runningOperation(claim)
   const work = () => handler.work(operation, inputOf(input))
   /** One that never ends must not keep its place: others wait for it. */
@@ -191,6 +208,8 @@ async function finish(
     const release = () => claim.release('its handler failed', storeTimeoutMs)
     void (claim.closeSteps().over ?? Promise.resolve()).then(release)
     return 'failed'
+  } finally {
+    held.delete(claim)
   }
 }
 

@@ -94,6 +94,11 @@ export class Inbox {
     return this.#runner.stop()
   }
 
+  /** From here on, events that run have the time of `drain` to end, whatever requests there are. */
+  beginDrain(): void {
+    this.#runner.beginDrain()
+  }
+
   /** Waits for the events that are running, and hands back those that take too long. */
   close(): Promise<void> {
     return this.#runner.close()

@@ -60,7 +60,8 @@ export class Run {
   readonly #lease: Lease<RunEnd>
   readonly #subject: WebhookSubject
   #steps: Steps | undefined
-  #wasHandedBack = false
+  /** Ends the run for who waits for it, while its handler goes on. */
+  #endEarly: (outcome: RunOutcome) => void = () => {}
 
   /** `askedAt`: when the store was asked for this claim, by `performance.now()`. */
   constructor(endpoint: Endpoint, stored: StoredEvent, askedAt: number, context: RunContext) {
@@ -85,16 +86,19 @@ export class Run {
   }
 
   /**
-   * Runs the handler and stores how it ended. Never rejects, and is `lost` once its lease is over: a
-   * handler that never ends keeps neither a place nor a request.
+   * Runs the handler and stores how it ended. Never rejects, and is `lost` once its lease is over or the
+   * event was handed back: a handler that never ends keeps neither a place nor a request.
    */
   execute(readPayload: () => unknown): Promise<RunOutcome> {
+    const early = new Promise<RunOutcome>((resolve) => {
+      this.#endEarly = resolve
+    })
     const overdue = this.#lease.over.then((): RunOutcome => {
       const overdue = this.#context.onOverdue(this)
       this.#report({ kind: 'webhook_overdue', attempt: this.#lease.attempt, overdue })
       return 'lost'
     })
-    return Promise.race([this.#execute(readPayload), overdue])
+    return Promise.race([this.#execute(readPayload), overdue, early])
   }
 
   async #execute(readPayload: () => unknown): Promise<RunOutcome> {
@@ -134,11 +138,11 @@ export class Run {
       // What it began beside that is not cut off half way.
       await steps.close().over
       if (steps.isFinal) return this.#failedAfterEnd(error)
-      return this.#lease.isSettled ? this.#endedWithoutIt : this.#failed(error)
+      return this.#lease.isSettled ? 'lost' : this.#failed(error)
     }
     if (steps.isFinal) return this.#processed(true)
     // It is somebody else's by now, and what this handler has decided is of no account.
-    if (this.#lease.isSettled) return this.#endedWithoutIt
+    if (this.#lease.isSettled) return 'lost'
     const verdict = WebhookEvent.verdictOf(event)
     switch (verdict?.kind) {
       case undefined:
@@ -156,13 +160,16 @@ export class Run {
   /** Lets another process go on at once: this one closes. What the handler still does is not kept. */
   async handBack(): Promise<void> {
     if (this.#lease.isSettled) return
-    if (this.#isFinal) return this.#lease.close()
-    this.#wasHandedBack = true
+    if (this.#isFinal) {
+      this.#lease.close()
+      return this.#endEarly('processed')
+    }
     const { attempts } = this.#stored
     this.#lease.lose('the server closes')
     void this.#steps?.close(LeaseLost)
     await this.#end('failed', { status: 'retrying', dueInMs: 0, attempts: attempts - 1 })
     this.#report({ kind: 'webhook_handed_back', attempt: this.#lease.attempt })
+    this.#endEarly('lost')
   }
 
   /** Stops without a word, as a crash would. */
@@ -170,9 +177,9 @@ export class Run {
     this.#lease.abandon(why)
   }
 
-  /** What became of the run when its end was said before its handler ended. */
-  get #endedWithoutIt(): RunOutcome {
-    return this.#wasHandedBack ? 'failed' : 'lost'
+  /** Whether workers may run the event, and not only the request that it is. */
+  get isServed(): boolean {
+    return this.#endpoint.isServed
   }
 
   /** Whether a transaction has made the event processed. */
@@ -287,7 +294,7 @@ export class Run {
       // Only its next delivery can run it: no worker is to look at it.
       ...(isLeft && { dueInMs: null }),
     }
-    if (this.#lease.isSettled) return this.#endedWithoutIt
+    if (this.#lease.isSettled) return 'lost'
     const { storeTimeoutMs } = this.#context
     crashPoint('event:ending')
     const settled = await this.#lease.settle(end, storeTimeoutMs)

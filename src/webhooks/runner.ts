@@ -1,6 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { sizeOf } from '../claims/steps.js'
 import type { Dispatch, Job, JobName, JobOutcome, Work } from '../dispatch/dispatch.js'
+import { Drain } from '../drain.js'
 import { type Report, reporter } from '../events.js'
 import type { ApplicationGuards } from '../guards.js'
 import { RENEWALS_OF_A_GRANT } from '../lease.js'
@@ -46,6 +47,7 @@ export class Runner implements Work {
   readonly #overdue = new Set<Run>()
   /** Claims under way, each of which may become a run. */
   readonly #starting = new Set<Promise<unknown>>()
+  readonly #drain: Drain
   readonly #end: (end: RunEnd) => Promise<boolean>
   readonly #extend: (hold: RunHold & { leaseMs: number }) => Promise<boolean>
   readonly #keepSteps: (steps: KeepEventSteps) => Promise<boolean>
@@ -58,6 +60,7 @@ export class Runner implements Work {
     this.#options = options
     this.#ownPrisma = boundedClient(prisma, { limit: limits.hold, timeoutMs: storeTimeoutMs })
     this.#endpoints = endpoints
+    this.#drain = new Drain(options.drainMs, () => this.#handBackServed())
     this.report = reporter(log, undefined, undefined)
     const identify = ({ id }: RunHold) => id
     const hold = { timeoutMs: storeTimeoutMs, limit: limits.hold }
@@ -68,7 +71,7 @@ export class Runner implements Work {
 
   /** Begins to run what is due. Once. */
   work(): void {
-    if (this.#isWorking) return
+    if (this.#isWorking || this.#isStopped) return
     this.#isWorking = true
     this.#options.dispatch.start(this)
   }
@@ -76,7 +79,7 @@ export class Runner implements Work {
   /**
    * Makes the run of what was claimed. A claim that took long on its way may be over by now: then it
    * is renewed first, as its renewal is if that takes as long. `undefined` means that another run was
-   * faster, or that the store is too slow to hold a lease.
+   * faster, that the store is too slow to hold a lease, or that a closing server has handed it back.
    */
   async begin(
     endpoint: Endpoint,
@@ -125,7 +128,9 @@ export class Runner implements Work {
     }
     const run = new Run(endpoint, stored, askedAt, context)
     this.#open.add(run)
-    return run
+    if (!this.#drain.isOver || !endpoint.isServed) return run
+    await run.handBack()
+    return undefined
   }
 
   /** `undefined`: it may not run now, because somebody else runs it or its lane. */
@@ -198,23 +203,33 @@ export class Runner implements Work {
     await this.#options.dispatch.stop()
   }
 
+  /** From here on, events that run have the time of `drain` to end, whatever requests there are. */
+  beginDrain(): void {
+    this.#drain.begin()
+  }
+
   /**
    * Waits for the events that are running, and hands back those that take too long. Those whose leases
    * are over are anybody's already.
    */
   async close(): Promise<void> {
-    const { drainMs, storeTimeoutMs, dispatch } = this.#options
+    const { storeTimeoutMs, dispatch } = this.#options
     await Promise.allSettled(this.#starting)
     const emptied = new Promise<void>((resolve) => {
       this.#onEmpty = resolve
       if (this.#open.size === 0) resolve()
     })
-    await within(emptied, drainMs).catch(() => {})
+    await this.#drain.untilEnded(emptied)
     await Promise.all([...this.#open].map((run) => run.handBack()))
     await within(emptied, storeTimeoutMs).catch(() => {})
     for (const run of this.#open) run.abandon('the server closed before it was recorded')
     for (const run of this.#overdue) run.abandon('the server closed and its handler had not ended')
     await dispatch.close()
+  }
+
+  /** Those of `recordEvent` are requests, which a closing server lets finish. */
+  #handBackServed(): void {
+    for (const run of this.#open) if (run.isServed) void run.handBack()
   }
 
   #noLongerOpen(run: Run): void {

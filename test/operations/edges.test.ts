@@ -544,6 +544,63 @@ test('what closes begins nothing', async (t) => {
   )
 })
 
+test('what is granted to a process that closes is not begun, and free for the next', async (t) => {
+  const store = postgresStore(onPrisma(prisma))
+  const asked = latch()
+  const go = latch()
+  const { operations, die } = operationsProcess(t, way, {
+    disturbed: {
+      async insert(list) {
+        const answer = await store.insert(list)
+        asked.open()
+        await go.opened
+        return answer
+      },
+    },
+  })
+  const key = newName()
+  const running = operations.of('').run(key, () => t.fail('it ran'))
+  running.catch(() => {})
+  await asked.opened
+  const dying = die()
+  go.open()
+  await t.rejects(running, { code: 'IDEMPOTENCY_CLOSING' })
+  await dying
+  t.match(await recordOf(database, storedKey(key)), { status: 'released', attempt: 1 })
+})
+
+test('what recover() is granted when its process closes is left to others', async (t) => {
+  const store = postgresStore(onPrisma(prisma))
+  const asked = latch()
+  const go = latch()
+  const { operations, die } = operationsProcess(t, way, {
+    disturbed: {
+      async takeOver(list) {
+        const answer = await store.takeOver(list)
+        asked.open()
+        await go.opened
+        return answer
+      },
+    },
+  })
+  const key = newName()
+  let calls = 0
+  const settle = operations.handler(`granted late ${key}`, async () => {
+    calls += 1
+    throw new Error('not yet')
+  })
+  await t.rejects(operations.of('').run(key, settle))
+  await letLeaseRunOut(way, storedKey(key))
+  const recovering = operations.recover()
+  await asked.opened
+  const dying = die()
+  go.open()
+  t.match(await recovering, { finished: 0, failed: 0, skipped: 1 })
+  await dying
+  t.equal(calls, 1)
+  t.match(await recordOf(database, storedKey(key)), { status: 'released', attempt: 2 })
+})
+
 test('inputs of different contents or types are told apart', async (t) => {
   const { operations } = operationsProcess(t, way)
   const time = new Date(0)

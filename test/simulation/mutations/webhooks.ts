@@ -106,12 +106,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
   {
     name: 'webhooks: a run that was handed back stores its result',
     file: RUN,
-    edits: [
-      [
-        'if (this.#lease.isSettled) return this.#endedWithoutIt\n    const verdict',
-        'const verdict',
-      ],
-    ],
+    edits: [["if (this.#lease.isSettled) return 'lost'\n    const verdict", 'const verdict']],
     shownBy: 'its lease has ended in this process, and stores nothing more',
   },
   {
