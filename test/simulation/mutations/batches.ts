@@ -25,7 +25,7 @@ export const OF_BATCHES: readonly Mutation[] = [
   {
     name: 'an error of the data is taken for one of the connection',
     file: 'src/store/failures.ts',
-    edits: [['^(21|22|23|42|54)...$|', '^(21|23|42|54)...$|']],
+    edits: [['^(09|21|22|23|38|39|42|44|54|P0)...$|', '^(09|21|23|38|39|42|44|54|P0)...$|']],
     shownBy: 4,
   },
   {

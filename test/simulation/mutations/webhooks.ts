@@ -47,6 +47,18 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     shownBy: 8219,
   },
   {
+    name: 'webhooks: a list renews one lease twice',
+    file: RUNNER,
+    edits: [
+      [
+        'batched(store, store.extend, { identify }, hold)',
+        'batched(store, store.extend, { identify: (item) => item as never }, hold)',
+      ],
+    ],
+    shownBy: 23_238,
+    isRare: true,
+  },
+  {
     name: 'webhooks: a list ends one run twice',
     file: RUNNER,
     edits: [
