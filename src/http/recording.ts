@@ -146,11 +146,16 @@ export class Recording {
       } else await release()
       return { payload: captured.payload, head }
     }
-    if (captured.kind === 'stream' && settings.isStored) {
+    // The client has bytes already that are not in this payload.
+    const isPartial = reply.raw.headersSent
+    if (captured.kind === 'stream' && settings.isStored && !isPartial) {
       this.#outgoing = this.#recordStream(captured.payload, captured)
       return { payload: this.#outgoing, head }
     }
-    if (await this.#complete(kept, captured.kind === 'bytes' ? captured.body : null)) {
+    const isRecorded = isPartial
+      ? await this.#completeWithout(kept.statusCode, 'written past the hooks')
+      : await this.#complete(kept, captured.kind === 'bytes' ? captured.body : null)
+    if (isRecorded) {
       return { payload: captured.payload, head }
     }
     discard(captured.payload)

@@ -421,6 +421,10 @@ for (const [name, past] of Object.entries<RouteHandlerMethod>({
     setImmediate(() => reply.raw.destroy())
     return 'x'
   },
+  'reply.raw, and reply.send after that': (_, reply) => {
+    reply.raw.write('past')
+    return reply.send('x')
+  },
 })) {
   test(`a response past the hooks undoes it, and the log says so: ${name}`, { skip }, async (t) => {
     const events = collectEvents(t)

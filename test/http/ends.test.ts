@@ -1,6 +1,7 @@
 // Every way in which a request can end other than by its answer being read.
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
+import { Readable } from 'node:stream'
 import type { RouteHandlerMethod } from 'fastify'
 import t, { test } from 'tap'
 import {
@@ -328,6 +329,53 @@ test('a keepStatus that throws over a hijacked reply ends neither the process no
   fails = false
   await endLease(key)
   t.equal((await send(app, '/things', { key, payload: [] })).statusCode, 422)
+})
+
+test('an answer after reply.raw.write() is not stored: done, and not replayable', async (t) => {
+  const events = collectEvents(t)
+  let runs = 0
+  const answers: Record<string, () => unknown> = {
+    '/text': () => 'x',
+    '/stream': () => Readable.from(['x']),
+  }
+  const app = await buildApp(t, database, {
+    routes(app) {
+      for (const [url, answer] of Object.entries(answers)) {
+        app.post(url, (_request, reply) => {
+          runs += 1
+          reply.raw.write('raw')
+          return reply.send(answer())
+        })
+      }
+    },
+  })
+  const port = await listen(app)
+  for (const [n, url] of Object.keys(answers).entries()) {
+    runs = 0
+    const key = newKey()
+    const first = await exchangeBytes(t, port, postText(url, keyLine(key)))
+    t.match(first.body.toString(), 'raw')
+    t.match(await events.first('response_omitted', n + 1), { reason: 'written past the hooks' })
+    await events.first('completed', n + 1)
+    const retry = await exchangeBytes(t, port, postText(url, keyLine(key)))
+    t.equal(retry.statusCode, 409, url)
+    t.match(retry.body.toString(), 'IDEMPOTENCY_NOT_REPLAYABLE')
+    t.equal(runs, 1)
+  }
+})
+
+test('an error after reply.raw.write() frees the key', async (t) => {
+  const events = collectEvents(t)
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/things', async (_request, reply) => {
+        reply.raw.write('raw')
+        throw new Error('after that')
+      }),
+  })
+  const port = await listen(app)
+  await exchangeBytes(t, port, postText('/things', keyLine(newKey())))
+  t.match(await events.first('released'), { why: 'status 500' })
 })
 
 test('reply.raw.end() without hijack: done, and not replayable', async (t) => {
