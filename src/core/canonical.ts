@@ -1,6 +1,7 @@
 import type { Hash } from 'node:crypto'
 import { ByteWriter } from './byte-writer.js'
 import { contentsOf, isRoot } from './class-contents.js'
+import type { Entries } from './entries.js'
 import { Stack } from './stack.js'
 import { type NextTurn, VALUES_PER_TURN } from './turns.js'
 
@@ -98,6 +99,8 @@ class Walk {
   #depth = 0
   /** The list, when it is many keys that are still to be sorted. */
   #unsorted: string[] | undefined
+  /** The next container, while its entries are being taken. */
+  #gathering: { tag: number; source: object; entries: Entries } | undefined
   /** It and the containers around it, by depth, down to the last of the near levels. */
   readonly #near: object[] = []
   /** Those of them at a depth that is a power of two, by its exponent. */
@@ -127,6 +130,10 @@ class Walk {
     }
     for (let left = VALUES_PER_TURN; left > 0; left -= 1) {
       if (this.#repeated > MAX_REPEATED) return true
+      if (this.#gathering !== undefined) {
+        this.#gather(this.#gathering)
+        continue
+      }
       // What the application changes between two turns may have become shorter.
       if (this.#index >= this.#list.length) {
         if (this.#unfinished.isEmpty) return true
@@ -142,6 +149,23 @@ class Walk {
     this.#out.end()
     if (this.#repeated > MAX_REPEATED) return { kind: 'repetitive' }
     return { kind: 'hashed', opaque: this.#opaque, isCyclic: this.#isCyclic }
+  }
+
+  /** Takes an entry, or opens the container when there is none left. */
+  #gather({ tag, source, entries }: { tag: number; source: object; entries: Entries }): void {
+    if (entries.take()) return
+    this.#gathering = undefined
+    const [first, ...others] = entries.lists
+    this.#open(tag, source, first, false, entries.size)
+    // It is empty, or one of its own containers.
+    if (this.#list !== first) return
+    for (const list of others.reverse()) {
+      this.#unfinished.push(source)
+      this.#unfinished.push(list)
+      this.#places.push(this.#depth)
+      this.#places.push(0)
+      this.#places.push(VALUES)
+    }
   }
 
   #resume(): void {
@@ -235,6 +259,9 @@ class Walk {
       case 'values':
         this.#open(contents.tag, value, contents.values, false)
         break
+      case 'entries':
+        this.#gathering = { tag: contents.tag, source: value, entries: contents.entries }
+        break
       case 'bytes':
         this.#visit(value, Math.floor(contents.bytes.length / UNITS_PER_VALUE))
         this.#out.tag(contents.tag)
@@ -251,19 +278,25 @@ class Walk {
   }
 
   /** Begins to write a container: its items come next. */
-  #open(tag: number, source: object, list: readonly unknown[], isKeyed: boolean): void {
+  #open(
+    tag: number,
+    source: object,
+    list: readonly unknown[],
+    isKeyed: boolean,
+    size = list.length,
+  ): void {
     const depth = this.#depth + 1
-    const levelsUp = list.length === 0 ? 0 : this.#levelsUp(source, depth)
+    const levelsUp = size === 0 ? 0 : this.#levelsUp(source, depth)
     if (levelsUp > 0) {
       this.#isCyclic = true
       this.#out.tag(CYCLE)
       this.#out.size(levelsUp)
       return
     }
-    this.#visit(source, 1 + list.length)
+    this.#visit(source, 1 + size)
     this.#out.tag(tag)
-    this.#out.size(list.length)
-    if (list.length === 0) return
+    this.#out.size(size)
+    if (size === 0) return
     if (this.#index < this.#list.length) {
       const isOwn = this.#source === this.#list
       if (!isOwn) this.#unfinished.push(this.#source)

@@ -1,4 +1,5 @@
 import { types } from 'node:util'
+import { Entries } from './entries.js'
 
 // One byte each, and part of every stored fingerprint: none of them ever changes.
 export const CLASS_TAGS = {
@@ -31,9 +32,10 @@ export const CLASS_TAGS = {
 
 type ClassName = keyof typeof CLASS_TAGS
 
-/** What an instance of a class of JavaScript or Node holds, as plain values or as bytes. */
+/** What an instance of a class of JavaScript or Node holds, as plain values, as entries or as bytes. */
 export type Contents =
   | { kind: 'values'; tag: number; values: readonly unknown[] }
+  | { kind: 'entries'; tag: number; entries: Entries }
   | { kind: 'bytes'; tag: number; bytes: Uint8Array }
   /** It may hold what cannot be read from outside. */
   | { kind: 'hidden' }
@@ -59,14 +61,14 @@ export function contentsOf(value: object): Contents {
   if (ERRORS.includes(prototype)) return ofError(value as Error, ERRORS.indexOf(prototype))
   if (prototype === URL.prototype) return values('URL', [(value as URL).href])
   if (prototype === URLSearchParams.prototype) {
-    return values('URLSearchParams', [...(value as URLSearchParams)].flat())
+    return entries('URLSearchParams', Entries.ofPairs(value as URLSearchParams))
   }
   // A subclass may hold more than its base shows. Classes are not told by identity, because a test
   // runner has globals of its own, beside those of Node.
   if (!isRoot(Object.getPrototypeOf(prototype))) return HIDDEN
   if (types.isDate(value)) return values('Date', [Date.prototype.getTime.call(value)])
-  if (types.isMap(value)) return values('Map', [...value].flat())
-  if (types.isSet(value)) return values('Set', [...value])
+  if (types.isMap(value)) return entries('Map', Entries.ofPairs(value))
+  if (types.isSet(value)) return entries('Set', Entries.ofItems(value))
   if (types.isRegExp(value)) return values('RegExp', [value.source, value.flags])
   if (types.isArrayBuffer(value)) return bytes('ArrayBuffer', value)
   if (types.isSharedArrayBuffer(value)) return bytes('SharedArrayBuffer', value)
@@ -74,7 +76,7 @@ export function contentsOf(value: object): Contents {
   // By name first: Node loads FormData when it is used, and knows no Temporal of a polyfill.
   const name = Object.prototype.toString.call(value)
   if (name === '[object FormData]' && prototype === FormData.prototype) {
-    return values('FormData', [...(value as FormData)].flat())
+    return entries('FormData', Entries.ofPairs(value as FormData))
   }
   return name.startsWith('[object Temporal.') ? values('Temporal', [name, String(value)]) : HIDDEN
 }
@@ -91,6 +93,10 @@ export function isRoot(prototype: unknown): boolean {
 
 function values(name: ClassName, values: readonly unknown[]): Contents {
   return { kind: 'values', tag: CLASS_TAGS[name], values }
+}
+
+function entries(name: ClassName, entries: Entries): Contents {
+  return { kind: 'entries', tag: CLASS_TAGS[name], entries }
 }
 
 function bytes(

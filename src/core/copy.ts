@@ -1,4 +1,5 @@
 import { isRoot } from './class-contents.js'
+import { Entries } from './entries.js'
 import { Stack } from './stack.js'
 import { type NextTurn, VALUES_PER_TURN } from './turns.js'
 
@@ -27,16 +28,24 @@ export async function copyInTurns<T>(value: T, nextTurn: NextTurn): Promise<T | 
   }
 }
 
-/** The copy of an object, and how it is filled. */
-interface Begun {
-  readonly copy: object
-  /** Its items, or its keys. */
+/** What is copied into what. */
+interface Part {
+  /** Items, or keys. */
   readonly list: readonly unknown[]
   /** What has the items: the list itself, or what its keys are keys of. */
   readonly source: object
-  /** Where to: the copy itself, or what it is filled with in the end. */
   readonly target: object
-  readonly fill?: () => void
+}
+
+/** The copy of an object, which is the target of its items, or is filled with copies of its entries. */
+interface Begun extends Part {
+  readonly filling?: Filling
+}
+
+interface Filling {
+  readonly entries: Entries
+  /** Adds an entry to the copy: an item, or a name and its value. */
+  readonly add: (item: unknown, value: unknown) => unknown
 }
 
 class Copying {
@@ -52,7 +61,11 @@ class Copying {
   readonly #places = new Stack<number>()
   /** The containers around it at a depth that is a power of two, by its exponent. */
   readonly #far: object[] = []
-  readonly #fills: (() => void)[] = []
+  /** The next container, while its entries are being taken. */
+  #gathering: { value: object; filling: Filling } | undefined
+  /** What fills the maps and sets, once all is copied that they hold. */
+  readonly #fills: (() => boolean)[] = []
+  #filled = 0
   #turns = 0
   readonly #watched = new Set<object>()
 
@@ -65,20 +78,48 @@ class Copying {
   advance(): boolean {
     this.#turns += 1
     for (let left = VALUES_PER_TURN; left > 0; left -= 1) {
-      // What the application changes between two turns may have become shorter.
-      while (this.#index >= this.#list.length) {
-        if (this.#unfinished.isEmpty) return true
-        this.#resume()
-      }
+      if (this.#gathering !== undefined) this.#gather(this.#gathering)
       // To list keys is work, too.
-      left -= this.#copyItem()
+      else if (this.#hasItem()) left -= this.#copyItem()
+      else if (!this.#fill()) return true
     }
     return false
   }
 
   end(): unknown {
-    for (const fill of this.#fills) fill()
     return this.#root[0]
+  }
+
+  #hasItem(): boolean {
+    // What the application changes between two turns may have become shorter.
+    while (this.#index >= this.#list.length) {
+      if (this.#unfinished.isEmpty) return false
+      this.#resume()
+    }
+    return true
+  }
+
+  /** Takes an entry, or opens the container when there is none left. */
+  #gather({ value, filling }: { value: object; filling: Filling }): void {
+    const { entries, add } = filling
+    if (entries.take()) return
+    this.#gathering = undefined
+    if (entries.size === 0) return
+    const [first, ...others] = entries.lists.map((list): Part => {
+      const target: unknown[] = []
+      this.#fills.push(fillWith(target, entries.width, add))
+      return { list, source: list, target }
+    })
+    this.#open(value, first as Part)
+    for (const part of others.reverse()) this.#putAside(part, 0)
+  }
+
+  /** Adds an entry to a copy; `false` when all are filled. */
+  #fill(): boolean {
+    const fill = this.#fills[this.#filled]
+    if (fill === undefined) return false
+    if (!fill()) this.#filled += 1
+    return true
   }
 
   #resume(): void {
@@ -105,10 +146,11 @@ class Copying {
     }
     if (this.#turns > UNWATCHED_TURNS) this.#watch(value)
     const begun = beginCopy(value)
-    put(this.#target, name, begun.copy)
-    if (begun.fill !== undefined) this.#fills.push(begun.fill)
-    if (begun.list.length > 0) this.#open(value, begun)
-    return begun.list === value ? 0 : begun.list.length
+    const { list, target, filling } = begun
+    put(this.#target, name, target)
+    if (filling !== undefined) this.#gathering = { value, filling }
+    else if (list.length > 0) this.#open(value, begun)
+    return list === value ? 0 : list.length
   }
 
   #watch(value: object): void {
@@ -116,17 +158,13 @@ class Copying {
     this.#watched.add(value)
   }
 
-  #open(value: object, { list, source, target }: Begun): void {
+  #open(value: object, { list, source, target }: Part): void {
     // In a circle, the container at a power of two of the depths comes again before that depth has doubled.
     if (this.#far[31 - Math.clz32(this.#depth)] === value) {
       throw new TypeError('a circle is not copied')
     }
     if (this.#index < this.#list.length) {
-      this.#unfinished.push(this.#list)
-      this.#unfinished.push(this.#source)
-      this.#unfinished.push(this.#target)
-      this.#places.push(this.#index)
-      this.#places.push(this.#depth)
+      this.#putAside({ list: this.#list, source: this.#source, target: this.#target }, this.#index)
     }
     this.#list = list
     this.#source = source
@@ -134,6 +172,15 @@ class Copying {
     this.#index = 0
     this.#depth += 1
     if ((this.#depth & (this.#depth - 1)) === 0) this.#far[31 - Math.clz32(this.#depth)] = value
+  }
+
+  /** At this depth, it goes on with this item later. */
+  #putAside({ list, source, target }: Part, index: number): void {
+    this.#unfinished.push(list)
+    this.#unfinished.push(source)
+    this.#unfinished.push(target)
+    this.#places.push(index)
+    this.#places.push(this.#depth)
   }
 }
 
@@ -143,7 +190,7 @@ function beginCopy(value: object): Begun {
   if (prototype === Object.prototype) return keyed(value, {})
   if (Array.isArray(value) && isRoot(Object.getPrototypeOf(prototype))) {
     const copy = new Array(value.length)
-    return { copy, list: value, source: value, target: copy }
+    return { list: value, source: value, target: copy }
   }
   if (Buffer.isBuffer(value)) return whole(Buffer.from(value))
   switch (prototype) {
@@ -152,16 +199,17 @@ function beginCopy(value: object): Begun {
     case Date.prototype:
       return whole(structuredClone(value))
     case URLSearchParams.prototype:
+      // Node copies one list for that, which takes less than to fill it in turns.
       return whole(new URLSearchParams(value as URLSearchParams))
     case Map.prototype: {
       const copy = new Map()
-      return collected(copy, [...(value as Map<unknown, unknown>)], ([key, item]) =>
-        copy.set(key, item),
-      )
+      const entries = Entries.ofPairs(value as Map<unknown, unknown>)
+      return filled(copy, { entries, add: (key, item) => copy.set(key, item) })
     }
     case Set.prototype: {
       const copy = new Set()
-      return collected(copy, [...(value as Set<unknown>)], (item) => copy.add(item))
+      const entries = Entries.ofItems(value as Set<unknown>)
+      return filled(copy, { entries, add: (item) => copy.add(item) })
     }
   }
   // None, or an empty one of a parser's own in its place.
@@ -172,17 +220,26 @@ function beginCopy(value: object): Begun {
 }
 
 function keyed(source: object, copy: object): Begun {
-  return { copy, list: Object.keys(source), source, target: copy }
+  return { list: Object.keys(source), source, target: copy }
 }
 
 function whole(copy: object): Begun {
-  return { copy, list: NOTHING, source: NOTHING, target: copy }
+  return { list: NOTHING, source: NOTHING, target: copy }
 }
 
-/** What holds its items in a list of its own. */
-function collected<T>(copy: object, list: readonly T[], add: (item: T) => unknown): Begun {
-  const items: T[] = []
-  return { copy, list, source: list, target: items, fill: () => items.forEach(add) }
+function filled(copy: object, filling: Filling): Begun {
+  return { ...whole(copy), filling }
+}
+
+/** Adds the next of these entries with each call; `false` when there is none left. */
+function fillWith(items: readonly unknown[], width: number, add: Filling['add']): () => boolean {
+  let at = 0
+  return () => {
+    if (at >= items.length) return false
+    add(items[at], items[at + 1])
+    at += width
+    return true
+  }
 }
 
 function put(target: object, name: string | number, value: unknown): void {

@@ -377,9 +377,9 @@ t.test('any change of a JSON document changes its canonical form', async () => {
   )
 })
 
-function formOf(fields: Record<string, string | Blob>): FormData {
+function formOf(fields: Record<string, string | number | Blob>): FormData {
   const form = new FormData()
-  for (const [name, value] of Object.entries(fields)) form.set(name, value as string)
+  for (const [name, value] of Object.entries(fields)) form.append(name, value as string)
   return form
 }
 
@@ -395,7 +395,11 @@ t.test('a large value is hashed in many turns, to the same', async (t) => {
     [wide, 2],
     [[wide, { ...wide, more: wide }], 6],
     [Array.from({ length: count }, () => []), 1],
-    [new Map(Object.entries(wide)), 2],
+    // Their entries are taken first.
+    [new Map(Object.entries(wide)), 4],
+    [new Set(Object.keys(wide)), 3],
+    [new URLSearchParams(Object.keys(wide).join('&')), 4],
+    [formOf(wide), 4],
     [Object.fromEntries(Array.from({ length: 1_000_000 }, (_, n) => [`k${n}`, n])), 50],
   ] as const) {
     let taken = 0
@@ -406,6 +410,13 @@ t.test('a large value is hashed in many turns, to the same', async (t) => {
     t.strictSame({ ...result, digest: hash.digest('hex') }, hashed([value]))
     t.ok(taken === atLeast || taken === atLeast + 1, `${taken} turns in between`)
   }
+})
+
+t.test('a map that becomes smaller while it is hashed comes to an end', async (t) => {
+  const map = new Map(Array.from({ length: 50_000 }, (_, n) => [n, n]))
+  const hash = createHash('sha256')
+  const clear = async () => map.clear()
+  t.match(await hashCanonicalInTurns(hash, [map], clear), { kind: 'hashed' })
 })
 
 t.test('a list that becomes shorter while it is hashed comes to an end', async (t) => {

@@ -94,7 +94,9 @@ t.test('a large value is copied in many turns', async (t) => {
     [values.map(() => []), 5],
     // To list its keys takes a turn, too.
     [Object.fromEntries(values.map((n) => [`k${n}`, n])), 6],
-    [new Set(values), 6],
+    // Their entries are taken, copied and put into the copy.
+    [new Set(values), 15],
+    [new Map(values.map((n) => [n, n])), 20],
     [values.slice(80_002), 0],
   ] as const) {
     let taken = 0
@@ -104,6 +106,12 @@ t.test('a large value is copied in many turns', async (t) => {
     t.ok(isDeepStrictEqual(copy, value))
     t.equal(taken, turns)
   }
+})
+
+t.test('a map that becomes smaller while it is copied comes to an end', async (t) => {
+  const map = new Map(Array.from({ length: 50_000 }, (_, n) => [n, n]))
+  const copy = await copyInTurns(map, async () => map.clear())
+  t.equal(copy?.get(99), 99)
 })
 
 t.test('a list that becomes shorter while it is copied comes to an end', async (t) => {

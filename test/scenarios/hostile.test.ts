@@ -65,6 +65,36 @@ const HOSTILE: readonly Hostile[] = [
 
 const BODIES = HOSTILE.filter(({ body }) => body !== undefined)
 
+/** What parsers of the application make of a body, by its type. */
+const PARSERS: Record<string, (body: string) => object> = {
+  'application/x-search': (body) => new URLSearchParams(body),
+  'application/x-map': (body) => new Map(JSON.parse(body)),
+  'application/x-set': (body) => new Set(JSON.parse(body)),
+  'application/x-form': (body) => {
+    const form = new FormData()
+    for (const [name, value] of new URLSearchParams(body)) form.append(name, value)
+    return form
+  },
+}
+
+/** As many items as there is place for. */
+const listOf = (item: (n: number) => string) => {
+  let list = item(0)
+  for (let n = 1; list.length < MIB - 64; n += 1) list += `,${item(n)}`
+  return `[${list}]`
+}
+
+const PARSED: readonly Hostile[] = [
+  { name: 'a URLSearchParams', type: 'search', body: repeat('a&', MIB - 16) },
+  { name: 'a Map', type: 'map', body: listOf((n) => `[${n},0]`) },
+  { name: 'a Set', type: 'set', body: listOf(String) },
+  { name: 'a FormData', type: 'form', body: repeat('a&', MIB - 16) },
+].map(({ name, type, body }) => ({
+  name: `a body that becomes ${name}`,
+  body,
+  headers: { 'content-type': `application/x-${type}` },
+}))
+
 const text = (header: unknown) =>
   header === 'surrogate' ? 'a\ud800' : decodeURIComponent(String(header ?? 'acme'))
 
@@ -99,6 +129,11 @@ const app = await buildApp(t, database, {
     app.addHook('preValidation', async () => meter.resume())
   },
   routes(app) {
+    for (const [type, parse] of Object.entries(PARSERS)) {
+      app.addContentTypeParser<string>(type, { parseAs: 'string' }, (_request, body, done) =>
+        done(null, parse(body)),
+      )
+    }
     app.post('/protected', () => 'done')
     const atomic = { timeout: PATIENCE, maxWait: PATIENCE } as const
     app.post('/atomic', { config: { idempotency: { atomic } } }, () => 'done')
@@ -113,8 +148,8 @@ const app = await buildApp(t, database, {
 
 /** Where they are sent. The input of `run()` and the result of a step are the application's, and encoded at once. */
 const ROUTES = [
-  { url: '/protected', takes: HOSTILE, inTurns: true },
-  { url: '/atomic', takes: HOSTILE, inTurns: true },
+  { url: '/protected', takes: [...HOSTILE, ...PARSED], inTurns: true },
+  { url: '/atomic', takes: [...HOSTILE, ...PARSED], inTurns: true },
   { url: '/webhook', takes: BODIES, inTurns: true },
   { url: '/run', takes: BODIES, inTurns: false },
 ]
