@@ -39,7 +39,7 @@ export const OF_LEASES: readonly Mutation[] = [
       ["if (stillMs <= 0) this.lose('its lease could not be renewed in time')", ''],
       ["if (untilEndMs <= 0) this.lose('its lease could not be renewed in time')", ''],
     ],
-    shownBy: 17,
+    shownBy: 29,
   },
   {
     name: 'a lease that is over when its renewal is answered is not told of',

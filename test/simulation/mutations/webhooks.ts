@@ -26,14 +26,14 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'renewals === 0 && performance.now() - askedAt > leaseMs / 2',
       ],
     ],
-    shownBy: 2343,
+    shownBy: 11717,
     isRare: true,
   },
   {
     name: 'webhooks: a late claim is run though its renewal failed',
     file: RUNNER,
     edits: [['.catch(() => false))) return undefined', '.catch(() => true))) return undefined']],
-    shownBy: 6950,
+    shownBy: 15423,
   },
   {
     name: 'webhooks: a late claim is run though its renewal did not match',
@@ -44,7 +44,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'if (!(await within(renewing.then(() => true), storeTimeoutMs).catch(() => false))) return undefined',
       ],
     ],
-    shownBy: 8219,
+    shownBy: 1140,
   },
   {
     name: 'webhooks: a list renews one lease twice',
@@ -113,7 +113,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         '      void [isAwaited, over]',
       ],
     ],
-    shownBy: 194,
+    shownBy: 193,
   },
   {
     name: 'webhooks: a run that was handed back stores its result',
@@ -141,7 +141,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "{ status: 'processing' },\n        ],\n      })",
       ],
     ],
-    shownBy: 63,
+    shownBy: 427,
   },
   {
     name: 'webhooks, statements: an earlier run ends the event',
@@ -152,7 +152,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "fence > 0 && (row.status === 'processing' || row.status === status)",
       ],
     ],
-    shownBy: 341,
+    shownBy: 193,
   },
   {
     name: 'webhooks, statements: what was ended before its reply got lost is not recognized',
@@ -174,7 +174,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "(row, { fence }) => fence > 0 && row.status === 'processing',\n        (row, { lease_ms })",
       ],
     ],
-    shownBy: 13_528,
+    shownBy: 1140,
     isRare: true,
   },
   {
@@ -192,7 +192,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'OPEN.includes(row.status)\n      const row',
       ],
     ],
-    shownBy: 17,
+    shownBy: 28,
   },
   {
     name: 'webhooks, statements: a lane runs two events at once',
