@@ -241,7 +241,7 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   taken_over: ['info', 'Idempotency key taken over for another attempt'],
   replayed: ['info', 'Stored response replayed'],
   busy: ['info', 'A request with this idempotency key is running'],
-  mismatch: ['warn', 'Idempotency key was used before with another request'],
+  mismatch: ['warn', 'Idempotency key was used before with another request, or by another caller'],
   uncertain: ['warn', 'An interrupted operation waits for a decision'],
   not_replayable: ['info', 'The response of a finished operation was not kept'],
   completed: ['debug', 'Response stored'],
