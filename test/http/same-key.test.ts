@@ -11,6 +11,7 @@ import {
   send,
   WatchedPool,
 } from '../fixtures/app.js'
+import { effectOf, effects } from '../fixtures/atomic.js'
 import { anyDatabase } from '../fixtures/database.js'
 
 const database = await anyDatabase(t)
@@ -31,7 +32,12 @@ async function heldApp(t: Test, plugin: Partial<PluginOptions> = {}) {
         charges.push(idempotency.keyFor('charge'))
         began[run]?.open()
         await go[run]?.opened
-        if ((body as { step?: boolean }).step) await idempotency.step('late', () => run)
+        const { work } = body as { work?: string }
+        if (work === 'step') await idempotency.step('late', () => run)
+        if (work === 'transaction') {
+          const effect = effectOf(`${idempotency.key} ${run}`)
+          await idempotency.transaction((tx) => tx.payment.create(effect))
+        }
         return { run, body }
       })
     },
@@ -40,12 +46,12 @@ async function heldApp(t: Test, plugin: Partial<PluginOptions> = {}) {
 }
 
 for (const forgotten of ['expired', 'pruned', 'expired and used again', 'pruned and used again']) {
-  for (const step of [false, true]) {
-    const title = `an attempt that outlives its key, ${forgotten}, changes nothing${step ? ' by a step' : ''}`
+  for (const work of ['response', 'step', 'transaction']) {
+    const title = `an attempt that outlives its key, ${forgotten}, changes nothing by its ${work}`
     test(title, async (t) => {
       const { app, began, go, charges } = await heldApp(t)
       const key = newKey()
-      const old = begin(app, '/held', { key, payload: { amount: 1, step } })
+      const old = begin(app, '/held', { key, payload: { amount: 1, work } })
       await began[0]?.opened
       await prisma.idempotencyRecord.updateMany({
         where: { key },
@@ -62,8 +68,10 @@ for (const forgotten of ['expired', 'pruned', 'expired and used again', 'pruned 
       const answer = await old
       if (forgotten === 'expired') {
         t.equal(answer.statusCode, 200, 'the record is still its own: it is stored')
+        t.equal(await effects(database, `${key} 0`), work === 'transaction' ? 1 : 0)
         return
       }
+      t.equal(await effects(database, `${key} 0`), 0)
       t.equal(answer.json().code, 'IDEMPOTENCY_LEASE_LOST')
       t.strictSame(await recordOf(database, key), before, 'the record of the key is as it was')
       go[1]?.open()
