@@ -1,17 +1,19 @@
 // Messages of databases quote rows and arguments. None reaches a client, a log or an event, whichever
 // public call it is that fails.
+import { createHmac } from 'node:crypto'
 import { inspect } from 'node:util'
 import type { FastifyRequest } from 'fastify'
 import t, { type Test, test } from 'tap'
 import { databaseErrorOf, defineFlow } from '../src/index.js'
 import { hmac } from '../src/webhooks/index.js'
-import { buildApp, collectEvents, newKey, send } from './fixtures/app.js'
+import { buildApp, collectEvents, newKey, send, WatchedPool } from './fixtures/app.js'
 import {
   type Breakable,
   type Broken,
   breakable,
   DATABASE_CANARY,
   DATABASE_CODE,
+  databaseError,
 } from './fixtures/breakable.js'
 import { anyDatabase } from './fixtures/database.js'
 import type { Client } from './fixtures/ways.js'
@@ -169,6 +171,53 @@ for (const [name, { code, broken = 'everything', run }] of Object.entries(OF_REQ
       JSON.stringify(events.all),
     ]
     t.strictSame(linesWith(DATABASE_CANARY, everything), [])
+  })
+}
+
+const needsPool = database.kind === 'postgres' ? false : 'needs a pool'
+
+for (const failing of [
+  ...['fi_insert', 'fi_take_over', 'fi_keep_steps', 'fi_finish'],
+  ...['fi_event_record', 'fi_event_keep_steps', 'fi_event_end'],
+]) {
+  test(`${failing} on a pool: a database’s message reaches neither client, log nor event`, {
+    skip: needsPool,
+  }, async (t) => {
+    const events = collectEvents(t)
+    const lines: string[] = []
+    const pool = new WatchedPool(database)
+    const app = await buildApp(t, database, {
+      plugin: { pool, storeTimeout: '1m' },
+      server: { logger: { level: 'trace', stream: { write: (line) => void lines.push(line) } } },
+      routes(app) {
+        app.webhook('/hooks', { provider }, (event) => event.step('a', () => 1))
+        app.post('/things', async ({ idempotency }, reply) => {
+          await idempotency.step('a', () => 1)
+          return reply
+            .code(idempotency.attempt === 1 && failing === 'fi_take_over' ? 500 : 201)
+            .send()
+        })
+      },
+    })
+    const key = newKey()
+    if (failing === 'fi_take_over') await send(app, '/things', { key })
+    pool.before = (name) => {
+      if (name === failing) throw databaseError()
+    }
+    const body = JSON.stringify({ id: key })
+    const signature = createHmac('sha256', 'a').update(body).digest('hex')
+    const answer = failing.startsWith('fi_event')
+      ? await send(app, '/hooks', {
+          payload: body,
+          headers: { 'x-signature': signature, 'content-type': 'application/json' },
+        })
+      : await send(app, '/things', { key })
+    // What goes on in the background can end.
+    pool.before = () => {}
+    t.ok(pool.asked.includes(failing))
+    t.match(lines.join(''), `"code":"${DATABASE_CODE}"`, 'the log has the code of the database')
+    const told = [JSON.stringify(answer.headers), answer.body, ...lines, JSON.stringify(events.all)]
+    t.strictSame(linesWith(DATABASE_CANARY, told), [])
   })
 }
 
