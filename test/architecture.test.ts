@@ -12,6 +12,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   errors: [],
   register: [],
   within: [],
+  drain: [],
   'crash-points': [],
   holder: [],
   checks: ['core', 'errors'],
@@ -68,6 +69,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   webhooks: [
     'sealed',
     'crash-points',
+    'drain',
     'within',
     'core',
     'store',
@@ -86,6 +88,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   retention: ['events', 'within'],
   operations: [
     'sealed',
+    'drain',
     'core',
     'store',
     'claims',
