@@ -121,10 +121,8 @@ t.test(
 )
 
 for (const compilerOptions of [
-  { module: 'nodenext' },
   { module: 'node16' },
   { module: 'esnext', moduleResolution: 'bundler' },
-  { module: 'preserve' },
 ]) {
   t.test(`its declarations compile with ${JSON.stringify(compilerOptions)}`, async (t) => {
     const folder = t.testdir({

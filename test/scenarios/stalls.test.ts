@@ -97,6 +97,9 @@ async function othersAreServed(
   t.ok(tookMs < calm.tookMs + MARGIN_MS, `${tookMs} ms, and ${calm.tookMs} ms before`)
 }
 
+/** Between two questions to the database, which is to be busy with something else. */
+const pause = () => new Promise((resolve) => setTimeout(resolve, 20))
+
 /** How many connections of the database wait for a lock. */
 async function waiting({ url }: { url: string }): Promise<number> {
   const row = await ask(
@@ -112,6 +115,7 @@ async function waitingProcess({ url }: { url: string }): Promise<{ pid: number }
   for (;;) {
     const found = await ask(url, `SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'`)
     if (found !== undefined) return found as { pid: number }
+    await pause()
   }
 }
 
@@ -215,7 +219,7 @@ for (const path of PATHS) {
       t.ok((await waiting(database)) <= 4, 'no more connections wait than the plugin may take')
       if (path === 'pool') {
         // Canceled on the server, while the table is still locked.
-        while ((await waiting(database)) > 0) await new Promise(setImmediate)
+        while ((await waiting(database)) > 0) await pause()
       }
       t.same(tally(await Promise.all([begin(app, '/unrelated')])), { 200: 1 })
       await other.end()
@@ -289,7 +293,7 @@ for (const path of PATHS) {
       t.equal((await send(app, '/pay', { key })).statusCode, 200, 'a retry has another connection')
       // What it was told to insert comes to it now, and finds the key taken.
       process.kill(pid, 'SIGCONT')
-      while (await isExecuting(server, pid)) await new Promise(setImmediate)
+      while (await isExecuting(server, pid)) await pause()
       t.equal((await send(app, '/pay', { key })).headers['idempotent-replayed'], 'true')
       t.equal(counts.get(key), 1)
     },
@@ -544,7 +548,7 @@ for (const path of PATHS) {
         done.open()
         t.equal((await running).statusCode, table === 'webhook_event' ? 500 : 503)
         // While the lock is held.
-        while ((await waiting(database)) > 0) await new Promise(setImmediate)
+        while ((await waiting(database)) > 0) await pause()
         await other.end()
       },
     )
@@ -674,7 +678,7 @@ for (const [table, url] of [
       const other = await otherTransaction(t, database)
       await other.client.query(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
       const stalled = Array.from({ length: 20 }, call)
-      while ((await waiting(database)) === 0) await new Promise(setImmediate)
+      while ((await waiting(database)) === 0) await pause()
       const keyed = Array.from({ length: 20 }, () => begin(app, '/pay', { key: newKey() }))
       const unrelated = Array.from({ length: 20 }, () => begin(app, '/unrelated'))
       t.same(tally(await Promise.all(keyed)), { 200: 20 }, 'keys are served')
@@ -708,7 +712,7 @@ for (const [said, slots, stored] of [
       await t.rejects(reserving, { code: 'IDEMPOTENCY_DATABASE_FAILED' })
       await silent
       // What the server has heard takes effect, perhaps after the caller has given up.
-      while ((await there.prisma.slotReservation.count()) < stored) await new Promise(setImmediate)
+      while ((await there.prisma.slotReservation.count()) < stored) await pause()
       t.equal(await there.prisma.slotReservation.count(), stored)
       let again = await app.idempotency.reserve(wanted).catch(() => undefined)
       while (again === undefined) {
