@@ -446,10 +446,10 @@ t.test(
         return database.extend(list)
       },
     })
-    const w = wish({ leaseMs: 200 })
+    const w = wish({ leaseMs: 1_000 })
     const claim = claimOf(await claims.begin(w))
     isGone = true
-    t.equal(await claim.complete(response, 500), 'lost')
+    t.equal(await claim.complete(response, 2_500), 'lost')
     t.match(claim.signal.reason, { message: 'its lease could not be renewed in time' })
     t.equal(events.filter(({ kind }) => kind === 'lease_lost').length, 1)
     const second = claimOf(await processOn(t).claims.begin({ ...w, leaseMs: 30_000 }))
