@@ -271,7 +271,7 @@ for (const path of PATHS) {
 
 for (const path of PATHS) {
   t.test(
-    `${path}: a PostgreSQL process that stands still keeps what it does from nobody else`,
+    `${path}: a PostgreSQL process that stands still keeps no other request waiting`,
     { skip: missingOwnPostgres() },
     async (t) => {
       const server = await ownPostgres(t)
@@ -322,7 +322,7 @@ t.test(
 
 for (const path of PATHS) {
   t.test(
-    `${path}: a connection that loses every packet keeps what it does from nobody else`,
+    `${path}: a connection that loses every packet keeps no other request waiting`,
     { skip },
     async (t) => {
       const there = await postgresDatabase(t)
