@@ -22,6 +22,7 @@ import type { Database } from '../fixtures/database.js'
 import { type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { proxyTo } from '../fixtures/proxy.js'
 import { missing } from '../fixtures/services.js'
+import { until } from '../fixtures/until.js'
 
 const skip = await missing('postgres')
 const database = skip ? (undefined as never) : await postgresDatabase(t)
@@ -57,15 +58,6 @@ function logger() {
   const lines: { level: number; msg: string }[] = []
   const stream = { write: (line: string) => void lines.push(JSON.parse(line)) }
   return { lines, server: { logger: { level: 'error', stream } } }
-}
-
-/** Asks the database until it says so. */
-async function until(isSo: () => Promise<boolean>): Promise<void> {
-  const startedAt = performance.now()
-  while (!(await isSo())) {
-    if (performance.now() - startedAt > 8_000) throw new Error('it was never so')
-    await new Promise((resolve) => setImmediate(resolve))
-  }
 }
 
 test('a handler that never ends: 503 when its time is over, and nothing is left', {

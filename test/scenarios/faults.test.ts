@@ -15,6 +15,7 @@ import { type Answer, textPoster } from '../fixtures/processes.js'
 import { missingRedisServer, redisServer } from '../fixtures/redis.js'
 import { missing } from '../fixtures/services.js'
 import { size } from '../fixtures/size.js'
+import { until } from '../fixtures/until.js'
 import { eventOf, signedByStripe, stripeEvent } from '../fixtures/webhooks.js'
 
 t.setTimeout(600_000)
@@ -31,15 +32,6 @@ async function scenario(t: Test) {
     start: (env: Omit<FaultsEnvironment, 'DATABASE_URL'> = {}) =>
       faultsProcess(t, { DATABASE_URL: database.url, ...env }),
     effects: (operation: string) => prisma.payment.count({ where: { tenantId: operation } }),
-  }
-}
-
-/** Until the database says so. */
-async function until(isSo: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 60_000
-  while (!(await isSo())) {
-    if (performance.now() > deadline) throw new Error('it does not become so')
-    await new Promise((resolve) => setTimeout(resolve, 20))
   }
 }
 

@@ -12,6 +12,7 @@ import { missingOwnPostgres, ownPostgres } from '../fixtures/own-postgres.js'
 import { clientOn, type PostgresDatabase, postgresDatabase } from '../fixtures/postgres.js'
 import { proxyTo } from '../fixtures/proxy.js'
 import { missing } from '../fixtures/services.js'
+import { until } from '../fixtures/until.js'
 import { postStripe, SECRET, stripeEvent } from '../fixtures/webhooks.js'
 
 // Below tap's own limit for a file.
@@ -97,9 +98,6 @@ async function othersAreServed(
   t.ok(tookMs < calm.tookMs + MARGIN_MS, `${tookMs} ms, and ${calm.tookMs} ms before`)
 }
 
-/** Between two questions to the database, which is to be busy with something else. */
-const pause = () => new Promise((resolve) => setTimeout(resolve, 20))
-
 /** How many connections of the database wait for a lock. */
 async function waiting({ url }: { url: string }): Promise<number> {
   const row = await ask(
@@ -110,13 +108,20 @@ async function waiting({ url }: { url: string }): Promise<number> {
   return (row as { count: number }).count
 }
 
+/** Until what waits for a lock has ended, or was canceled. */
+const noneWaits = (database: { url: string }) =>
+  until(
+    () => waiting(database),
+    (count) => count === 0,
+  )
+
 /** The process of the server that waits for a lock. */
 async function waitingProcess({ url }: { url: string }): Promise<{ pid: number }> {
-  for (;;) {
-    const found = await ask(url, `SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'`)
-    if (found !== undefined) return found as { pid: number }
-    await pause()
-  }
+  const sql = `SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'`
+  return (await until(
+    () => ask(url, sql),
+    (found) => found !== undefined,
+  )) as { pid: number }
 }
 
 async function isExecuting({ url }: { url: string }, pid: number): Promise<boolean> {
@@ -135,6 +140,13 @@ async function ask(url: string, sql: string): Promise<object | undefined> {
     await client.end()
   }
 }
+
+/** The first answer that is not 503. */
+const served = (call: () => ReturnType<typeof begin>) =>
+  until(
+    () => call(),
+    ({ statusCode }) => statusCode !== 503,
+  )
 
 /** Statuses and how often each came. */
 const tally = (answers: readonly { statusCode: number }[]) => {
@@ -219,13 +231,12 @@ for (const path of PATHS) {
       t.ok((await waiting(database)) <= 4, 'no more connections wait than the plugin may take')
       if (path === 'pool') {
         // Canceled on the server, while the table is still locked.
-        while ((await waiting(database)) > 0) await pause()
+        await noneWaits(database)
       }
       t.same(tally(await Promise.all([begin(app, '/unrelated')])), { 200: 1 })
       await other.end()
       const key = newKey()
-      let answer = await send(app, '/pay', { key })
-      while (answer.statusCode === 503) answer = await send(app, '/pay', { key })
+      const answer = await served(() => begin(app, '/pay', { key }))
       t.equal(answer.statusCode, 200)
       t.equal((await send(app, '/pay', { key })).body, answer.body)
     },
@@ -243,7 +254,8 @@ for (const path of PATHS) {
       })
       const keys = Array.from({ length: 16 }, newKey)
       const first = keys.map((key) => begin(app, '/held', { key }))
-      while (counts.size < keys.length) await new Promise(setImmediate)
+      const areRunning = (count: number) => count === keys.length
+      await until(() => counts.size, areRunning)
       const other = await otherTransaction(t, database)
       await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
       // The renewals of all handlers have timed out once, and the next ones queue behind them.
@@ -253,8 +265,7 @@ for (const path of PATHS) {
         database.prisma.idempotencyRecord.count({
           where: { key: { in: keys }, leaseUntil: { gt: new Date(Date.now() + leaseMs / 2) } },
         })
-      while ((await renewed()) < keys.length)
-        await new Promise((resolve) => setTimeout(resolve, 20))
+      await until(renewed, areRunning)
       const retries = keys.map((key) => begin(app, '/held', { key }))
       t.same(tally(await Promise.all(retries)), { 409: keys.length }, 'each is still held')
       held.open()
@@ -293,7 +304,10 @@ for (const path of PATHS) {
       t.equal((await send(app, '/pay', { key })).statusCode, 200, 'a retry has another connection')
       // What it was told to insert comes to it now, and finds the key taken.
       process.kill(pid, 'SIGCONT')
-      while (await isExecuting(server, pid)) await pause()
+      await until(
+        () => isExecuting(server, pid),
+        (isSo) => !isSo,
+      )
       t.equal((await send(app, '/pay', { key })).headers['idempotent-replayed'], 'true')
       t.equal(counts.get(key), 1)
     },
@@ -314,8 +328,7 @@ t.test(
     t.same(tally(await Promise.all(refused)), { 503: 20 })
     proxy.resume()
     const key = newKey()
-    let answer = await send(app, '/pay', { key })
-    while (answer.statusCode === 503) answer = await send(app, '/pay', { key })
+    const answer = await served(() => begin(app, '/pay', { key }))
     t.equal(answer.statusCode, 200, 'broken connections were replaced')
   },
 )
@@ -342,11 +355,11 @@ for (const path of PATHS) {
       await othersAreServed(t, app, calm)
       t.equal((await stalled).statusCode, 503)
       // The claim has arrived, and its answer has not: a lease begins that nothing renews.
-      let retry = await send(app, '/pay', { key })
-      while (retry.statusCode !== 200) {
-        t.equal(retry.statusCode, 409)
-        retry = await send(app, '/pay', { key })
-      }
+      const retry = await until(
+        () => send(app, '/pay', { key }),
+        ({ statusCode }) => statusCode !== 409,
+      )
+      t.equal(retry.statusCode, 200)
       t.equal(counts.get(key), 1)
     },
   )
@@ -410,7 +423,10 @@ t.test(
     })
     const keys = Array.from({ length: 4 }, newKey)
     const booked = keys.map((key) => begin(app, '/book', { key }))
-    while (inside.size < keys.length) await new Promise(setImmediate)
+    await until(
+      () => inside.size,
+      (size) => size === keys.length,
+    )
     const other = await otherTransaction(t, database)
     await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
     const unrelated = begin(app, '/unrelated')
@@ -477,8 +493,10 @@ for (const [said, statusCode, effect] of [
       await silent
       t.equal(answer.statusCode, statusCode)
       t.equal(await effects(there, key), effect)
-      let retry = await send(app, '/book', { key })
-      while (retry.statusCode !== 200) retry = await send(app, '/book', { key })
+      await until(
+        () => send(app, '/book', { key }),
+        (retry) => retry.statusCode === 200,
+      )
       t.equal(await effects(there, key), 1)
       await app.close()
     },
@@ -548,7 +566,7 @@ for (const path of PATHS) {
         done.open()
         t.equal((await running).statusCode, table === 'webhook_event' ? 500 : 503)
         // While the lock is held.
-        while ((await waiting(database)) > 0) await pause()
+        await noneWaits(database)
         await other.end()
       },
     )
@@ -622,9 +640,8 @@ for (const path of PATHS) {
         'the provider repeats them',
       )
       await other.end()
-      let answer = await deliver()
-      while (answer === 503) answer = await deliver()
-      t.equal(answer, 200)
+      const status = await until(deliver, (status) => status !== 503)
+      t.equal(status, 200)
       t.equal(handled.size, 1 + 3 * 20)
       t.strictSame(new Set(handled.values()), new Set([1]), 'each event ran once')
     },
@@ -678,7 +695,7 @@ for (const [table, url] of [
       const other = await otherTransaction(t, database)
       await other.client.query(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
       const stalled = Array.from({ length: 20 }, call)
-      while ((await waiting(database)) === 0) await pause()
+      await waitingProcess(database)
       const keyed = Array.from({ length: 20 }, () => begin(app, '/pay', { key: newKey() }))
       const unrelated = Array.from({ length: 20 }, () => begin(app, '/unrelated'))
       t.same(tally(await Promise.all(keyed)), { 200: 20 }, 'keys are served')
@@ -686,8 +703,7 @@ for (const [table, url] of [
       t.ok((await waiting(database)) <= 4, 'no more connections wait than the plugin may take')
       t.same(tally(await Promise.all(stalled)), { 503: 20 })
       await other.end()
-      let answer = await call()
-      while (answer.statusCode === 503) answer = await call()
+      const answer = await served(call)
       t.equal(answer.statusCode, 200)
     },
   )
@@ -712,12 +728,15 @@ for (const [said, slots, stored] of [
       await t.rejects(reserving, { code: 'IDEMPOTENCY_DATABASE_FAILED' })
       await silent
       // What the server has heard takes effect, perhaps after the caller has given up.
-      while ((await there.prisma.slotReservation.count()) < stored) await pause()
-      t.equal(await there.prisma.slotReservation.count(), stored)
-      let again = await app.idempotency.reserve(wanted).catch(() => undefined)
-      while (again === undefined) {
-        again = await app.idempotency.reserve(wanted).catch(() => undefined)
-      }
+      const count = await until(
+        () => there.prisma.slotReservation.count(),
+        (count) => count >= stored,
+      )
+      t.equal(count, stored)
+      const again = await until(
+        () => app.idempotency.reserve(wanted).catch((error: Error) => error),
+        (answer) => !(answer instanceof Error),
+      )
       t.match(again, { kind: 'reserved', slots })
       t.equal(await there.prisma.slotReservation.count(), slots.length)
     },
@@ -743,10 +762,10 @@ for (const said of [
       const advancing = app.idempotency.advance(behind.prisma.payment, wanted)
       await t.rejects(advancing, { code: 'IDEMPOTENCY_DATABASE_FAILED' })
       await silent
-      const again = () =>
-        app.idempotency.advance(behind.prisma.payment, wanted).catch(() => undefined)
-      let repeated = await again()
-      while (repeated === undefined) repeated = await again()
+      await until(
+        () => app.idempotency.advance(behind.prisma.payment, wanted).catch((error: Error) => error),
+        (answer) => !(answer instanceof Error),
+      )
       t.match(await there.prisma.payment.findUnique({ where: { id } }), { status: 'off' })
       t.equal(await there.prisma.statusChange.count({ where: { entityId: id } }), 1)
     },
