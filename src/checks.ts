@@ -39,6 +39,8 @@ export const isOneOf =
     allowed.includes(value as string)
       ? undefined
       : `must be ${allowed.map((a) => `'${a}'`).join(' or ')}`
+/** What a column of whole numbers can hold. */
+export const LARGEST_COLUMN_INTEGER = 2 ** 31 - 1
 export const isInteger =
   (least: number, most = Number.MAX_SAFE_INTEGER): Check =>
   (value) =>

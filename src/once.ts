@@ -41,7 +41,7 @@ export async function once<Value, Found>(
   options: { find: (tx: object | undefined) => PromiseLike<Found>; tx?: object | undefined },
 ): Promise<Once<Value, Found>> {
   const { find, tx } = Object(options)
-  if (typeof create !== 'function' || typeof find !== 'function') {
+  if (typeof create !== 'function' || typeof find !== 'function' || Array.isArray(options)) {
     throw new OptionInvalid(
       'once needs two functions: once(() => prisma.booking.create(…), { find: () => prisma.booking.findUnique(…) })',
     )

@@ -1,4 +1,4 @@
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { AtomicClaims } from './atomic/atomic-claims.js'
 import { readPluginOptions } from './check-options.js'
@@ -9,6 +9,7 @@ import { AlreadyRegistered, CollationInvalid, OptionInvalid } from './errors.js'
 import { failureOf, reporter } from './events.js'
 import type { Idempotency } from './fastify.js'
 import { type ApplicationGuards, createGuards } from './guards.js'
+import { tenantOfHelpers } from './http/caller.js'
 import { bindHooks, exchangeOf } from './http/hooks.js'
 import { createLimiter } from './http/limiter.js'
 import { requestIdempotency } from './http/request.js'
@@ -137,19 +138,18 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
     opened ??= openInbox(app, options, settings, database, { guards, limits: limits.besideKeys })
     return opened.inbox
   }
-  const { recordEvent, tenantOf, ...webhooks } = bindWebhooks(app, {
-    settings,
-    redis: settings.redis[0],
-    inbox,
-  })
+  const routeOf = ({ method, routeOptions }: FastifyRequest) =>
+    `${method} ${routeOptions.url ?? ''}`
+  const tenantOf = (request: FastifyRequest) =>
+    tenantOfHelpers(request, settings, reporter(request.log, routeOf(request), undefined))
+  const redis = settings.redis[0]
+  const { recordEvent, ...webhooks } = bindWebhooks(app, { settings, redis, inbox, tenantOf })
   app.decorateRequest(HELPERS, null)
   app.decorateRequest('idempotency', {
     getter() {
-      const { method, routeOptions, log } = this
-      const route = `${method} ${routeOptions.url ?? ''}`
       this[HELPERS] ??= Object.assign(requestIdempotency(this, { prisma, operations, tenantOf }), {
         recordEvent: recordEvent.bind(undefined, this),
-        ...guards.of({ tenantId: () => tenantOf(this), log, route }),
+        ...guards.of({ tenantId: () => tenantOf(this), log: this.log, route: routeOf(this) }),
       })
       return this[HELPERS]
     },

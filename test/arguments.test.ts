@@ -1,6 +1,7 @@
 // What a caller may get wrong in each public method: types, text that no database stores, numbers
 // that no column holds, lists without end. All of it is refused before anything is run or written.
 import { randomUUID } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import t, { type Test, test } from 'tap'
 import { defineFlow, type Guards, type WebhookEvent } from '../src/index.js'
@@ -35,6 +36,7 @@ const ODD: Record<string, Anything> = {
   true: true,
   '-1': -1,
   NaN: Number.NaN,
+  '2 ** 31': 2 ** 31,
   '1e17': 1e17,
   '1e308': 1e308,
   bigint: 10n ** 30n,
@@ -43,6 +45,7 @@ const ODD: Record<string, Anything> = {
   NUL: 'a\0b',
   'lone surrogate': 'a\ud800b',
   'long text': 'x'.repeat(1_000_000),
+  'fifteen thousand spaces': `a${' '.repeat(15_000)}b`,
   __proto__key: JSON.parse('{"__proto__": {"polluted": true}}'),
   'no prototype': Object.create(null),
   function: () => {},
@@ -58,6 +61,11 @@ const ODD: Record<string, Anything> = {
     get: () => 'read',
   }),
 }
+
+/** Those of them that a call takes, by the name of the call. All calls refuse the others. */
+const TAKEN: Record<string, string[]> = JSON.parse(
+  await readFile(new URL('fixtures/taken-arguments.json', import.meta.url), 'utf8'),
+)
 
 /** What no text column takes as it is, or no two of which can be told apart once stored. */
 const UNSTORABLE = ['', 'a\0b', '\ud800', '\udc00a', 'x'.repeat(256)]
@@ -337,11 +345,15 @@ const recordEvent = ({ idempotency }: FastifyRequest, over: Anything) =>
 async function refuses<On>(t: Test, on: On, calls: Record<string, Call<On>>): Promise<void> {
   for (const [name, { call, text, isEmptyTaken }] of Object.entries(calls)) {
     const unexpected: string[] = []
+    const taken: string[] = []
     const isRefusal = (error: unknown) =>
       codeOf(error) === REFUSED || OTHER_REFUSALS.has(codeOf(error))
     for (const [kind, value] of Object.entries(ODD)) {
       const error = await refusalOf(() => call(on, value))
-      if (error === undefined) continue
+      if (error === undefined) {
+        taken.push(kind)
+        continue
+      }
       const isShort = `${error}`.length < 1_000
       if (!isRefusal(error) || !isShort) unexpected.push(`${kind}: ${short(error)}`)
     }
@@ -355,6 +367,7 @@ async function refuses<On>(t: Test, on: On, calls: Record<string, Call<On>>): Pr
       if (error !== undefined) unexpected.push(`${JSON.stringify(value)}: ${short(error)}`)
     }
     t.strictSame(unexpected, [], name)
+    t.strictSame(taken, TAKEN[name] ?? [], `${name}: what is taken`)
   }
   t.equal(Reflect.get({}, 'polluted'), undefined)
 }

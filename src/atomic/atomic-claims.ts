@@ -8,9 +8,9 @@ import { StepTooLate } from '../errors.js'
 import type { Report } from '../events.js'
 import type { AtomicSettings } from '../options.js'
 import { type Look, look, readBody } from '../store/atomic.js'
-import type { PrismaClientLike } from '../store/client.js'
+import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import type { StatementLimit, StatementLimits } from '../store/statement-limit.js'
-import { boundTransaction } from '../store/transaction-bounds.js'
+import { type Bounds, boundTransaction } from '../store/transaction-bounds.js'
 import { within } from '../within.js'
 import { AtomicClaim, type AtomicKey } from './atomic-claim.js'
 import { type Asking, KeysUnderWay } from './keys-under-way.js'
@@ -40,7 +40,7 @@ export class AtomicClaims {
   readonly #keys: KeysUnderWay
   readonly #waiting: WaitingRoom
   readonly #limit: StatementLimit
-  readonly #open = new Set<Promise<void>>()
+  readonly #running = new Set<Promise<void>>()
 
   constructor({ prisma, storeTimeoutMs, maxWaiters, limits }: AtomicClaimsOptions) {
     this.#prisma = prisma
@@ -63,10 +63,7 @@ export class AtomicClaims {
 
   /** Begins an operation that nothing names: a transaction, and no more. @throws as `begin` does. */
   async beginWithoutKey(atomic: AtomicSettings, report: Report): Promise<AtomicClaim> {
-    const [transaction] = await this.#limit(async () => {
-      const opened = await this.#openTransaction(atomic)
-      return [opened, await this.#inTime(opened, boundTransaction(opened.client, opened.bounds))]
-    })
+    const [transaction] = await this.#open(atomic, boundTransaction)
     return this.#hold(undefined, transaction, report)
   }
 
@@ -78,7 +75,7 @@ export class AtomicClaims {
   /** Gives what is being committed the time of one answer. What still runs then is a crash's to undo. */
   async close(): Promise<void> {
     this.stopWaiting()
-    await within(Promise.all(this.#open), this.#storeTimeoutMs).catch(() => {})
+    await within(Promise.all(this.#running), this.#storeTimeoutMs).catch(() => {})
   }
 
   async #beginNow(wish: AtomicWish): Promise<AtomicOutcome> {
@@ -99,10 +96,9 @@ export class AtomicClaims {
   }
 
   async #ask(wish: AtomicWish, asking: Asking): Promise<AtomicOutcome> {
-    const [transaction, seen] = await this.#limit(async () => {
-      const opened = await this.#openTransaction(wish.atomic)
-      return [opened, await this.#inTime(opened, look(opened.client, wish, opened.bounds))]
-    })
+    const [transaction, seen] = await this.#open(wish.atomic, (client, bounds) =>
+      look(client, wish, bounds),
+    )
     const decided = await decideFor(wish, seen, (replaced) =>
       readBody(transaction.client, wish, replaced),
     ).catch((error) => {
@@ -119,21 +115,33 @@ export class AtomicClaims {
     return { kind: 'run atomic', claim: this.#hold(decided.key, transaction, wish.report) }
   }
 
-  async #openTransaction(atomic: AtomicSettings): Promise<AtomicTransaction> {
-    const transaction = await AtomicTransaction.open(this.#prisma, atomic)
-    const { over } = transaction
-    this.#open.add(over)
-    void over.then(() => this.#open.delete(over))
-    return transaction
+  /**
+   * A transaction, and the answer to its first statement. Its place is kept for as long as its connection
+   * is, which may be after its caller has given up: while the table is locked, nothing else ends the wait.
+   */
+  #open<A>(
+    atomic: AtomicSettings,
+    first: (client: TransactionClient, bounds: Bounds) => Promise<A>,
+  ): Promise<[AtomicTransaction, A]> {
+    return new Promise((resolve, reject) => {
+      const begin = async () => {
+        const transaction = await AtomicTransaction.open(this.#prisma, atomic)
+        this.#remember(transaction)
+        const answer = first(transaction.client, transaction.bounds)
+        try {
+          resolve([transaction, await within(answer, this.#storeTimeoutMs)])
+        } catch (error) {
+          reject(error)
+          await Promise.allSettled([answer, transaction.rollBack(new StepTooLate())])
+        }
+      }
+      this.#limit(begin).catch(reject)
+    })
   }
 
-  async #inTime<T>(transaction: AtomicTransaction, answer: Promise<T>): Promise<T> {
-    try {
-      return await within(answer, this.#storeTimeoutMs)
-    } catch (error) {
-      void transaction.rollBack(new StepTooLate())
-      throw error
-    }
+  #remember({ over }: AtomicTransaction): void {
+    this.#running.add(over)
+    void over.then(() => this.#running.delete(over))
   }
 
   #hold(key: AtomicKey | undefined, transaction: AtomicTransaction, report: Report): AtomicClaim {

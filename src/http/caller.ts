@@ -36,14 +36,36 @@ export async function identifyCaller(
     if (name !== undefined) return { kind: 'known', tenantId, principal: name }
   } catch (error) {
     if (!isThrown(error, NoTenant)) {
-      if (hasStatus(error)) throw error
-      report({ kind: 'caller_failed', option, failure: withHint(failureOf(error), error) })
-      return { kind: 'refused', error: new ERRORS[option].Failed() }
+      return { kind: 'refused', error: callerFailed(option, error, report) }
     }
   }
   if (onUnknownCaller === 'bypass') return { kind: 'ignored', reason: `${option}_unknown` }
   const error = new ERRORS[option].Unknown()
   return { kind: 'refused', error, reason: `the request belongs to no ${option}` }
+}
+
+/**
+ * The tenant of a request whose helper needs one, with a key or without.
+ *
+ * @throws TenantUnknown; TenantFailed; what `tenant` throws, where that has a status.
+ */
+export async function tenantOfHelpers(
+  request: FastifyRequest,
+  { tenant, storeTimeoutMs }: Pick<CallerSettings, 'tenant' | 'storeTimeoutMs'>,
+  report: Report,
+): Promise<string> {
+  try {
+    return await tenantOf(request, tenant, storeTimeoutMs)
+  } catch (error) {
+    throw isThrown(error, NoTenant) ? new TenantUnknown() : callerFailed('tenant', error, report)
+  }
+}
+
+/** What it threw may quote its database. @throws that, where it has a status: it is the answer. */
+function callerFailed(option: keyof typeof ERRORS, error: unknown, report: Report): FastifyError {
+  if (hasStatus(error)) throw error
+  report({ kind: 'caller_failed', option, failure: withHint(failureOf(error), error) })
+  return new ERRORS[option].Failed()
 }
 
 /** Nearly always, these are functions that read a property of a user who is not there. */

@@ -69,16 +69,7 @@ const RESPONSE_CHECKS: Record<keyof ResponseToKeep, Check> = {
 function readResponse(response: ResponseToKeep): StoredResponse {
   check(' of the response of resolve()', RESPONSE_CHECKS, response, ['statusCode'])
   const { statusCode, headers = {}, body } = response
-  const kept: Record<string, string> = {}
-  for (const [name, value] of Object.entries(headers)) {
-    try {
-      validateHeaderName(name)
-      validateHeaderValue(name, value)
-    } catch {
-      throw new OptionInvalid(`header "${name}" of the response of resolve() cannot be sent`)
-    }
-    kept[name.toLowerCase()] = String(value)
-  }
+  const kept = Object.fromEntries(Object.entries(headers).map(readHeader))
   const refused = Object.keys(kept).find((name) => !isReplayable(name))
   if (refused !== undefined) {
     throw new OptionInvalid(
@@ -91,6 +82,19 @@ function readResponse(response: ResponseToKeep): StoredResponse {
   kept['content-type'] ??= isText ? 'text/plain; charset=utf-8' : 'application/json; charset=utf-8'
   const text = isText ? body : jsonOf(body)
   return { statusCode, headers: withForm(kept, 'text'), body: Buffer.from(text) }
+}
+
+function readHeader([name, value]: [string, unknown]): [string, string] {
+  try {
+    validateHeaderName(name)
+    if (typeof value !== 'string') throw new TypeError('it is no text')
+    validateHeaderValue(name, value)
+    return [name.toLowerCase(), value]
+  } catch {
+    throw new OptionInvalid(
+      `header "${name.slice(0, 100)}" of the response of resolve() cannot be sent: give text that HTTP allows in a header, such as '/payments/7'`,
+    )
+  }
 }
 
 function jsonOf(body: unknown): string {

@@ -7,6 +7,7 @@ import {
   isDuration,
   isInteger,
   isOneOf,
+  LARGEST_COLUMN_INTEGER,
   LONGEST_RETENTION_MS,
 } from '../checks.js'
 import type { OnLeaseExpired } from '../core/decide.js'
@@ -88,13 +89,13 @@ const RUN: Record<keyof RunOptions, Check> = {
 const RECOVER: Record<keyof RecoverOptions, Check> = {
   limit: isInteger(1, 10_000),
   concurrency: isInteger(1, 1_000),
-  attempts: isInteger(1),
+  attempts: isInteger(1, LARGEST_COLUMN_INTEGER),
 }
 
 const RESOLVE: Record<keyof ResolveOptions, Check> = {
   operationId: (value) =>
     isStorableText(value) ? undefined : 'must be the operationId of the log event, or be left out',
-  attempt: isInteger(1),
+  attempt: isInteger(1, LARGEST_COLUMN_INTEGER),
   force: isBoolean,
 }
 

@@ -12,7 +12,10 @@ export interface PlaceLimits {
 
 /** `begin` and `hold` are those of the keys, which may take all places. */
 export interface StatementLimits extends PlaceLimits {
-  /** For the begin of a transaction that a handler then runs in, until its first statement is answered. */
+  /**
+   * For the begin of a transaction that a handler then runs in, until its first statement is answered:
+   * places of `begin`, but never all of them where there are several.
+   */
   readonly transaction: StatementLimit
   /**
    * For webhooks, locks, reservations and statuses: places of `begin`, and of `hold`, but never all of them
@@ -43,7 +46,7 @@ export function createStatementLimits(maxConnections: number, timeoutMs: number)
   return {
     begin,
     hold,
-    transaction: createStatementLimit(forBegins, timeoutMs),
+    transaction: partOf(begin, forBegins, timeoutMs),
     besideKeys: {
       begin: partOf(begin, forBegins, timeoutMs),
       hold: partOf(hold, forHolders, timeoutMs),

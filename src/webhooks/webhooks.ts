@@ -1,9 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { check, isBoolean, isColumnText } from '../checks.js'
 import { isStorableText } from '../core/text.js'
-import { isThrown } from '../core/thrown.js'
-import { EventMissing, OptionInvalid, TenantUnknown } from '../errors.js'
-import { NoTenant, tenantOf } from '../http/tenant.js'
+import { EventMissing, OptionInvalid } from '../errors.js'
 import type { PluginSettings } from '../options.js'
 import { sealed } from '../sealed.js'
 import { readWebhookOptions } from './check-options.js'
@@ -59,6 +57,8 @@ export interface WebhooksContext {
   readonly redis: object | undefined
   /** Made when it is needed: an application without webhooks may lack their table. */
   readonly inbox: () => Inbox
+  /** Whose request it is. */
+  readonly tenantOf: (request: FastifyRequest) => Promise<string>
 }
 
 const REPLAY_CHECKS = { force: isBoolean, queue: isBoolean }
@@ -96,11 +96,9 @@ type RecordEvent = (request: FastifyRequest, event: EventToRecord) => Promise<Re
 /** Binds the inbox to an application; returns what the plugin offers of it. */
 export function bindWebhooks(
   app: FastifyInstance,
-  { settings, redis, inbox }: WebhooksContext,
+  { settings, redis, inbox, tenantOf }: WebhooksContext,
 ): WebhookEvents & {
   recordEvent: RecordEvent
-  /** Whose request it is. @throws TenantUnknown, and what `tenant` throws. */
-  tenantOf: (request: FastifyRequest) => Promise<string>
 } {
   const { docs, failedSignatures, redisPrefix, storeTimeoutMs } = settings
 
@@ -168,18 +166,9 @@ export function bindWebhooks(
   )
   bindRecordedEvents(app)
 
-  async function tenantOrError(request: FastifyRequest): Promise<string> {
-    try {
-      return await tenantOf(request, settings.tenant, settings.storeTimeoutMs)
-    } catch (error) {
-      throw isThrown(error, NoTenant) ? new TenantUnknown() : error
-    }
-  }
-
   return {
-    tenantOf: tenantOrError,
     async recordEvent(request, event) {
-      return recordEvent(inbox(), request, await tenantOrError(request), event)
+      return recordEvent(inbox(), request, await tenantOf(request), event)
     },
     async ingest(event) {
       const given = readEventToIngest(event)
