@@ -21,6 +21,7 @@ import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import { LengthMismatch, recordStream } from './recorded-stream.js'
 import { type Outgoing, type SendOn, Sends } from './sends.js'
 import { responseToStore, type ToStore } from './stored-response.js'
+import { isOwnError } from './thrown-problem.js'
 
 export interface RecordingTerms {
   readonly beforeSend: BeforeSend
@@ -40,6 +41,8 @@ export class Recording {
   #isSending = false
   #hasTimedOut = false
   #hasClosed = false
+  /** The handler ended with an error of the library's own: whatever is answered, it has no result. */
+  #isRefused = false
   #outgoing: Readable | undefined
   /** Why the stream that was the response has failed. */
   #streamFailure: string | undefined
@@ -63,6 +66,7 @@ export class Recording {
   /** The `onError` hook. Fastify's `handlerTimeout` answers for a handler that still runs. */
   onError(error: FastifyError): void {
     this.#sends.onError(error)
+    this.#noteThrown(error)
     if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#hasTimedOut = true
   }
 
@@ -102,6 +106,7 @@ export class Recording {
       }
       return this.#isSending ? reply : value
     } catch (error) {
+      this.#noteThrown(error)
       if (!this.#isSending) throw error
       request.log.error({ err: error }, 'The handler failed after it had sent its response')
       return reply
@@ -162,8 +167,14 @@ export class Recording {
     return { payload: problemInstead(reply, settings.headers, docs, new LeaseLost(), BUSY_RETRY_S) }
   }
 
+  /** The `onError` hook does not see what the application's error handler answers. */
+  #noteThrown(error: unknown): void {
+    if (!this.#isSending && isOwnError(error)) this.#isRefused = true
+  }
+
   #isKept(statusCode: number): boolean {
     const { settings, report } = this.#terms
+    if (this.#isRefused) return false
     return isKept(settings, statusCode, this.claim.attempt, report)
   }
 

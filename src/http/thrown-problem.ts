@@ -1,5 +1,6 @@
 import { STATUS_CODES } from 'node:http'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
+import { readThrown } from '../core/thrown.js'
 import { BUSY_RETRY_S, problem, STORE_RETRY_S } from './problem.js'
 
 /** Where a request keeps the error. */
@@ -12,11 +13,15 @@ declare module 'fastify' {
   }
 }
 
+/** One of the library's own, which an application has thrown, or let pass. */
+export function isOwnError(error: unknown): error is Error {
+  const code: unknown = readThrown(error, 'code')
+  return typeof code === 'string' && code.startsWith('IDEMPOTENCY_')
+}
+
 /** Remembers the error, where it is one of the library's own. For the `onError` hook. */
-export function noteThrown(request: FastifyRequest, error: FastifyError): void {
-  if (typeof error.code === 'string' && error.code.startsWith('IDEMPOTENCY_')) {
-    request[THROWN_ERROR] = error
-  }
+export function noteThrown(request: FastifyRequest, error: unknown): void {
+  if (isOwnError(error)) request[THROWN_ERROR] = error
 }
 
 /**

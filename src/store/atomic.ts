@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto'
 import type { AttemptToken, RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
 import { errorCode, type TransactionClient } from './client.js'
 import { hex, IS_FREE, type RecordRow, recordOf, SEEN } from './postgres.js'
-import { NOW } from './statements.js'
+import { NOW, WAITS_BRIEFLY } from './statements.js'
 import { type Bounds, IS_SAME_TRANSACTION, setBounds } from './transaction-bounds.js'
 
 /** What is found when an operation begins. */
@@ -46,7 +46,7 @@ WITH written AS (
   SELECT $1::text, $2::text, $3::text, $4::int4, $5::text, 'completed', ${NOW},
     (now() AT TIME ZONE 'UTC') + $6::float8 * interval '1 millisecond',
     $7::int4, $8::jsonb, decode($9, 'hex'), (now() AT TIME ZONE 'UTC')
-  WHERE ${IS_SAME_TRANSACTION}
+  WHERE ${IS_SAME_TRANSACTION} AND ${WAITS_BRIEFLY}
   ON CONFLICT (tenant_id, key) DO UPDATE SET
     operation_id = excluded.operation_id, attempt = excluded.attempt,
     fingerprint = excluded.fingerprint, status = excluded.status,

@@ -1,6 +1,6 @@
 // What the inbox says to PostgreSQL: one statement a verb of `EventStore`.
 import { KEPT_DELIVERIES } from '../core/event.js'
-import { asked, askedOne, hasCome, NOW, NOW_ONCE } from './statements.js'
+import { asked, hasCome, NOW, NOW_ONCE, WAITS_BRIEFLY } from './statements.js'
 
 // Cut off, not rounded: what is due now must not be due in half a millisecond.
 const fromNow = (ms: string) =>
@@ -165,7 +165,7 @@ ORDER BY listed.due_at`
 
 export const CLAIM = `
 UPDATE webhook_event e SET ${STARTS}, due_at = ${fromNow('(SELECT $2::float8)')}
-WHERE e.id = ${askedOne('$1::text')} AND ${CAN_RUN}
+WHERE e.id = (SELECT $1::text WHERE ${WAITS_BRIEFLY}) AND ${CAN_RUN}
   AND (e.lane IS NULL OR NOT ${LANE_IS_RUN_BY_ANOTHER})
 RETURNING ${WHOLE_ROW}`
 
@@ -217,7 +217,7 @@ export const REOPEN = `
 UPDATE webhook_event e SET
   status = 'received', attempts = 0, deferrals = 0, due_at = ${fromNow('0')}, running_lane = NULL,
   steps = CASE WHEN e.status = 'processed' THEN '{}' ELSE e.steps END
-WHERE e.id = ${askedOne('$1::text')} AND (
+WHERE e.id = (SELECT $1::text WHERE ${WAITS_BRIEFLY}) AND (
   CASE e.status
     WHEN 'processing' THEN e.due_at <= ${NOW}
     WHEN 'processed' THEN $2::boolean

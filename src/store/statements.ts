@@ -59,10 +59,8 @@ export function asked(...columns: readonly `${string}::${string}`[]): string {
   return `(SELECT * FROM ${table} WHERE i = i + (SELECT ${zero})) AS a`
 }
 
-/** The same for a statement over one row, which looks for it by this. */
-export function askedOne(column: `$${number}::${string}`): string {
-  return `(SELECT ${column} WHERE 0 = ${limitLockWaits(`'${LOCK_TIMEOUT_MS}'`)})`
-}
+/** The same for a statement over one row: a condition that holds, and is evaluated before the row is locked. */
+export const WAITS_BRIEFLY = `0 = ${limitLockWaits(`'${LOCK_TIMEOUT_MS}'`)}`
 
 /** Statements that are said again when the server rolled them back: each must be guarded. */
 export function sayingAgain(runOnce: RunStatement): RunStatement {
