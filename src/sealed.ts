@@ -1,7 +1,8 @@
 import type { FastifyError } from '@fastify/error'
 import { isThrown, readThrown } from './core/thrown.js'
-import { DatabaseFailed, OptionInvalid } from './errors.js'
+import { DatabaseFailed, DataRefused, OptionInvalid } from './errors.js'
 import { type Failure, failureOf } from './events.js'
+import { isDataRefused } from './store/client.js'
 import { isRolledBack } from './store/say-again.js'
 
 // The messages of Prisma, of drivers and of databases quote arguments and rows, and so do their causes
@@ -32,7 +33,7 @@ export function sealIn(
  * Runs the statements of a public method, which is called `call` in what it throws. What says itself what
  * to answer (errors of the library's own, and of the application) is thrown on as it is.
  *
- * @throws DatabaseFailed
+ * @throws DatabaseFailed; DataRefused when a repetition cannot help.
  */
 export async function sealed<T>(call: string, work: () => Promise<T>): Promise<T> {
   try {
@@ -45,7 +46,7 @@ export async function sealed<T>(call: string, work: () => Promise<T>): Promise<T
 /**
  * The same for a method that may be part of a transaction of the caller's, who repeats that for a conflict.
  *
- * @throws DatabaseFailed; `WriteConflict` when the database rolled back for another transaction.
+ * @throws DatabaseFailed; DataRefused; `WriteConflict` when the database rolled back for another transaction.
  */
 export async function sealedInTransaction<T>(call: string, work: () => Promise<T>): Promise<T> {
   try {
@@ -66,7 +67,8 @@ export function seal(call: string, error: unknown): unknown {
     const what = `Prisma refused the arguments of ${call}: names and types must be those of the model. databaseErrorOf(error) returns Prisma's own error`
     return keepOriginal(new OptionInvalid(what), error)
   }
-  return keepOriginal(new DatabaseFailed(call, { cause: failureOf(error) }), error)
+  const Failed = isDataRefused(error) ? DataRefused : DatabaseFailed
+  return keepOriginal(new Failed(call, { cause: failureOf(error) }), error)
 }
 
 /**

@@ -2,6 +2,7 @@ import type { Hash } from 'node:crypto'
 import { ByteWriter } from './byte-writer.js'
 import { contentsOf, isRoot } from './class-contents.js'
 import type { Entries } from './entries.js'
+import { SortInParts } from './sort-in-parts.js'
 import { Stack } from './stack.js'
 import { type NextTurn, VALUES_PER_TURN } from './turns.js'
 
@@ -57,8 +58,8 @@ const VALUES = 2
 
 /** So few keys are sorted faster by insertion. */
 const FEW_KEYS = 16
-/** More keys than that are sorted in a turn of its own. */
-const MANY_KEYS = 10_000
+/** More keys than that are sorted in several turns. */
+const MANY_KEYS = 5_000
 /**
  * Adds a value to a hash, so that two values give the same hash exactly when they hold the same. The
  * order of the keys of an object does not count. Everything else does: the type of a value, -0 and 0,
@@ -97,8 +98,8 @@ class Walk {
   #isKeyed = false
   #index = 0
   #depth = 0
-  /** The list, when it is many keys that are still to be sorted. */
-  #unsorted: string[] | undefined
+  /** Of the list, when it is many keys that are still to be sorted. */
+  #sorting: SortInParts | undefined
   /** The next container, while its entries are being taken. */
   #gathering: { tag: number; source: object; entries: Entries } | undefined
   /** It and the containers around it, by depth, down to the last of the near levels. */
@@ -124,9 +125,11 @@ class Walk {
 
   /** Writes as much as fits into one turn; `true` when all is written. */
   advance(): boolean {
-    if (this.#unsorted !== undefined) {
-      this.#unsorted.sort()
-      this.#unsorted = undefined
+    if (this.#sorting !== undefined) {
+      const sorted = this.#sorting.advance()
+      if (sorted === undefined) return false
+      this.#list = sorted
+      this.#sorting = undefined
     }
     for (let left = VALUES_PER_TURN; left > 0; left -= 1) {
       if (this.#repeated > MAX_REPEATED) return true
@@ -140,7 +143,7 @@ class Walk {
         this.#resume()
       }
       this.#writeItem()
-      if (this.#unsorted !== undefined) return false
+      if (this.#sorting !== undefined) return false
     }
     return false
   }
@@ -249,7 +252,7 @@ class Walk {
     this.#open(OBJECT, value, keys, true)
     // It has none, or is one of its own containers.
     if (this.#list !== keys) return
-    if (keys.length > MANY_KEYS) this.#unsorted = keys
+    if (keys.length > MANY_KEYS) this.#sorting = new SortInParts(keys)
     else sort(keys)
   }
 

@@ -62,13 +62,16 @@ function partOf(whole: StatementLimit, places: number, timeoutMs: number): State
 
 /**
  * A connection whose other end is gone without a word may never settle its statement. After so many
- * timeouts the place is given to another one, or the plugin would stand still for as long.
+ * timeouts its place is given to another one, so that the plugin does not stand still for as long. One place
+ * of a limit, and no more: a statement that waits for a locked table keeps its connection as well, and
+ * together they must not take the pool.
  */
 const TIMEOUTS_UNTIL_ABANDONED = 10
 
 export function createStatementLimit(maxConcurrent: number, timeoutMs: number): StatementLimit {
   const waiting: (() => void)[] = []
   let inFlight = 0
+  let isOneAbandoned = false
 
   function startNext(): void {
     if (inFlight >= maxConcurrent) return
@@ -80,15 +83,20 @@ export function createStatementLimit(maxConcurrent: number, timeoutMs: number): 
       const run = () => {
         clearTimeout(timer)
         inFlight += 1
-        let isCounted = true
+        let isAbandoned = false
         const release = () => {
-          if (!isCounted) return
-          isCounted = false
           clearTimeout(abandon)
-          inFlight -= 1
+          if (isAbandoned) isOneAbandoned = false
+          else inFlight -= 1
           startNext()
         }
-        const abandon = setTimeout(release, timeoutMs * TIMEOUTS_UNTIL_ABANDONED)
+        const abandon = setTimeout(() => {
+          if (isOneAbandoned) return
+          isAbandoned = true
+          isOneAbandoned = true
+          inFlight -= 1
+          startNext()
+        }, timeoutMs * TIMEOUTS_UNTIL_ABANDONED)
         // In the executor, so that a start that throws is like one that rejects.
         new Promise<T>((started) => started(start())).then(resolve, reject).finally(release)
       }

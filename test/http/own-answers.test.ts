@@ -1,7 +1,10 @@
 // What the plugin answers itself is never mistaken for what an operation answered.
+import type { RouteHandlerMethod } from 'fastify'
 import t, { test } from 'tap'
-import { begin, buildApp, latch, newKey, recordOf, send } from '../fixtures/app.js'
+import { errors } from '../../src/index.js'
+import { begin, buildApp, collectEvents, latch, newKey, recordOf, send } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
+import { until } from '../fixtures/until.js'
 
 const database = await anyDatabase(t)
 
@@ -285,6 +288,73 @@ test('text, bytes, JSON and nothing are different bodies', async (t) => {
     for (const [j, other] of bodies.entries()) {
       const answer = await send(app, '/things', { key, ...other })
       t.equal(answer.statusCode, i === j ? 200 : 422, `${i} ${j}`)
+    }
+  }
+})
+
+test('an error of the library’s own is no result of the handler: a retry goes on', async (t) => {
+  const events = collectEvents(t)
+  const steps: string[] = []
+  let isSlow = true
+  const app = await buildApp(t, database, {
+    plugin: { lease: '1s', maxRun: '1s' },
+    routes: (app) =>
+      app.post('/things', async ({ idempotency }) => {
+        await idempotency.step('reserve', () => steps.push('reserve'))
+        if (isSlow) {
+          // Longer than it may run, and than the lease that is left then.
+          await until(async () => (await leaseLeftMs()) < 0)
+        }
+        await idempotency.step('charge', () => steps.push('charge'))
+        return 'charged'
+      }),
+  })
+  const key = newKey()
+  const leaseLeftMs = async () => {
+    const leaseUntil = (await recordOf(database, key))?.leaseUntil ?? new Date()
+    return leaseUntil.getTime() - Date.now()
+  }
+  const first = await send(app, '/things', { key })
+  t.equal(first.statusCode, 409)
+  t.equal(first.json().code, 'IDEMPOTENCY_LEASE_LOST')
+  t.ok(events.kinds().includes('released'))
+  isSlow = false
+  const retry = await send(app, '/things', { key })
+  t.equal(retry.statusCode, 200)
+  t.equal(retry.body, 'charged')
+  t.strictSame(steps, ['reserve', 'charge'])
+  t.equal((await send(app, '/things', { key })).body, 'charged')
+})
+
+test('whatever an error handler and keepStatus make of such an error, it is not stored', async (t) => {
+  const ways: Record<string, RouteHandlerMethod> = {
+    'it is thrown': async ({ server }) => server.idempotency.run('', () => 1),
+    'it is sent': (_request, reply) => {
+      void reply.send(new errors.EventMissing('it'))
+    },
+  }
+  for (const [way, handler] of Object.entries(ways)) {
+    for (const hasErrorHandler of [false, true]) {
+      let runs = 0
+      const app = await buildApp(t, database, {
+        plugin: { keepStatus: () => true },
+        routes(app) {
+          if (hasErrorHandler) {
+            app.setErrorHandler((_error, _request, reply) => {
+              void reply.code(409).send({ mine: true })
+            })
+          }
+          app.post('/things', function (request, reply) {
+            runs += 1
+            return handler.call(this, request, reply)
+          })
+        },
+      })
+      const key = newKey()
+      await send(app, '/things', { key })
+      const retry = await send(app, '/things', { key })
+      t.notOk(retry.headers['idempotent-replayed'], way)
+      t.equal(runs, 2, way)
     }
   }
 })

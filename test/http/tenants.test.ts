@@ -251,3 +251,46 @@ test('with one tenant, a key and an event are found without a name of it', async
   const event = { provider: 'stripe', eventId: newKey() }
   t.strictSame(await app.idempotency.replay(event), { kind: 'missing' })
 })
+
+test('what a helper needs the tenant for is told what the answer to a key would be', async (t) => {
+  const broken = new Error('password authentication failed for user "shop"')
+  for (const [what, tenant] of Object.entries<PluginOptions['tenant']>({
+    throws: () => {
+      throw broken
+    },
+    rejects: () => Promise.reject(broken),
+    'never answers': () => new Promise(() => {}),
+    'returns a NUL': () => 'a\0b',
+    'returns half a character': () => '\ud800',
+    'returns no name': () => ({}) as string,
+  })) {
+    const app = await buildApp(t, database, {
+      plugin: { tenant, storeTimeout: 300 },
+      routes(app) {
+        const config = { config: { idempotency: false } }
+        const slot = { resource: 'r', slots: 's', holder: 'h' }
+        app.post('/reserve', config, ({ idempotency }) => idempotency.reserve(slot))
+        app.post('/confirm', config, ({ idempotency }) => idempotency.confirm(slot))
+        app.post('/cancel', config, ({ idempotency }) => idempotency.cancel(slot))
+        app.post('/availability', config, ({ idempotency }) =>
+          idempotency.availability({ resource: 'r' }),
+        )
+        app.post('/lock', config, ({ idempotency }) => idempotency.lock('l', {}, () => 1))
+        app.post('/record', config, ({ idempotency }) =>
+          idempotency.recordEvent({ provider: 'own', eventId: newKey() }),
+        )
+        const work = app.idempotency.handler('work', async () => 1)
+        app.post('/run', async ({ idempotency }) => idempotency.run(work, undefined))
+      },
+    })
+    const events = collectEvents(t)
+    const urls = ['/reserve', '/confirm', '/cancel', '/availability', '/lock', '/record', '/run']
+    for (const url of urls) {
+      const answer = await send(app, url)
+      t.equal(answer.statusCode, 500, `${url}: ${what}`)
+      t.equal(answer.json().code, 'IDEMPOTENCY_TENANT_FAILED')
+      t.notMatch(answer.body, 'password')
+    }
+    t.equal(events.kinds().filter((kind) => kind === 'caller_failed').length, urls.length)
+  }
+})

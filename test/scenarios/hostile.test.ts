@@ -28,6 +28,16 @@ const wide = (count: number) => {
   return `{${names.map((name) => `"k${name}":1`).join(',')}}`
 }
 
+/** Texts of two bytes a character take longer to be compared. */
+const wideBeyondLatin = (count: number) => {
+  const letter = (n: number) => String.fromCharCode(0x100 + n)
+  const names = Array.from({ length: count }, (_, n) => {
+    const at = (n * 7_919) % count
+    return `a${letter(at % 317)}${letter(Math.floor(at / 317))}`
+  })
+  return `{${names.map((name) => `"${name}":1`).join(',')}}`
+}
+
 const sideBySide = (value: string) => `[${repeat(`${value},`, MIB - 16).slice(0, -1)}]`
 
 const HOSTILE: readonly Hostile[] = [
@@ -42,6 +52,10 @@ const HOSTILE: readonly Hostile[] = [
     body: sideBySide(nested('{"a":', '1', '}', 6_000)),
   },
   { name: 'a body of 100,000 unsorted properties', body: wide(100_000) },
+  {
+    name: 'a body of 100,000 properties whose names are not Latin',
+    body: wideBeyondLatin(100_000),
+  },
   { name: 'a body that is one long text', body: JSON.stringify(repeat('x', MIB - 64)) },
   { name: 'a body of many small lists', body: `[${repeat('[],', MIB - 16).slice(0, -1)}]` },
   { name: 'numbers that overflow', body: '{"a":1e999,"b":-1e999,"c":9007199254740993}' },

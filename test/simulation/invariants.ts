@@ -140,6 +140,11 @@ export class Invariants implements Watch {
     this.check(effects.length === 1, () => `${key}: ${effects.length} effects of one operation`)
   }
 
+  listed(rows: readonly string[]): void {
+    const [twice] = rows.filter((row, n) => rows.indexOf(row) < n)
+    this.check(twice === undefined, () => `a list names ${twice} twice`)
+  }
+
   unlocked(afterMs: number): void {
     if (afterMs > LEASE_MS) this.#counts['row locked for longer than a lease'] += 1
   }

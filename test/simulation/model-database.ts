@@ -63,6 +63,8 @@ export interface Commit {
 /** Is told of everything that becomes visible. */
 export interface Watch {
   committed(commit: Commit, database: ModelDatabase): void
+  /** A list is to write these rows. */
+  listed(rows: readonly string[]): void
   /** A transaction that had written a row has ended after so long. */
   unlocked(afterMs: number): void
 }

@@ -296,11 +296,12 @@ function* startRun(
 /** As in the other table: a row that several items name is written once, by any one of them. */
 function* writeEach(
   transaction: Transaction,
-  { events }: ModelDatabase,
+  { events, watch }: ModelDatabase,
   items: readonly EventItem[],
   guard: (row: EventRow, item: EventItem) => boolean,
   write: (row: EventRow, item: EventItem) => EventRow,
 ): Generator<Need, EventItem[], undefined> {
+  watch?.listed(items.map(eventNameOf))
   const matching = new Map<string, EventItem[]>()
   for (const item of items) {
     const name = eventNameOf(item)

@@ -234,6 +234,7 @@ function writeEach(
 ): Statement<Rows> {
   return function* (transaction, database) {
     const { records } = database
+    database.watch?.listed(items.map((item) => nameOf(keyOf(item))))
     const matching = new Map<string, { readonly seen: Row; readonly items: Item[] }>()
     for (const item of items) {
       const name = nameOf(keyOf(item))

@@ -215,16 +215,13 @@ export class Question<T> {
     world.in(this.#isReplyLate ? this.#lateMs() : this.#latencyMs(), this.#owner, settle)
   }
 
-  /** Nothing comes back but, perhaps, that the connection is gone. */
+  /** Nothing comes back but that the connection is gone: in silence, once the network gives it up. */
   #fail(code: string): void {
     const { world } = this.#network
-    const { onBroken, onOver = () => {}, reject } = this.#asked
+    const { onBroken, reject } = this.#asked
     onBroken?.()
-    if (world.random.chance(this.#weather.silent)) {
-      world.in(LONGEST_MS, this.#owner, onOver)
-      return
-    }
-    world.in(this.#latencyMs(), this.#owner, () => {
+    const isSilent = world.random.chance(this.#weather.silent)
+    world.in(isSilent ? LONGEST_MS : this.#latencyMs(), this.#owner, () => {
       this.#tell(code)
       this.#settle(() => reject(new DatabaseError(code)))
     })

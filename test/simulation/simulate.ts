@@ -45,6 +45,7 @@ export async function simulate(seed: number, { isTraced = false } = {}): Promise
       invariants.committed(commit, database)
       events.committed(commit, (id) => database.events.see(eventNameOf({ id })))
     },
+    listed: (rows) => invariants.listed(rows),
     unlocked: (afterMs) => invariants.unlocked(afterMs),
   })
   const network: Network = {

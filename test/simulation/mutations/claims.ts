@@ -180,6 +180,54 @@ export const OF_CLAIMS: readonly Mutation[] = [
     isRare: true,
   },
   {
+    name: 'a list takes over one record twice',
+    file: CLAIMS,
+    edits: [
+      [
+        'this.#takeOver = batched(store, store.takeOver, { identify }, begin)',
+        'this.#takeOver = batched(store, store.takeOver, { identify: (item) => item as never }, begin)',
+      ],
+    ],
+    shownBy: 1,
+    isRare: true,
+  },
+  {
+    name: 'a list ends one attempt twice',
+    file: CLAIMS,
+    edits: [
+      [
+        '{ identify, sizeOf: ({ response }) => response?.body?.byteLength ?? 0 },',
+        '{ identify: (item) => item as never, sizeOf: ({ response }) => response?.body?.byteLength ?? 0 },',
+      ],
+    ],
+    shownBy: 1,
+    isRare: true,
+  },
+  {
+    name: 'a list stores the steps of one attempt twice',
+    file: CLAIMS,
+    edits: [
+      [
+        'this.#keepSteps = batched(store, store.keepSteps, { identify, sizeOf }, hold)',
+        'this.#keepSteps = batched(store, store.keepSteps, { identify: (item) => item as never, sizeOf }, hold)',
+      ],
+    ],
+    shownBy: 1,
+    isRare: true,
+  },
+  {
+    name: 'a list forgets one record twice',
+    file: CLAIMS,
+    edits: [
+      [
+        'this.#forget = batched(store, store.forget, { identify }, hold)',
+        'this.#forget = batched(store, store.forget, { identify: (item) => item as never }, hold)',
+      ],
+    ],
+    shownBy: 1,
+    isRare: true,
+  },
+  {
     name: 'a lock timeout of an insert is taken for a failure of the store',
     file: CLAIMS,
     edits: [["if (isLockTimeout(error)) return { kind: 'busy', waitedMs: 0 }", '']],

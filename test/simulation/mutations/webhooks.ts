@@ -67,8 +67,20 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'batched(store, store.end, { identify: (item) => item as never }, hold)',
       ],
     ],
-    shownBy:
-      'the run has ended either way: only its delivery is answered as if another run had the event',
+    shownBy: 1,
+    isRare: true,
+  },
+  {
+    name: 'webhooks: a list stores the steps of one run twice',
+    file: RUNNER,
+    edits: [
+      [
+        'batched(store, store.keepSteps, { identify, sizeOf }, hold)',
+        'batched(store, store.keepSteps, { identify: (item) => item as never, sizeOf }, hold)',
+      ],
+    ],
+    shownBy: 1,
+    isRare: true,
   },
   {
     name: 'webhooks: a claim that was granted too late is not given back',
