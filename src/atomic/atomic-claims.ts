@@ -2,12 +2,11 @@ import { randomUUID } from 'node:crypto'
 import type { Outcome, Wish } from '../claims/claims.js'
 import { WaitingRoom } from '../claims/waiting.js'
 import { decide } from '../core/decide.js'
-import type { AttemptToken } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
 import { StepTooLate } from '../errors.js'
 import type { Report } from '../events.js'
 import type { AtomicSettings } from '../options.js'
-import { type Look, look, readBody } from '../store/atomic.js'
+import { holdRecord, type Look, look, readBody } from '../store/atomic.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
 import type { StatementLimit, StatementLimits } from '../store/statement-limit.js'
 import { type Bounds, boundTransaction } from '../store/transaction-bounds.js'
@@ -99,9 +98,7 @@ export class AtomicClaims {
     const [transaction, seen] = await this.#open(wish.atomic, (client, bounds) =>
       look(client, wish, bounds),
     )
-    const decided = await decideFor(wish, seen, (replaced) =>
-      readBody(transaction.client, wish, replaced),
-    ).catch((error) => {
+    const decided = await decideFor(wish, seen, transaction.client).catch((error) => {
       void transaction.rollBack(new StepTooLate())
       throw error
     })
@@ -152,7 +149,11 @@ export class AtomicClaims {
       )
     }
     crashPoint('atomic:begun')
-    return new AtomicClaim(key, transaction, { report, patienceMs: this.#storeTimeoutMs })
+    return new AtomicClaim(key, transaction, {
+      report,
+      patienceMs: this.#storeTimeoutMs,
+      limit: this.#limit,
+    })
   }
 }
 
@@ -160,15 +161,16 @@ export class AtomicClaims {
 const NEW = { kind: 'take', seen: undefined, resumed: false } as const
 
 async function decideFor(
-  { tenantId, key, fingerprint, retentionMs, onLeaseExpired, mayAdd }: AtomicWish,
+  wish: AtomicWish,
   { record, isAlone }: Look,
-  bodyOf: (completed: AttemptToken) => Promise<Uint8Array | undefined>,
+  tx: TransactionClient,
 ): Promise<Answered | { kind: 'take'; key: AtomicKey }> {
+  const { tenantId, key, fingerprint, retentionMs, onLeaseExpired, mayAdd } = wish
   const decision = record ? decide(record, fingerprint, onLeaseExpired) : NEW
   if (decision.kind === 'busy') return { ...decision, waitedMs: 0 }
   if (decision.kind === 'replay') {
     if (!record?.unreadBodyBytes) return { ...decision, waitedMs: 0 }
-    const body = await bodyOf(record)
+    const body = await readBody(tx, wish, record)
     // Pruned, and perhaps used again, since: the next look decides.
     if (body === undefined) return { kind: 'busy', waitedMs: 0 }
     return { kind: 'replay', response: { ...decision.response, body }, waitedMs: 0 }
@@ -178,6 +180,8 @@ async function decideFor(
   if (!isAlone) return { kind: 'busy', waitedMs: 0 }
   if (decision === NEW && mayAdd !== undefined && !(await mayAdd())) return { kind: 'refused' }
   const { seen, resumed } = decision
+  if (seen !== undefined && !(await holdRecord(tx, wish, seen)))
+    return { kind: 'busy', waitedMs: 0 }
   const token =
     resumed && seen
       ? { operationId: seen.operationId, attempt: seen.attempt + 1 }

@@ -4,6 +4,7 @@ import { createHash } from 'node:crypto'
 import type { AttemptToken, RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
 import { errorCode, type TransactionClient } from './client.js'
 import { hex, IS_FREE, type RecordRow, recordOf, SEEN } from './postgres.js'
+import { isRolledBack } from './say-again.js'
 import { NOW, WAITS_BRIEFLY } from './statements.js'
 import { type Bounds, IS_SAME_TRANSACTION, setBounds } from './transaction-bounds.js'
 
@@ -35,6 +36,12 @@ LEFT JOIN idempotency_record r ON r.tenant_id = $1 AND r.key = $2`
 const READ_BODY = `
 SELECT r.body FROM idempotency_record r
 WHERE r.tenant_id = $1 AND r.key = $2 AND r.operation_id = $3 AND r.attempt = $4::int4`
+
+// A record that another transaction has locked is somebody's, and not waited for.
+const HOLD = `
+SELECT 1 AS held FROM idempotency_record r
+WHERE r.tenant_id = $1 AND r.key = $2 AND r.operation_id = $3 AND r.attempt = $4::int4 AND ${IS_FREE}
+FOR NO KEY UPDATE SKIP LOCKED`
 
 // The constraint lets one of two that saw no record insert it; of two that saw the same record, the
 // attempt and the state let one replace it. The retention counts from when the transaction began.
@@ -86,6 +93,25 @@ export async function readBody(
   const values = [tenantId, key, operationId, attempt]
   const [row] = await tx.$queryRawUnsafe<{ body: Uint8Array | null }[]>(READ_BODY, ...values)
   return row?.body ?? undefined
+}
+
+/**
+ * Locks a free record that was seen, for the transaction that is to replace it; `false` when another one has
+ * locked it, or it is at another attempt by now. Otherwise the last write would wait.
+ */
+export async function holdRecord(
+  tx: TransactionClient,
+  { tenantId, key }: RecordKey,
+  { operationId, attempt }: AttemptToken,
+): Promise<boolean> {
+  try {
+    const held = await tx.$queryRawUnsafe<object[]>(HOLD, tenantId, key, operationId, attempt)
+    return held.length === 1
+  } catch (error) {
+    // At REPEATABLE READ and above: it was changed since the transaction's snapshot.
+    if (isRolledBack(error)) return false
+    throw error
+  }
 }
 
 /**

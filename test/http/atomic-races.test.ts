@@ -216,8 +216,11 @@ test('of many at once with one key on two processes, one takes effect, and all r
   }
 })
 
+/** Neither lock holds: what the constraint and the guard of the last write keep is left. */
 const withoutLock = (text: string) =>
-  text.replace('pg_try_advisory_xact_lock($3::int8)', '($3::int8 IS NOT NULL)')
+  text
+    .replace('pg_try_advisory_xact_lock($3::int8)', '($3::int8 IS NOT NULL)')
+    .replace('FOR NO KEY UPDATE SKIP LOCKED', '')
 
 /** Two processes that both believe that they are alone, and whose handlers run side by side. */
 async function twoAtOnce(t: Parameters<typeof postgresDatabase>[0], options: DatabaseOptions) {
@@ -316,7 +319,7 @@ test('an attempt that came and went meanwhile is not passed over: what it did is
   const later = new Date(Date.now() + 60_000)
   for (const seen of ['nothing', 'a released record']) {
     const { handler, began, go } = heldHandler()
-    const app = await atomicApp(t, on, handler)
+    const app = await atomicApp(t, withStatements(on, withoutLock), handler)
     const key = newKey()
     const record = { tenantId: '', key, status: 'released', leaseUntil: later, expiresAt: later }
     if (seen !== 'nothing') {
@@ -340,6 +343,51 @@ test('an attempt that came and went meanwhile is not passed over: what it did is
   }
 })
 
+test('another operation that came meanwhile is not replaced, though its attempt has the same number', {
+  skip,
+}, async (t) => {
+  const on = await postgresDatabase(t)
+  const { handler, began, go } = heldHandler()
+  const app = await atomicApp(t, withStatements(on, withoutLock), handler)
+  const key = newKey()
+  const seed = await atomicApp(t, on, () => 'x')
+  await send(seed, '/things', { key })
+  const released = { where: { key }, data: { status: 'released' } }
+  await on.prisma.idempotencyRecord.updateMany(released)
+  const second = begin(app, '/things', { key })
+  await began
+  // It was pruned, and the key is that of another operation, which was released as well.
+  const other = { operationId: newKey(), fingerprint: 'other' }
+  await on.prisma.idempotencyRecord.updateMany({ where: { key }, data: other })
+  go()
+  t.equal((await second).json().code, 'IDEMPOTENCY_LEASE_LOST')
+  t.equal(await effects(on, key), 0)
+  t.match(await recordOf(on, key), { ...other, status: 'released', attempt: 1 })
+})
+
+test('a free record that another transaction has locked is held: the handler does not run', {
+  skip,
+}, async (t) => {
+  const on = await postgresDatabase(t)
+  for (const isolationLevel of ['ReadCommitted', 'RepeatableRead', 'Serializable'] as const) {
+    let runs = 0
+    const handler: RouteHandlerMethod = () => ({ run: ++runs })
+    const app = await atomicApp(t, on, handler, { atomic: { isolationLevel } })
+    const key = newKey()
+    await send(app, '/things', { key })
+    const released = { where: { key }, data: { status: 'released' } }
+    await on.prisma.idempotencyRecord.updateMany(released)
+    await on.prisma.$transaction(async (tx) => {
+      await tx.idempotencyRecord.updateMany(released)
+      const answer = await send(app, '/things', { key })
+      t.equal(answer.statusCode, 409, isolationLevel)
+      t.equal(answer.json().code, 'IDEMPOTENCY_IN_PROGRESS')
+    })
+    t.equal(runs, 1)
+    t.same((await send(app, '/things', { key })).json(), { run: 2 })
+  }
+})
+
 test('a holder that comes back to life while his record is taken over keeps it', {
   skip,
 }, async (t) => {
@@ -347,7 +395,8 @@ test('a holder that comes back to life while his record is taken over keeps it',
   const began = latch()
   const go = latch()
   let runs = 0
-  const app = await atomicApp(t, on, async ({ idempotency: { tx, key } }) => {
+  const app = await atomicApp(t, withStatements(on, withoutLock), async ({ idempotency }) => {
+    const { tx, key } = idempotency
     runs += 1
     if (runs === 1) return 'x'
     await tx.payment.create(effectOf(key))

@@ -15,6 +15,7 @@ export async function runInTransaction(
 ): Promise<readonly object[]> {
   if (text.includes('pg_try_advisory_xact_lock')) return look(send, values)
   if (/^\s*SELECT r\.body FROM idempotency_record r\b/.test(text)) return readBody(send, values)
+  if (text.includes('FOR NO KEY UPDATE SKIP LOCKED')) return hold(send, values)
   if (text.includes('INSERT INTO idempotency_record AS r')) return record(send, values)
   if (text.startsWith('SELECT (current_setting')) return isOpen(send, values)
   if (text.includes('idle_in_transaction_session_timeout')) return setBounds(send, values)
@@ -64,6 +65,21 @@ function readBody(
     const row = records.see(nameOf({ tenantId: String(tenantId), key: String(key) }))
     const isIt = row?.operationId === operationId && row?.attempt === attempt
     return rows(isIt ? [{ body: row?.body }] : [])
+  })
+}
+
+function hold(
+  send: Send,
+  [tenantId, key, operationId, attempt]: readonly unknown[],
+): Promise<readonly object[]> {
+  return send(['hold', key], function* (transaction, database) {
+    const { records } = database
+    const name = nameOf({ tenantId: String(tenantId), key: String(key) })
+    if (database.isLocked(name)) return []
+    const isSeen = (row: Row) =>
+      row.operationId === operationId && row.attempt === attempt && isFree(row, database)
+    const row = yield* records.lockedIf(transaction, name, isSeen)
+    return row === undefined ? [] : [{ held: 1 }]
   })
 }
 
