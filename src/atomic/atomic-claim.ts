@@ -4,7 +4,7 @@ import { LeaseLost, TransactionEnded } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import { isInFailedTransaction, record, recordNothing } from '../store/atomic.js'
 import type { TransactionClient } from '../store/client.js'
-import type { StatementLimit } from '../store/statement-limit.js'
+import type { TransactionLimit } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import type { AtomicTransaction, Commit } from './transaction.js'
 
@@ -22,12 +22,8 @@ export interface AtomicClaimContext {
   /** How long to wait for the database's answer to a rollback before the client has his. */
   readonly patienceMs: number
   readonly report: Report
-  /** The places of transactions that begin. */
-  readonly limit: StatementLimit
+  readonly limit: TransactionLimit
 }
-
-/** An end that takes longer waits for a lock, or for a database that stalls. */
-const SLOW_MS = 100
 
 /**
  * An operation in its transaction, as a handle: what a `Claim` is to other routes. It has no lease,
@@ -78,7 +74,7 @@ export class AtomicClaim {
   async complete(response: StoredResponse): Promise<Commit> {
     this.#isEnding = true
     crashPoint('atomic:inside')
-    const waiting = setTimeout(() => this.#takePlace(), SLOW_MS)
+    this.#context.limit.end(this.#transaction.over)
     const commit = await this.#transaction.commit(async (tx) => {
       const written = await (this.key === undefined
         ? recordNothing(tx)
@@ -87,7 +83,6 @@ export class AtomicClaim {
       if (written === 'ended') throw new TransactionEnded()
       crashPoint('atomic:recorded')
     })
-    clearTimeout(waiting)
     const { attempt } = this
     const { report } = this.#context
     if (commit.kind === 'committed') {
@@ -109,11 +104,6 @@ export class AtomicClaim {
       report({ kind: 'not_confirmed', attempt, failure: failureOf(commit.error) })
     }
     return commit
-  }
-
-  /** As long as its end waits, it keeps its connection, in the place of one that would begin. */
-  #takePlace(): void {
-    this.#context.limit(() => this.#transaction.over).catch(() => {})
   }
 
   /** Undoes all of it. What the handler still wants of its transaction fails with `refusal`. */

@@ -8,7 +8,7 @@ import type { Report } from '../events.js'
 import type { AtomicSettings } from '../options.js'
 import { holdRecord, type Look, look, readBody } from '../store/atomic.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
-import type { StatementLimit, StatementLimits } from '../store/statement-limit.js'
+import type { StatementLimits, TransactionLimit } from '../store/statement-limit.js'
 import { type Bounds, boundTransaction } from '../store/transaction-bounds.js'
 import { within } from '../within.js'
 import { AtomicClaim, type AtomicKey } from './atomic-claim.js'
@@ -38,7 +38,7 @@ export class AtomicClaims {
   readonly #storeTimeoutMs: number
   readonly #keys: KeysUnderWay
   readonly #waiting: WaitingRoom
-  readonly #limit: StatementLimit
+  readonly #limit: TransactionLimit
   readonly #running = new Set<Promise<void>>()
 
   constructor({ prisma, storeTimeoutMs, maxWaiters, limits }: AtomicClaimsOptions) {
@@ -132,7 +132,7 @@ export class AtomicClaims {
           await Promise.allSettled([answer, transaction.rollBack(new StepTooLate())])
         }
       }
-      this.#limit(begin).catch(reject)
+      this.#limit.begin(begin).catch(reject)
     })
   }
 

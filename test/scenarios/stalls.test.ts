@@ -43,6 +43,7 @@ async function stalledApp(
 ) {
   const counts = new Map<string, number>()
   const held = latch()
+  const brief = latch()
   const app = await buildApp(t, database, {
     plugin: {
       ...(path === 'prisma' && { pool: undefined }),
@@ -55,19 +56,21 @@ async function stalledApp(
         counts.set(key, (counts.get(key) ?? 0) + 1)
         return { run: counts.get(key) }
       })
-      app.post('/held', async (request) => {
-        const key = String(request.idempotency.key)
-        counts.set(key, (counts.get(key) ?? 0) + 1)
-        await held.opened
-        return { run: counts.get(key) }
-      })
+      for (const [url, { opened }] of Object.entries({ '/held': held, '/brief': brief })) {
+        app.post(url, async (request) => {
+          const key = String(request.idempotency.key)
+          counts.set(key, (counts.get(key) ?? 0) + 1)
+          await opened
+          return { run: counts.get(key) }
+        })
+      }
       // Needs a connection of the pool, and nothing of the plugin.
       app.post('/unrelated', { config: { idempotency: false } }, () =>
         database.prisma.payment.count(),
       )
     },
   })
-  return { app, counts, held }
+  return { app, counts, held, brief }
 }
 
 /**
@@ -437,6 +440,159 @@ t.test(
     t.equal((await send(app, '/book', { key: newKey() })).body, '0', 'fn has no such bound')
   },
 )
+
+for (const mode of ['ACCESS EXCLUSIVE', 'SHARE'] as const) {
+  t.test(
+    `while the table is locked in ${mode} mode, atomic routes leave connections to others`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 10 })
+      const app = await buildApp(t, database, {
+        plugin: { storeTimeout: 1_000 },
+        routes(app) {
+          const atomic = { timeout: 2_000 }
+          app.post('/book', { config: { idempotency: { atomic } } }, ({ idempotency }) =>
+            idempotency.tx.payment.create(effectOf(idempotency.key)),
+          )
+          app.post('/unrelated', { config: { idempotency: false } }, () =>
+            database.prisma.booking.count(),
+          )
+        },
+      })
+      t.equal((await send(app, '/book', { key: newKey() })).statusCode, 200)
+      const other = await otherTransaction(t, database)
+      await other.client.query(`LOCK TABLE idempotency_record IN ${mode} MODE`)
+      const refused: ReturnType<typeof begin>[] = []
+      // Longer than one of them is waited for.
+      for (let turn = 0; turn < 3; turn += 1) {
+        const more = Array.from({ length: 10 }, () => begin(app, '/book', { key: newKey() }))
+        refused.push(...more)
+        await until(
+          () => waiting(database),
+          (count) => count > 0,
+        )
+        const startedAt = performance.now()
+        const unrelated = await Promise.all(
+          Array.from({ length: 20 }, () => begin(app, '/unrelated')),
+        )
+        t.same(tally(unrelated), { 200: 20 })
+        const tookMs = performance.now() - startedAt
+        t.ok(tookMs < MARGIN_MS, `${tookMs} ms`)
+        const count = await waiting(database)
+        t.ok(count <= 7, `${count} connections wait`)
+        await Promise.race(more)
+      }
+      t.same(tally(await Promise.all(refused)), { 503: 30 })
+      await other.end()
+      const key = newKey()
+      t.equal((await served(() => begin(app, '/book', { key }))).statusCode, 200)
+      t.equal(await effects(database, key), 1)
+    },
+  )
+}
+
+t.test('records that are locked keep no connection of atomic routes', { skip }, async (t) => {
+  const database = await postgresDatabase(t, { max: 8 })
+  const app = await buildApp(t, database, {
+    routes(app) {
+      app.post('/book', { config: { idempotency: { atomic: true } } }, ({ idempotency }) =>
+        idempotency.tx.payment.create(effectOf(idempotency.key)),
+      )
+      app.post('/pay', () => 'paid')
+      app.post('/unrelated', { config: { idempotency: false } }, () =>
+        database.prisma.booking.count(),
+      )
+    },
+  })
+  const calm = await others(app)
+  const keys = Array.from({ length: 40 }, newKey)
+  for (const key of keys) await send(app, '/book', { key })
+  const released = { where: { key: { in: keys } }, data: { status: 'released' } }
+  await database.prisma.idempotencyRecord.updateMany(released)
+  const other = await otherTransaction(t, database)
+  await other.client.query('SELECT FROM idempotency_record WHERE key = ANY($1) FOR UPDATE', [keys])
+  const retries = keys.map((key) => begin(app, '/book', { key }))
+  await othersAreServed(t, app, calm)
+  t.same(tally(await Promise.all(retries)), { 409: 40 })
+  t.equal(await waiting(database), 0)
+  // An insert that is not committed is waited for, but not for long.
+  const key = newKey()
+  await other.client.query(
+    `INSERT INTO idempotency_record
+       (tenant_id, key, operation_id, fingerprint, status, lease_until, expires_at)
+     VALUES ('', $1, 'o', 'f', 'in_progress', now(), now())`,
+    [key],
+  )
+  const beside = Array.from({ length: 20 }, () => begin(app, '/book', { key }))
+  await othersAreServed(t, app, calm)
+  const answers = tally(await Promise.all(beside))
+  t.strictSame(Object.keys(answers), ['409', '503'])
+  await other.end()
+  t.equal((await send(app, '/book', { key })).statusCode, 200)
+  t.equal(await effects(database, key), 1)
+})
+
+for (const path of PATHS) {
+  t.test(
+    `${path}: a renewal that waits behind another one of its lease does not lose it`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 8 })
+      const leaseMs = 9_000
+      const events = collectEvents(t)
+      const { app, counts, held, brief } = await stalledApp(t, database, path, {
+        ...{ lease: leaseMs, storeTimeout: 20_000 },
+      })
+      const ending = [newKey(), newKey()].map((key) => begin(app, '/brief', { key }))
+      await until(() => counts.size === ending.length)
+      const keys = Array.from({ length: 16 }, newKey)
+      const first = keys.map((key) => begin(app, '/held', { key }))
+      await until(() => counts.size === ending.length + keys.length)
+      const other = await otherTransaction(t, database)
+      await other.client.query('LOCK TABLE idempotency_record IN ACCESS EXCLUSIVE MODE')
+      // Their responses take both places of what runs, and the renewals queue: each is given up once, and
+      // still queued when the next one comes.
+      brief.open()
+      await events.first('heartbeat_failed', keys.length)
+      await new Promise((resolve) => setTimeout(resolve, leaseMs / 8))
+      await other.end()
+      const isRenewed = async () => {
+        const leaseUntil = { gt: new Date(Date.now() + leaseMs / 2) }
+        const where = { key: { in: keys }, leaseUntil }
+        return (await database.prisma.idempotencyRecord.count({ where })) === keys.length
+      }
+      await until(isRenewed)
+      t.notOk(events.kinds().includes('lease_lost'))
+      held.open()
+      t.same(tally(await Promise.all([...ending, ...first])), { 200: counts.size })
+      t.strictSame(new Set(counts.values()), new Set([1]), 'each ran once')
+    },
+  )
+
+  t.test(
+    `${path}: replay() of an event whose row is locked fails, and leaves nothing on the server`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 6 })
+      const app = await buildApp(t, database, {
+        plugin: path === 'pool' ? {} : { pool: undefined },
+        routes: (app) =>
+          app.webhook('/webhooks/stripe', { provider: stripe({ secret: SECRET }) }, (event) =>
+            event.reject('it is not wanted'),
+          ),
+      })
+      const { id: eventId } = stripeEvent()
+      t.equal((await postStripe(app, stripeEvent({ id: eventId }))).statusCode, 200)
+      const other = await otherTransaction(t, database)
+      await other.client.query('SELECT FROM webhook_event FOR UPDATE')
+      const replaying = app.idempotency.replay({ provider: 'stripe', eventId })
+      await t.rejects(replaying, { code: 'IDEMPOTENCY_DATABASE_FAILED' })
+      t.equal(await waiting(database), 0)
+      await other.end()
+      t.match(await app.idempotency.replay({ provider: 'stripe', eventId }), { kind: /./ })
+    },
+  )
+}
 
 /** An application behind a network on which single connections go silent. */
 async function silentApp(t: Test) {
