@@ -311,3 +311,20 @@ test('a conflict within the application’s own transaction keeps its meaning: i
   await t.rejects(Promise.resolve(conflict), { name: 'WriteConflict', code: 'P2034' })
   client.broken = undefined
 })
+
+test('a value that the database does not take is told from a database that fails', async (t) => {
+  if (database.kind !== 'postgres') return t.pass('other databases take it')
+  const app = await buildApp(t, database, {
+    routes(app) {
+      app.post('/advance', { config: { idempotency: false } }, ({ body, idempotency }) => {
+        const where = body as { id: string }
+        return idempotency.advance(database.prisma.payment, { where, flow, to: 'paid' })
+      })
+    },
+  })
+  const answer = await send(app, '/advance', { payload: { id: 'a\0b' } })
+  t.equal(answer.statusCode, 500)
+  t.equal(answer.json().code, 'IDEMPOTENCY_DATA_REFUSED')
+  t.notOk(answer.headers['retry-after'], 'a client that repeats it gets the same')
+  t.notMatch(answer.body, /22021|invalid byte/)
+})

@@ -157,6 +157,25 @@ export async function storeContract(
     }
   })
 
+  await t.test('a body is read for the attempt that stored it, and for no other', async (t) => {
+    const a = ask()
+    await insert(a)
+    const body = new Uint8Array(1024 * 1024).fill(0x5c)
+    await store.finish([{ ...held(a), response: response({ body }) }])
+    const read = { ...held(a), bytes: body.byteLength }
+    const bodies = await store.readBodies([
+      read,
+      { ...read, operationId: randomUUID() },
+      { ...read, attempt: 2 },
+      { ...read, tenantId: 'other' },
+      { ...read, key: randomUUID() },
+    ])
+    t.strictSame(
+      bodies.map((found) => found?.byteLength),
+      [body.byteLength, undefined, undefined, undefined, undefined],
+    )
+  })
+
   await t.test(
     'only the attempt that holds the record finishes it, and it ends in one way',
     async (t) => {

@@ -55,6 +55,17 @@ test('another principal with the same key and body gets 422, and never the store
   t.equal(counted.runs, 1)
 })
 
+test('a fingerprint of the route’s own leaves the principal compared', async (t) => {
+  const route: RouteOptions = { fingerprint: ({ params }) => params }
+  const { app, counted } = await countedApp(t, { principal: byHeader }, route)
+  const key = newKey()
+  const ask = (user: string) => send(app, '/things', { key, headers: { 'x-user': user } })
+  t.equal((await ask('ann')).statusCode, 200)
+  t.equal((await ask('bob')).json().code, 'IDEMPOTENCY_KEY_REUSED')
+  t.equal((await ask('ann')).headers['idempotent-replayed'], 'true')
+  t.equal(counted.runs, 1)
+})
+
 test('another principal does not wait for a request that runs, and learns nothing of it', async (t) => {
   const began = latch()
   const go = latch()

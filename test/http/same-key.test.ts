@@ -203,3 +203,24 @@ test('requests above maxWaiters are answered without waiting', async (t) => {
   const statuses = (await Promise.all(retries)).map(({ statusCode }) => statusCode).sort()
   t.strictSame(statuses, [200, 200, 409, 409, 409])
 })
+
+test('large responses of many keys are read a few at a time', { skip: needsPool }, async (t) => {
+  const pool = new WatchedPool(database)
+  const bytes = 512 * 1024
+  const app = await buildApp(t, database, {
+    plugin: { pool, storeTimeout: '60s' },
+    routes: (app) => app.post('/large', () => Buffer.alloc(bytes, 'x')),
+  })
+  const keys = Array.from({ length: 48 }, newKey)
+  for (const key of keys) await send(app, '/large', { key })
+  const lists: number[] = []
+  pool.before = async (name, { values }) => {
+    if (name === 'fi_read_bodies') lists.push((values[0] as unknown[]).length)
+  }
+  const replays = await Promise.all(keys.map((key) => begin(app, '/large', { key })))
+  for (const { statusCode, rawPayload } of replays) {
+    if (statusCode !== 200 || rawPayload.byteLength !== bytes) t.fail('another response')
+  }
+  const largest = Math.max(...lists)
+  t.ok(largest > 0 && largest <= 2, `${largest} of them in one statement`)
+})

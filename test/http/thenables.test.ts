@@ -4,6 +4,7 @@ import type { RouteHandlerMethod } from 'fastify'
 import t, { test } from 'tap'
 import { buildApp, newKey, send, WatchedPool } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
+import { bank } from '../fixtures/webhooks.js'
 
 const database = await anyDatabase(t)
 
@@ -78,4 +79,37 @@ test('without a key, a lazy thenable runs once', async (t) => {
     t.same((await send(app, url)).json(), { made: 1 })
     t.equal(counts.queries, 1)
   }
+})
+
+test('whatever else runs a function of the application adopts what it returns once', async (t) => {
+  const counts = { queries: 0 }
+  const lazy = () => lazyQuery(counts, () => ({ made: counts.queries }))
+  const ran: Record<string, number> = {}
+  const counting = async (name: string, call: () => unknown) => {
+    counts.queries = 0
+    await call()
+    ran[name] = counts.queries
+  }
+  const app = await buildApp(t, database, {
+    routes(app) {
+      app.post('/things', async ({ idempotency }) => {
+        await counting('step', () => idempotency.step('a', lazy))
+        await counting('transaction', () => idempotency.transaction(lazy as never))
+        await counting('lock', () => idempotency.lock('a', {}, lazy))
+        await counting('run of a request', () => idempotency.run(handler as never, undefined))
+        return 'done'
+      })
+      app.webhook('/bank', { provider: bank() }, lazy as never)
+    },
+  })
+  const handler = app.idempotency.handler('lazy', lazy as never)
+  t.equal((await send(app, '/things', { key: newKey() })).statusCode, 200)
+  await counting('run', () => app.idempotency.run(newKey(), lazy))
+  await counting('handler', () => app.idempotency.run(newKey(), handler as never))
+  await counting('once', () => app.idempotency.once(lazy, { find: async () => undefined }))
+  await counting('webhook', () =>
+    app.idempotency.ingest({ endpoint: '/bank', payload: {}, eventId: newKey() }),
+  )
+  t.strictSame(ran, Object.fromEntries(Object.keys(ran).map((name) => [name, 1])))
+  t.equal(Object.keys(ran).length, 8)
 })

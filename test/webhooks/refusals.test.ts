@@ -192,3 +192,16 @@ test('the limits of an application that uses @fastify/rate-limit itself stay apa
   t.strictSame(statuses, [401, 401, 401, 429])
   t.equal((await postStripe(app, stripeEvent())).headers['x-ratelimit-limit'], '100')
 })
+
+test('applications with a prefix each do not share the count', async (t) => {
+  const redis = await ownRedis(t)
+  const failedSignatures = { max: 1, timeWindow: '1m' } as const
+  const [shop, bank] = [
+    await limitedApp(t, { redis, redisPrefix: 'shop:', failedSignatures }),
+    await limitedApp(t, { redis, redisPrefix: 'bank:', failedSignatures }),
+  ]
+  t.equal(await guess(shop), 401)
+  t.equal(await guess(shop), 429)
+  t.equal(await guess(bank), 401)
+  t.equal(await guess(bank), 429)
+})
