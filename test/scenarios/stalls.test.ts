@@ -318,7 +318,7 @@ for (const path of PATHS) {
 }
 
 t.test(
-  'a network that loses every packet is not waited for, and costs no connection of others',
+  'a network that loses every packet is not waited for, and its connections are replaced',
   { skip },
   async (t) => {
     const there = await postgresDatabase(t)
@@ -364,6 +364,72 @@ for (const path of PATHS) {
       )
       t.equal(retry.statusCode, 200)
       t.equal(counts.get(key), 1)
+    },
+  )
+}
+
+for (const [said, url] of [
+  ['fi_extend', '/held'],
+  ['fi_finish', '/held'],
+  ['fi_event_extend', '/webhooks/stripe'],
+  ['fi_event_end', '/webhooks/stripe'],
+] as const) {
+  t.test(
+    `a connection that goes silent at ${said} keeps nothing waiting, and runs nothing twice`,
+    { skip },
+    async (t) => {
+      const there = await postgresDatabase(t)
+      const proxy = await proxyTo(t, there.url)
+      const behind = clientOn(t, proxy.url, { max: 6 })
+      const runs: string[] = []
+      const began = latch()
+      const held = latch()
+      const app = await buildApp(t, behind, {
+        plugin: {
+          ...{ lease: '3s', storeTimeout: 2_000, maxConnections: 4 },
+          tenant: (request) => String(request.headers['x-tenant'] ?? 'acme'),
+        },
+        routes(app) {
+          const run = async (name: string) => {
+            runs.push(name)
+            began.open()
+            await held.opened
+          }
+          app.post('/held', async ({ idempotency: { key } }) => {
+            await run(String(key))
+            return 'done'
+          })
+          app.webhook(
+            '/webhooks/stripe',
+            { provider: stripe({ secret: SECRET }), tenant: 'acme' },
+            ({ id }) => run(id),
+          )
+          app.post('/pay', () => 'paid')
+          app.post('/unrelated', { config: { idempotency: false } }, () =>
+            behind.prisma.payment.count(),
+          )
+        },
+      })
+      // A pool ends once its connections are back.
+      t.teardown(() => proxy.cut())
+      const calm = await others(app)
+      const key = newKey()
+      const event = stripeEvent()
+      const send = () => (url === '/held' ? begin(app, url, { key }) : postStripe(app, event))
+      const silent = proxy.silenceAt(said)
+      const first = send()
+      await began.opened
+      if (said === 'fi_finish' || said === 'fi_event_end') held.open()
+      await silent
+      await othersAreServed(t, app, calm)
+      await othersAreServed(t, app, calm)
+      held.open()
+      await first
+      await until(
+        () => send(),
+        ({ statusCode }) => statusCode === 200,
+      )
+      t.equal(runs.length, 1)
     },
   )
 }
