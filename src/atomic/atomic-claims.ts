@@ -180,8 +180,8 @@ async function decideFor(
   if (!isAlone) return { kind: 'busy', waitedMs: 0 }
   if (decision === NEW && mayAdd !== undefined && !(await mayAdd())) return { kind: 'refused' }
   const { seen, resumed } = decision
-  if (seen !== undefined && !(await holdRecord(tx, wish, seen)))
-    return { kind: 'busy', waitedMs: 0 }
+  const isOurs = seen === undefined || (await holdRecord(tx, wish, seen))
+  if (!isOurs) return { kind: 'busy', waitedMs: 0 }
   const token =
     resumed && seen
       ? { operationId: seen.operationId, attempt: seen.attempt + 1 }
