@@ -126,13 +126,13 @@ export const DatabaseFailed: FastifyErrorConstructor<
   'The database refused or did not answer %s; whether it took effect is not known, and it is safe to repeat',
   503,
 )
-/** The database takes a value of a public method in no repetition; says of which. `cause` is a `Failure`. */
+/** The database does not take what a public method was to write; says of which. `cause` is a `Failure`. */
 export const DataRefused: FastifyErrorConstructor<
   { code: 'IDEMPOTENCY_DATA_REFUSED' },
   [string, { cause: unknown }?]
 > = createError(
   'IDEMPOTENCY_DATA_REFUSED',
-  'The database does not take a value of %s: text with a NUL, a number out of range, or more than a column or an index holds. Nothing of it was written, and the same call fails again',
+  'The database does not take a value of %s: text with a NUL, a number out of range, more than a column holds, or what a constraint or a trigger refuses. Nothing of it was written, and the same call fails again',
   500,
 )
 /** The name of a step or transaction is no text that every database stores as it is. */

@@ -2,7 +2,7 @@ import type { FastifyError } from '@fastify/error'
 import { isThrown, readThrown } from './core/thrown.js'
 import { DatabaseFailed, DataRefused, OptionInvalid } from './errors.js'
 import { type Failure, failureOf } from './events.js'
-import { isDataRefused } from './store/client.js'
+import { errorCode, isDataRefused } from './store/client.js'
 import { isRolledBack } from './store/say-again.js'
 
 // The messages of Prisma, of drivers and of databases quote arguments and rows, and so do their causes
@@ -67,8 +67,16 @@ export function seal(call: string, error: unknown): unknown {
     const what = `Prisma refused the arguments of ${call}: names and types must be those of the model. databaseErrorOf(error) returns Prisma's own error`
     return keepOriginal(new OptionInvalid(what), error)
   }
-  const Failed = isDataRefused(error) ? DataRefused : DatabaseFailed
+  const Failed = isRefused(error) ? DataRefused : DatabaseFailed
   return keepOriginal(new Failed(call, { cause: failureOf(error) }), error)
+}
+
+// A constraint, or a trigger of the application's, as PostgreSQL and as Prisma say it.
+const OF_A_RULE = /^(23|44|P0)\w{3}$|^P20(02|03|04|11|14)$/
+
+/** Whether the same call would fail again. */
+function isRefused(error: unknown): boolean {
+  return isDataRefused(error) || OF_A_RULE.test(errorCode(error) ?? '')
 }
 
 /**

@@ -4,7 +4,6 @@ import { LeaseLost, TransactionEnded } from '../errors.js'
 import { failureOf, type Report } from '../events.js'
 import { isInFailedTransaction, record, recordNothing } from '../store/atomic.js'
 import type { TransactionClient } from '../store/client.js'
-import type { TransactionLimit } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import type { AtomicTransaction, Commit } from './transaction.js'
 
@@ -22,7 +21,6 @@ export interface AtomicClaimContext {
   /** How long to wait for the database's answer to a rollback before the client has his. */
   readonly patienceMs: number
   readonly report: Report
-  readonly limit: TransactionLimit
 }
 
 /**
@@ -36,6 +34,7 @@ export class AtomicClaim {
   readonly #context: AtomicClaimContext
   readonly #startedAt = performance.now()
   #isEnding = false
+  #isUndone = false
 
   constructor(
     key: AtomicKey | undefined,
@@ -65,6 +64,11 @@ export class AtomicClaim {
     return this.#isEnding
   }
 
+  /** Whether nothing of it is kept, because its handler failed, took too long, or said so by its status. */
+  get isUndone(): boolean {
+    return this.#isUndone
+  }
+
   /** Whether nothing that the handler has begun in the transaction is still under way. */
   get isIdle(): boolean {
     return this.#transaction.isIdle
@@ -74,7 +78,6 @@ export class AtomicClaim {
   async complete(response: StoredResponse): Promise<Commit> {
     this.#isEnding = true
     crashPoint('atomic:inside')
-    this.#context.limit.end(this.#transaction.over)
     const commit = await this.#transaction.commit(async (tx) => {
       const written = await (this.key === undefined
         ? recordNothing(tx)
@@ -110,6 +113,7 @@ export class AtomicClaim {
   async undo(why: string, refusal: Error): Promise<void> {
     if (this.#isEnding) return
     this.#isEnding = true
+    this.#isUndone = true
     const { report, patienceMs } = this.#context
     report({ kind: 'rolled_back', attempt: this.attempt, why })
     // Without COMMIT nothing is committed, whether or not the database answers.

@@ -8,7 +8,7 @@ import type { Report } from '../events.js'
 import type { AtomicSettings } from '../options.js'
 import { holdRecord, type Look, look, readBody } from '../store/atomic.js'
 import type { PrismaClientLike, TransactionClient } from '../store/client.js'
-import type { StatementLimits, TransactionLimit } from '../store/statement-limit.js'
+import type { StatementLimit, StatementLimits } from '../store/statement-limit.js'
 import { type Bounds, boundTransaction } from '../store/transaction-bounds.js'
 import { within } from '../within.js'
 import { AtomicClaim, type AtomicKey } from './atomic-claim.js'
@@ -38,7 +38,7 @@ export class AtomicClaims {
   readonly #storeTimeoutMs: number
   readonly #keys: KeysUnderWay
   readonly #waiting: WaitingRoom
-  readonly #limit: TransactionLimit
+  readonly #limit: StatementLimit
   readonly #running = new Set<Promise<void>>()
 
   constructor({ prisma, storeTimeoutMs, maxWaiters, limits }: AtomicClaimsOptions) {
@@ -62,7 +62,8 @@ export class AtomicClaims {
 
   /** Begins an operation that nothing names: a transaction, and no more. @throws as `begin` does. */
   async beginWithoutKey(atomic: AtomicSettings, report: Report): Promise<AtomicClaim> {
-    const [transaction] = await this.#open(atomic, boundTransaction)
+    // It needs no table of the library's, and is bounded as any transaction of the application.
+    const [transaction] = await this.#open(atomic, boundTransaction, (start) => start())
     return this.#hold(undefined, transaction, report)
   }
 
@@ -95,9 +96,8 @@ export class AtomicClaims {
   }
 
   async #ask(wish: AtomicWish, asking: Asking): Promise<AtomicOutcome> {
-    const [transaction, seen] = await this.#open(wish.atomic, (client, bounds) =>
-      look(client, wish, bounds),
-    )
+    const lookAt = (client: TransactionClient, bounds: Bounds) => look(client, wish, bounds)
+    const [transaction, seen] = await this.#open(wish.atomic, lookAt, this.#limit)
     const decided = await decideFor(wish, seen, transaction.client).catch((error) => {
       void transaction.rollBack(new StepTooLate())
       throw error
@@ -119,6 +119,7 @@ export class AtomicClaims {
   #open<A>(
     atomic: AtomicSettings,
     first: (client: TransactionClient, bounds: Bounds) => Promise<A>,
+    limit: <T>(start: () => Promise<T>) => Promise<T>,
   ): Promise<[AtomicTransaction, A]> {
     return new Promise((resolve, reject) => {
       const begin = async () => {
@@ -132,7 +133,7 @@ export class AtomicClaims {
           await Promise.allSettled([answer, transaction.rollBack(new StepTooLate())])
         }
       }
-      this.#limit.begin(begin).catch(reject)
+      limit(begin).catch(reject)
     })
   }
 
@@ -149,11 +150,7 @@ export class AtomicClaims {
       )
     }
     crashPoint('atomic:begun')
-    return new AtomicClaim(key, transaction, {
-      report,
-      patienceMs: this.#storeTimeoutMs,
-      limit: this.#limit,
-    })
+    return new AtomicClaim(key, transaction, { report, patienceMs: this.#storeTimeoutMs })
   }
 }
 

@@ -91,6 +91,8 @@ class Walk {
   readonly #out: ByteWriter
   #opaque: string | undefined
   #isCyclic = false
+  /** So many values may still be worked on in this turn. */
+  #left = 0
 
   // The container whose items are being written. `list` has them, or the keys of an object.
   #source: object = NOTHING
@@ -131,7 +133,7 @@ class Walk {
       this.#list = sorted
       this.#sorting = undefined
     }
-    for (let left = VALUES_PER_TURN; left > 0; left -= 1) {
+    for (this.#left = VALUES_PER_TURN; this.#left > 0; this.#left -= 1) {
       if (this.#repeated > MAX_REPEATED) return true
       if (this.#gathering !== undefined) {
         this.#gather(this.#gathering)
@@ -249,6 +251,8 @@ class Walk {
 
   #openObject(value: object): void {
     const keys = Object.keys(value)
+    // They are sorted before any of them is written.
+    this.#left -= keys.length
     this.#open(OBJECT, value, keys, true)
     // It has none, or is one of its own containers.
     if (this.#list !== keys) return

@@ -285,6 +285,11 @@ export class Exchange {
     return this.#recording.run(handler)
   }
 
+  /** What the handler did is undone, or to be done by a retry, whatever is answered for it. */
+  get hasFailed(): boolean {
+    return this.#recording?.isRefused === true || this.#atomic?.claim.isUndone === true
+  }
+
   /** The `onSend` hook: hands on what goes out. */
   onSend(payload: unknown, done: SendOn): void {
     this.#isAnswered = true

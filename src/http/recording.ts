@@ -3,6 +3,7 @@ import type { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
 import type { StoredResponse } from '../core/record.js'
+import { isThrown } from '../core/thrown.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
@@ -41,7 +42,6 @@ export class Recording {
   #isSending = false
   #hasTimedOut = false
   #hasClosed = false
-  /** The handler ended with an error of the library's own: whatever is answered, it has no result. */
   #isRefused = false
   #outgoing: Readable | undefined
   /** Why the stream that was the response has failed. */
@@ -63,10 +63,15 @@ export class Recording {
     })
   }
 
+  /** The handler ended with an error of the library's own: whatever is answered, it has no result. */
+  get isRefused(): boolean {
+    return this.#isRefused
+  }
+
   /** The `onError` hook. Fastify's `handlerTimeout` answers for a handler that still runs. */
   onError(error: FastifyError): void {
     this.#sends.onError(error)
-    this.#noteThrown(error)
+    if (isOwnError(error)) this.#isRefused = true
     if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#hasTimedOut = true
   }
 
@@ -106,7 +111,8 @@ export class Recording {
       }
       return this.#isSending ? reply : value
     } catch (error) {
-      this.#noteThrown(error)
+      // The `onError` hook does not see what the application's error handler answers.
+      if (!reply.sent && isOwnError(error)) this.#isRefused = true
       if (!this.#isSending) throw error
       request.log.error({ err: error }, 'The handler failed after it had sent its response')
       return reply
@@ -147,7 +153,7 @@ export class Recording {
       if (this.#hasTimedOut) {
         // Fastify's timeout answers while the handler goes on: nobody else may run until it is
         // done, and if it succeeds after all, nobody needs to.
-        void this.#handled.then(() => this.#afterTimeout(kept), release).catch(() => {})
+        void this.#handled.then((value) => this.#afterTimeout(kept, value), release).catch(() => {})
       } else await release()
       return { payload: captured.payload, head }
     }
@@ -165,11 +171,6 @@ export class Recording {
     }
     discard(captured.payload)
     return { payload: problemInstead(reply, settings.headers, docs, new LeaseLost(), BUSY_RETRY_S) }
-  }
-
-  /** The `onError` hook does not see what the application's error handler answers. */
-  #noteThrown(error: unknown): void {
-    if (!this.#isSending && isOwnError(error)) this.#isRefused = true
   }
 
   #isKept(statusCode: number): boolean {
@@ -192,6 +193,7 @@ export class Recording {
         const isMismatch = error instanceof LengthMismatch
         const why = isMismatch ? error.message : 'the stream of its response failed'
         this.#streamFailure = why
+        if (isOwnError(error)) this.#isRefused = true
         // While it is on its way and nothing of it has gone out, this is like a handler that throws.
         const isAnswered = this.#outgoing?.destroyed === false && this.#sends.fail()
         if (!isAnswered) await this.#release(why)
@@ -200,10 +202,12 @@ export class Recording {
   }
 
   /** The handler has ended well, but Fastify had answered for it. What would it have said? */
-  async #afterTimeout(head: Head): Promise<void> {
+  async #afterTimeout(head: Head, value: unknown): Promise<void> {
     const { statusCode } = this.#reply
     await this.claim.closeSteps().over
-    const isFailure = statusCode !== head.statusCode && !this.#isKept(statusCode)
+    // An error that is returned is one that is thrown, to Fastify.
+    const isError = isThrown(value, Error)
+    const isFailure = isError || (statusCode !== head.statusCode && !this.#isKept(statusCode))
     if (isFailure) await this.#release(`status ${statusCode}`)
     else await this.#completeWithout(head.statusCode, 'timed out')
   }
@@ -232,7 +236,12 @@ export class Recording {
    * beside it; the client's answer does not wait for that.
    */
   async #release(why: string): Promise<void> {
-    const release = () => this.claim.release(why, this.#terms.storeTimeoutMs)
+    const { claim } = this
+    // It has not failed by itself: the library did not let it go on, because of that very lease.
+    if (this.#isRefused && claim.onLeaseExpired === 'uncertain' && claim.loseIfRunOut()) {
+      return claim.abandon('its lease had run out before it had ended')
+    }
+    const release = () => claim.release(why, this.#terms.storeTimeoutMs)
     if (this.#unfinished === undefined) await release()
     else void this.#unfinished.then(release)
   }

@@ -1,5 +1,6 @@
 import { validateHeaderName, validateHeaderValue } from 'node:http'
 import { type Check, check, isInteger } from '../checks.js'
+import { isRoot } from '../core/class-contents.js'
 import { MAX_KEY_LENGTH } from '../core/key.js'
 import { withForm } from '../core/payload-form.js'
 import type { StoredResponse } from '../core/record.js'
@@ -57,12 +58,17 @@ export function readDecision(name: OperationName, decision: Decision): StoredRes
   throw new OptionInvalid('"release" of resolve() must be true')
 }
 
+/** Not a `Headers` or a Map: their entries are no properties. */
+function isPlainObject(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false
+  const prototype: unknown = Object.getPrototypeOf(value)
+  return prototype === null || isRoot(prototype)
+}
+
 const RESPONSE_CHECKS: Record<keyof ResponseToKeep, Check> = {
   statusCode: isInteger(200, 599),
   headers: (value) =>
-    typeof value === 'object' && value !== null && !Array.isArray(value)
-      ? undefined
-      : "must be an object such as { location: '/payments/7' }",
+    isPlainObject(value) ? undefined : "must be an object such as { location: '/payments/7' }",
   body: () => undefined,
 }
 

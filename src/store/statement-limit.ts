@@ -10,21 +10,13 @@ export interface PlaceLimits {
   readonly hold: StatementLimit
 }
 
-/** For transactions that handlers run in. */
-export interface TransactionLimit {
-  /** For the begin of one, until its first statement is answered. */
-  readonly begin: StatementLimit
-  /**
-   * Takes a place for one that ends, free or not, until it has ended: it has its connection already. While
-   * many wait at their end, no more of them begin.
-   */
-  readonly end: (ended: PromiseLike<unknown>) => void
-}
-
 /** `begin` and `hold` are those of the keys, which may take all places. */
 export interface StatementLimits extends PlaceLimits {
-  /** Places of `begin`, but never all of them where there are several. */
-  readonly transaction: TransactionLimit
+  /**
+   * For the begin of a transaction that a handler then runs in, until its first statement is answered:
+   * places of `begin`, but never all of them where there are several.
+   */
+  readonly transaction: StatementLimit
   /**
    * For webhooks, locks, reservations and statuses: places of `begin`, and of `hold`, but never all of them
    * where there are several. A table of theirs that is locked does not stop the keys.
@@ -51,29 +43,22 @@ export function createStatementLimits(maxConnections: number, timeoutMs: number)
   const forBegins = maxConnections - forHolders
   const begin = createStatementLimit(forBegins, timeoutMs)
   const hold = createStatementLimit(forHolders, timeoutMs)
-  const transactions = allButOne(forBegins, timeoutMs)
   return {
     begin,
     hold,
-    transaction: {
-      begin: partOf(begin, transactions),
-      end: transactions.take,
-    },
+    transaction: partOf(begin, forBegins, timeoutMs),
     besideKeys: {
-      begin: partOf(begin, allButOne(forBegins, timeoutMs)),
-      hold: partOf(hold, allButOne(forHolders, timeoutMs)),
+      begin: partOf(begin, forBegins, timeoutMs),
+      hold: partOf(hold, forHolders, timeoutMs),
     },
   }
 }
 
-/** As many places but one, if there are several. */
-const allButOne = (count: number, timeoutMs: number) =>
-  createPlaces(Math.max(1, count - 1), timeoutMs)
-
-const partOf =
-  (whole: StatementLimit, { limit }: Places): StatementLimit =>
-  (start) =>
-    limit(() => whole(start))
+/** Statements that take all places of a limit but one, if it has several. */
+function partOf(whole: StatementLimit, places: number, timeoutMs: number): StatementLimit {
+  const part = createStatementLimit(Math.max(1, places - 1), timeoutMs)
+  return (start) => part(() => whole(start))
+}
 
 /**
  * A connection whose other end is gone without a word may never settle its statement. After so many
@@ -84,22 +69,12 @@ const partOf =
 const TIMEOUTS_UNTIL_ABANDONED = 10
 
 export function createStatementLimit(maxConcurrent: number, timeoutMs: number): StatementLimit {
-  return createPlaces(maxConcurrent, timeoutMs).limit
-}
-
-interface Places {
-  readonly limit: StatementLimit
-  /** One more is taken, free or not, until this is settled. */
-  readonly take: (settled: PromiseLike<unknown>) => void
-}
-
-function createPlaces(count: number, timeoutMs: number): Places {
   const waiting: (() => void)[] = []
   let taken = 0
   let isOneAbandoned = false
 
   function startNext(): void {
-    if (taken < count) waiting.shift()?.()
+    if (taken < maxConcurrent) waiting.shift()?.()
   }
 
   function release(): void {
@@ -107,7 +82,7 @@ function createPlaces(count: number, timeoutMs: number): Places {
     startNext()
   }
 
-  const limit = <T>(start: () => PromiseLike<T>) =>
+  return <T>(start: () => PromiseLike<T>) =>
     new Promise<T>((resolve, reject) => {
       const run = () => {
         clearTimeout(timer)
@@ -134,12 +109,4 @@ function createPlaces(count: number, timeoutMs: number): Places {
       waiting.push(run)
       startNext()
     })
-
-  return {
-    limit,
-    take(settled) {
-      taken += 1
-      settled.then(release, release)
-    },
-  }
 }

@@ -2,6 +2,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { type Check, check } from '../checks.js'
 import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
+import { exchangeOf } from '../http/hooks.js'
 import { sealIn } from '../sealed.js'
 import { readWebhookOptions } from './check-options.js'
 import { bytesOf, type Endpoint, storableName } from './endpoint.js'
@@ -85,7 +86,8 @@ export function bindRecordedEvents(app: FastifyInstance): void {
   // touched, and a store that does not answer keeps it back no longer than it may.
   app.addHook('onSend', (request, reply, payload, done) => {
     if (request[RECORDED] === null) return done(null, payload)
-    end(request, reply.statusCode < 400).then(
+    const isProcessed = reply.statusCode < 400 && exchangeOf(request)?.hasFailed !== true
+    end(request, isProcessed).then(
       () => done(null, payload),
       () => done(null, payload),
     )

@@ -1,4 +1,5 @@
 // What the plugin answers itself is never mistaken for what an operation answered.
+import { Readable } from 'node:stream'
 import type { RouteHandlerMethod } from 'fastify'
 import t, { test } from 'tap'
 import { errors } from '../../src/index.js'
@@ -329,6 +330,11 @@ test('an error of the library’s own is no result of the handler: a retry goes 
 test('whatever an error handler and keepStatus make of such an error, it is not stored', async (t) => {
   const ways: Record<string, RouteHandlerMethod> = {
     'it is thrown': async ({ server }) => server.idempotency.run('', () => 1),
+    'a stream fails with it': (_request, reply) => {
+      const read = () => stream.destroy(new errors.EventMissing('it'))
+      const stream = new Readable({ read })
+      void reply.send(stream)
+    },
     'it is sent': (_request, reply) => {
       void reply.send(new errors.EventMissing('it'))
     },
@@ -356,5 +362,55 @@ test('whatever an error handler and keepStatus make of such an error, it is not 
       t.notOk(retry.headers['idempotent-replayed'], way)
       t.equal(runs, 2, way)
     }
+  }
+})
+
+test('where a person is to decide, a lease that ran out leaves the operation uncertain', async (t) => {
+  const began = latch()
+  const isTold = latch()
+  let runs = 0
+  const app = await buildApp(t, database, {
+    plugin: { lease: '1s', maxRun: '1s', onLeaseExpired: 'uncertain' },
+    routes: (app) =>
+      app.post('/things', async ({ idempotency }) => {
+        runs += 1
+        began.open()
+        await isTold.opened
+        await idempotency.step('charge', () => 'charged')
+        return 'charged'
+      }),
+  })
+  const key = newKey()
+  const first = begin(app, '/things', { key })
+  await began.opened
+  const isUncertain = ({ json }: Awaited<typeof first>) => json().code === 'IDEMPOTENCY_UNCERTAIN'
+  await until(() => send(app, '/things', { key }), isUncertain)
+  isTold.open()
+  t.equal((await first).json().code, 'IDEMPOTENCY_LEASE_LOST')
+  t.ok(isUncertain(await send(app, '/things', { key })))
+  t.equal(runs, 1)
+})
+
+test('an event that a handler recorded is not processed when the library has refused the handler', async (t) => {
+  for (const config of [{}, { atomic: true }]) {
+    if ('atomic' in config && database.kind !== 'postgres') continue
+    let isRefused = true
+    const eventId = newKey()
+    const app = await buildApp(t, database, {
+      routes(app) {
+        app.setErrorHandler((_error, _request, reply) => {
+          void reply.code(200).send({ received: true })
+        })
+        app.post('/events', { config: { idempotency: config } }, async ({ idempotency }) => {
+          const recorded = await idempotency.recordEvent({ provider: 'own', eventId })
+          if (isRefused) throw new errors.EventMissing('it')
+          return recorded.duplicate
+        })
+      },
+    })
+    const key = newKey()
+    await send(app, '/events', { key })
+    isRefused = false
+    t.equal((await send(app, '/events', { key })).body, 'false', 'it is not processed yet')
   }
 })

@@ -38,6 +38,13 @@ const wideBeyondLatin = (count: number) => {
   return `{${names.map((name) => `"${name}":1`).join(',')}}`
 }
 
+/** Each is the first property of the one around it. */
+const wideInWide = (count: number, bytes: number) => {
+  const others = wideBeyondLatin(count).slice(1, -1)
+  const depth = Math.floor(bytes / (Buffer.byteLength(others) + 10))
+  return nested('{"!":', '1', `,${others}}`, depth * (others.length + 7))
+}
+
 const sideBySide = (value: string) => `[${repeat(`${value},`, MIB - 16).slice(0, -1)}]`
 
 const HOSTILE: readonly Hostile[] = [
@@ -55,6 +62,10 @@ const HOSTILE: readonly Hostile[] = [
   {
     name: 'a body of 100,000 properties whose names are not Latin',
     body: wideBeyondLatin(100_000),
+  },
+  {
+    name: 'a body of objects of 5,000 properties in each other',
+    body: wideInWide(5_000, MIB - 16),
   },
   { name: 'a body that is one long text', body: JSON.stringify(repeat('x', MIB - 64)) },
   { name: 'a body of many small lists', body: `[${repeat('[],', MIB - 16).slice(0, -1)}]` },
