@@ -215,13 +215,16 @@ export class Question<T> {
     world.in(this.#isReplyLate ? this.#lateMs() : this.#latencyMs(), this.#owner, settle)
   }
 
-  /** Nothing comes back but that the connection is gone: in silence, once the network gives it up. */
+  /** Nothing comes back but, perhaps, that the connection is gone. */
   #fail(code: string): void {
     const { world } = this.#network
-    const { onBroken, reject } = this.#asked
+    const { onBroken, onOver = () => {}, reject } = this.#asked
     onBroken?.()
-    const isSilent = world.random.chance(this.#weather.silent)
-    world.in(isSilent ? LONGEST_MS : this.#latencyMs(), this.#owner, () => {
+    if (world.random.chance(this.#weather.silent)) {
+      world.in(LONGEST_MS, this.#owner, onOver)
+      return
+    }
+    world.in(this.#latencyMs(), this.#owner, () => {
       this.#tell(code)
       this.#settle(() => reject(new DatabaseError(code)))
     })

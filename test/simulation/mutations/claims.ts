@@ -176,7 +176,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
         'this.#extend = batched(store, store.extend, { identify: (item) => item as never }, hold)',
       ],
     ],
-    shownBy: 10_230,
+    shownBy: 7,
     isRare: true,
   },
   {
@@ -188,7 +188,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
         'this.#takeOver = batched(store, store.takeOver, { identify: (item) => item as never }, begin)',
       ],
     ],
-    shownBy: 1,
+    shownBy: 324,
     isRare: true,
   },
   {
@@ -200,7 +200,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
         '{ identify: (item) => item as never, sizeOf: ({ response }) => response?.body?.byteLength ?? 0 },',
       ],
     ],
-    shownBy: 1,
+    shownBy: 52_977,
     isRare: true,
   },
   {
@@ -212,8 +212,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
         'this.#keepSteps = batched(store, store.keepSteps, { identify: (item) => item as never, sizeOf }, hold)',
       ],
     ],
-    shownBy: 1,
-    isRare: true,
+    shownBy: 'no schedule among 60,000: an attempt writes one result at a time',
   },
   {
     name: 'a list forgets one record twice',
@@ -224,7 +223,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
         'this.#forget = batched(store, store.forget, { identify: (item) => item as never }, hold)',
       ],
     ],
-    shownBy: 1,
+    shownBy: 107,
     isRare: true,
   },
   {

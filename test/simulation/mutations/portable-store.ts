@@ -113,13 +113,13 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
     name: 'Prisma: an earlier attempt finishes, renews and forgets',
     file: PRISMA,
     edits: [[ATTEMPT, 'return { tenantId, key, ...(attempt === 0 && { operationId }) }']],
-    shownBy: 21,
+    shownBy: 26,
   },
   {
     name: 'Prisma: the same attempt at another operation finishes, renews and forgets',
     file: PRISMA,
     edits: [[ATTEMPT, 'return { tenantId, key, attempt, ...(attempt === 0 && { operationId }) }']],
-    shownBy: 21,
+    shownBy: 26,
   },
   {
     name: 'Prisma: another attempt at the same operation finishes, renews and forgets',

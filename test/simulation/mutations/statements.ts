@@ -87,7 +87,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     name: 'statements: another attempt at the same operation finishes, renews and forgets',
     file: MODEL,
     edits: [[ATTEMPT, 'return row.operationId === operation_id && attempt > 0']],
-    shownBy: 1086,
+    shownBy: 4,
   },
   {
     name: 'statements: a claim that has ended is renewed and forgotten',
@@ -151,6 +151,6 @@ export const OF_STATEMENTS: readonly Mutation[] = [
         'if (row === undefined) continue\n        const after = write({ ...row, steps: seen.steps }, item, database)',
       ],
     ],
-    shownBy: 1,
+    shownBy: 20,
   },
 ]

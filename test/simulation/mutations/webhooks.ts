@@ -67,8 +67,8 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'batched(store, store.end, { identify: (item) => item as never }, hold)',
       ],
     ],
-    shownBy: 1,
-    isRare: true,
+    shownBy:
+      'no schedule among 24,000: a run says once how it ends, and again only when that has failed',
   },
   {
     name: 'webhooks: a list stores the steps of one run twice',
@@ -79,8 +79,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'batched(store, store.keepSteps, { identify: (item) => item as never, sizeOf }, hold)',
       ],
     ],
-    shownBy: 1,
-    isRare: true,
+    shownBy: 'no schedule among 24,000: a run writes one result at a time',
   },
   {
     name: 'webhooks: a claim that was granted too late is not given back',
