@@ -346,7 +346,7 @@ t.test('a transaction that the database rolled back is run again, not for ever',
 
 t.test('any other error of the database ends a transaction at once', async (t) => {
   const client = new FakeClient()
-  client.failures.push('P2002')
+  client.failures.push('P1017')
   let runs = 0
   await t.rejects(
     stepsOf(fresh(), client).steps.transaction(async () => {
