@@ -345,16 +345,22 @@ t.test('a transaction that the database rolled back is run again, not for ever',
 })
 
 t.test('any other error of the database ends a transaction at once', async (t) => {
-  const client = new FakeClient()
-  client.failures.push('P1017')
-  let runs = 0
-  await t.rejects(
-    stepsOf(fresh(), client).steps.transaction(async () => {
-      runs += 1
-    }),
-    { code: 'IDEMPOTENCY_DATABASE_FAILED', cause: { code: 'P2002' } },
-  )
-  t.equal(runs, 1)
+  for (const [failure, code] of [
+    ['P1017', 'IDEMPOTENCY_DATABASE_FAILED'],
+    // A constraint that is looked at when it commits.
+    ['P2002', 'IDEMPOTENCY_DATA_REFUSED'],
+  ] as const) {
+    const client = new FakeClient()
+    client.failures.push(failure)
+    let runs = 0
+    await t.rejects(
+      stepsOf(fresh(), client).steps.transaction(async () => {
+        runs += 1
+      }),
+      { code, cause: { code: failure } },
+    )
+    t.equal(runs, 1)
+  }
 })
 
 t.test('nothing else is begun while a transaction is open', async (t) => {
