@@ -120,11 +120,11 @@ export class Answers {
     if (!plan.isHealthy || this.stoodStill || this.#process.isDead) return
     // Time that its process stood still is not the database's.
     const tookMs = network.world.now - Math.max(startedAt, this.#process.pausedUntil)
-    // What asks for the key itself waits for a transaction that has inserted it; what travels with that,
-    // and what is queued behind it, only until that is known.
+    // What travels with a key that a transaction has inserted, and what is queued behind it, waits until that
+    // is known. What asks for the key itself may have been among them, and waits alone after that.
     const isShared = (one: KeyPlan) => one.kind === 'atomic request' && one.bodies > 1
     const besideMs = plan.keys.some(isShared) ? LIST_LOCK_TIMEOUT_MS + SLOW_MS : 0
-    const mostMs = IN_TIME_MS + (isShared(key) ? LOCK_TIMEOUT_MS : besideMs)
+    const mostMs = IN_TIME_MS + besideMs + (isShared(key) ? LOCK_TIMEOUT_MS : 0)
     invariants.check(
       tookMs < mostMs && outcome !== 'failed',
       () =>
