@@ -62,7 +62,7 @@ export class AtomicClaims {
 
   /** Begins an operation that nothing names: a transaction, and no more. @throws as `begin` does. */
   async beginWithoutKey(atomic: AtomicSettings, report: Report): Promise<AtomicClaim> {
-    // It needs no table of the library's, and is bounded as any transaction of the application.
+    // It reads no table of the library, and is bounded like any transaction of the application.
     const [transaction] = await this.#open(atomic, boundTransaction, (start) => start())
     return this.#hold(undefined, transaction, report)
   }

@@ -41,7 +41,7 @@ const READ_BODY = `
 SELECT r.body FROM idempotency_record r
 WHERE r.tenant_id = $1 AND r.key = $2 AND r.operation_id = $3 AND r.attempt = $4::int4`
 
-// A record that another transaction has locked is somebody's, and not waited for.
+// A record that another transaction has locked is held by it, and is not waited for.
 const HOLD = `
 SELECT 1 AS held FROM idempotency_record r
 WHERE r.tenant_id = $1 AND r.key = $2 AND r.operation_id = $3 AND r.attempt = $4::int4 AND ${IS_FREE}
