@@ -414,3 +414,23 @@ test('an event that a handler recorded is not processed when the library has ref
     t.equal((await send(app, '/events', { key })).body, 'false', 'it is not processed yet')
   }
 })
+
+test('a success that was sent before such an error stays one, and so does its event', async (t) => {
+  let runs = 0
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/events', async ({ idempotency }, reply) => {
+        const event = { provider: 'own', eventId: 'sent before it threw' }
+        const { duplicate } = await idempotency.recordEvent(event)
+        if (duplicate) return 'duplicate'
+        runs += 1
+        void reply.send('done')
+        throw new errors.EventMissing('it')
+      }),
+  })
+  const key = newKey()
+  t.equal((await send(app, '/events', { key })).body, 'done')
+  t.equal((await send(app, '/events', { key })).headers['idempotent-replayed'], 'true')
+  t.equal((await send(app, '/events', { key: newKey() })).body, 'duplicate')
+  t.equal(runs, 1)
+})
