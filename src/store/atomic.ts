@@ -23,13 +23,13 @@ export interface Recorded extends RecordKey, AttemptToken {
   readonly response: StoredResponse
 }
 
-// The deletion deletes nothing. It takes the lock on the table that the last statement needs, so that
+// The update changes nothing. It takes the lock on the table that the last statement needs, so that
 // whatever locks the table is waited for here, where few wait at once, and by whatever comes later.
 //
 // A statement sees what was committed before it began, and so not what the holder of the lock commits
 // while it is being asked for. That is as good as no lock: whoever writes the record last is refused.
 const LOOK = `
-WITH nothing AS (DELETE FROM idempotency_record WHERE false)
+WITH nothing AS (UPDATE idempotency_record SET status = status WHERE false)
 SELECT ${SEEN},
   pg_try_advisory_xact_lock($3::int8)::int4 AS is_alone,
   ${setBounds('$4', '$5')}
