@@ -290,6 +290,11 @@ export class Exchange {
     return this.#recording?.isRefused === true || this.#atomic?.claim.isUndone === true
   }
 
+  /** Where its answer is a stream that is recorded: whether it was, once that is known. */
+  get isStreamRecorded(): Promise<boolean> | undefined {
+    return this.#recording?.isStreamRecorded
+  }
+
   /** The `onSend` hook: hands on what goes out. */
   onSend(payload: unknown, done: SendOn): void {
     this.#isAnswered = true

@@ -1,4 +1,3 @@
-import type { ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
@@ -7,6 +6,7 @@ import { isThrown } from '../core/thrown.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
+import { isAllWritten } from './all-written.js'
 import { watchThen } from './awaited-reply.js'
 import type { BeforeSend } from './before-send.js'
 import {
@@ -44,6 +44,7 @@ export class Recording {
   #hasClosed = false
   #isRefused = false
   #outgoing: Readable | undefined
+  #isStreamRecorded: Promise<boolean> | undefined
   /** Why the stream that was the response has failed. */
   #streamFailure: string | undefined
   /** What the handler had begun and not awaited when it answered, until that is over. */
@@ -66,6 +67,11 @@ export class Recording {
   /** The handler ended with an error of the library's own: whatever is answered, it has no result. */
   get isRefused(): boolean {
     return this.#isRefused
+  }
+
+  /** Once it is known: whether the stream that it answered with is its recorded response. */
+  get isStreamRecorded(): Promise<boolean> | undefined {
+    return this.#isStreamRecorded
   }
 
   /** The `onError` hook. Fastify's `handlerTimeout` answers for a handler that still runs. */
@@ -182,14 +188,20 @@ export class Recording {
   #recordStream(source: Readable, { kept, sent }: Captured): Readable {
     const { claim } = this
     claim.signal.addEventListener('abort', () => source.destroy(claim.signal.reason))
+    let tell: (isRecorded: boolean) => void = () => {}
+    this.#isStreamRecorded = new Promise((resolve) => {
+      tell = resolve
+    })
     return recordStream(source, {
       limit: this.#terms.settings.maxBodyBytes,
       announced: announcedBytes(sent),
       passableBytes: () => passableBytes(this.#reply),
       record: async (body) => {
         if (!(await this.#complete(kept, body))) throw claim.signal.reason
+        tell(true)
       },
       onError: async (error) => {
+        tell(false)
         const isMismatch = error instanceof LengthMismatch
         const why = isMismatch ? error.message : 'the stream of its response failed'
         this.#streamFailure = why
@@ -273,9 +285,4 @@ export class Recording {
     if (!this.#isKept(statusCode)) return this.#release(`status ${statusCode}`)
     await this.#completeWithout(statusCode, 'written past the hooks')
   }
-}
-
-/** Whether all bytes of a closed response were handed on. `app.inject` closes it before its socket says so. */
-function isAllWritten(raw: ServerResponse): boolean {
-  return raw.writableFinished || (raw.writableEnded && Reflect.has(raw, 'isLightMyRequest'))
 }

@@ -27,9 +27,14 @@ export function restoreHead(
   const current = reply.getHeaders()
   for (const name of names ?? new Set([...Object.keys(current), ...Object.keys(headers)])) {
     const value = Object.hasOwn(headers, name) ? headers[name] : undefined
-    if (current[name] === value) continue
+    if (isSame(current[name], value)) continue
     // Before it is set, too: one cookie would be added to those that are there.
     reply.removeHeader(name)
     if (value !== undefined) reply.header(name, Array.isArray(value) ? [...value] : value)
   }
+}
+
+function isSame(a: HeaderValue, b: HeaderValue): boolean {
+  if (!Array.isArray(a) || !Array.isArray(b)) return a === b
+  return a.length === b.length && a.every((item, index) => item === b[index])
 }

@@ -2,15 +2,15 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { type Check, check } from '../checks.js'
 import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
-import { exchangeOf } from '../http/hooks.js'
 import { sealIn } from '../sealed.js'
 import { readWebhookOptions } from './check-options.js'
 import { bytesOf, type Endpoint, storableName } from './endpoint.js'
 import type { WebhookEvent } from './event.js'
-import type { Inbox } from './inbox.js'
+import type { Delivered, Inbox } from './inbox.js'
 import { isEventId } from './ingest.js'
 import { parseJson } from './payload.js'
 import { isProviderName, type Provider } from './provider.js'
+import { type Ending, RecordedEvents } from './recorded-events.js'
 
 /** An event that came to a route of the application's own. */
 export interface EventToRecord {
@@ -60,13 +60,10 @@ const REPLY = Symbol('fastify-idempotency.reply')
 
 declare module 'fastify' {
   interface FastifyRequest {
-    [RECORDED]: Ending[] | null
+    [RECORDED]: RecordedEvents | null
     [REPLY]: Reply | null
   }
 }
-
-/** Says how the request that recorded an event has ended. */
-type Ending = (isProcessed: boolean) => Promise<unknown>
 
 /** The route answered with a status that says it failed. */
 class RequestFailed extends Error {
@@ -82,40 +79,13 @@ export function bindRecordedEvents(app: FastifyInstance): void {
     request[REPLY] = reply
     done()
   })
-  // Before the answer leaves: what is acknowledged is durable as processed. What goes out is not
-  // touched, and a store that does not answer keeps it back no longer than it may.
-  app.addHook('onSend', (request, reply, payload, done) => {
-    if (request[RECORDED] === null) return done(null, payload)
-    const isProcessed = reply.statusCode < 400 && exchangeOf(request)?.hasFailed !== true
-    end(request, isProcessed).then(
-      () => done(null, payload),
-      () => done(null, payload),
-    )
+  app.addHook('onSend', (request, _reply, payload, done) => {
+    if (request[RECORDED] === null) done(null, payload)
+    else request[RECORDED].onSend(payload, done)
   })
-  // What was written past the hooks, or never.
-  app.addHook('onResponse', (request, { raw }, done) => {
-    if (request[RECORDED] === null) return done()
-    end(request, raw.writableFinished && raw.statusCode < 400).then(
-      () => done(),
-      () => done(),
-    )
-  })
-}
-
-async function end(request: FastifyRequest, isProcessed: boolean): Promise<void> {
-  const endings = request[RECORDED] ?? []
-  request[RECORDED] = null
-  await Promise.all(endings.map((ending) => ending(isProcessed)))
-}
-
-/**
- * A reply that was taken out of Fastify's hands (`hijack`) and whose client left goes through no
- * hook. A handler that is not done yet goes on without its client, and what it sends says how it went.
- */
-function endWithConnection(request: FastifyRequest): void {
-  const reply = request[REPLY]
-  reply?.raw.once('close', () => {
-    if (reply.sent && !reply.raw.writableFinished) end(request, false).catch(() => {})
+  app.addHook('onError', (request, _reply, error, done) => {
+    request[RECORDED]?.onError(error)
+    done()
   })
 }
 
@@ -127,11 +97,13 @@ export async function recordEvent(
   given: EventToRecord,
 ): Promise<RecordedEvent> {
   const { provider, eventId, type = null } = checked(given)
-  if (request[REPLY]?.sent) {
+  const reply = request[REPLY]
+  if (reply === null) {
     throw new OptionInvalid(
-      'the reply was sent before recordEvent could record the event, and nothing was recorded: write await request.idempotency.recordEvent(…), and answer after it',
+      'recordEvent was called by an onRequest hook that was added before the plugin: register fastify-idempotency before it, or call recordEvent in the handler',
     )
   }
+  if (reply.sent) throw tooLate('nothing was recorded')
   let open: (event: WebhookEvent) => void = () => {}
   let end: (isProcessed: boolean) => void = () => {}
   const opened = new Promise<WebhookEvent>((resolve) => {
@@ -147,25 +119,35 @@ export async function recordEvent(
   const rawBody = bytesOf('recordEvent', given.payload)
   const event = { eventId, type, object: null, payload: given.payload, rawBody }
   const delivering = inbox.deliver(endpoint, tenantId, event, {}, request.log)
+  let first: WebhookEvent | Delivered
   try {
-    const first = await Promise.race([opened, delivering])
-    if ('outcome' in first) {
-      const { id, deliveries, outcome } = first
-      const isProcessed = outcome === 'duplicate'
-      return { duplicate: true, event: { id, provider, eventId, deliveries, isProcessed } }
-    }
-    const ending: Ending = (isProcessed) => {
-      end(isProcessed)
-      return delivering
-    }
-    if (request[RECORDED] === null) endWithConnection(request)
-    request[RECORDED] = [...(request[RECORDED] ?? []), ending]
-    return { duplicate: false, event: first }
+    first = await Promise.race([opened, delivering])
   } catch (error) {
     const failure = failureOf(error)
     reporter(request.log, nameOf(request), undefined)({ kind: 'inbox_unavailable', failure })
     throw sealIn((options) => new InboxUnavailable(options), error)
   }
+  if ('outcome' in first) {
+    const { id, deliveries, outcome } = first
+    const isProcessed = outcome === 'duplicate'
+    return { duplicate: true, event: { id, provider, eventId, deliveries, isProcessed } }
+  }
+  const ending: Ending = (isProcessed) => {
+    end(isProcessed)
+    return delivering
+  }
+  request[RECORDED] ??= new RecordedEvents(request, reply)
+  if (reply.sent || !request[RECORDED].add(ending)) {
+    void ending(false).catch(() => {})
+    throw tooLate('the next delivery is no duplicate')
+  }
+  return { duplicate: false, event: first }
+}
+
+function tooLate(consequence: string): Error {
+  return new OptionInvalid(
+    `the reply was sent before recordEvent could record the event, and ${consequence}: write await request.idempotency.recordEvent(…), and answer after it`,
+  )
 }
 
 /** An endpoint that no worker serves: its handler is a request, and cannot be run again by others. */

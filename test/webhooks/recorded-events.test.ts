@@ -1,0 +1,428 @@
+// How the answer of a request says how the events that it has recorded ended: streams, errors, and
+// answers that are sent twice, on routes with and without an Idempotency-Key.
+import { once } from 'node:events'
+import { PassThrough, Readable } from 'node:stream'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import t, { test } from 'tap'
+import { errors } from '../../src/index.js'
+import {
+  begin,
+  buildApp,
+  exchangeBytes,
+  latch,
+  listen,
+  newKey,
+  openSocket,
+  postText,
+  recordOf,
+  WatchedPool,
+} from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
+import { until } from '../fixtures/until.js'
+import { eventOf } from '../fixtures/webhooks.js'
+
+const database = await anyDatabase(t)
+
+type Answer = (request: FastifyRequest, reply: FastifyReply) => unknown
+
+interface Setup {
+  answer: Answer
+  /** Answers the second delivery, if that is none. */
+  again?: Answer
+  isProtected?: boolean
+  errorHandler?: Parameters<FastifyInstance['setErrorHandler']>[0] | undefined
+  before?: (app: FastifyInstance) => unknown
+  pool?: WatchedPool
+}
+
+/** A route that records the event `body.id` and answers, and one that answers in the same way and records nothing. */
+async function appOf(t: Parameters<typeof buildApp>[0], setup: Setup) {
+  const { answer, again = () => 'done', isProtected = false, errorHandler, before, pool } = setup
+  let runs = 0
+  const app = await buildApp(t, database, {
+    ...(pool && { plugin: { pool } }),
+    routes(app) {
+      if (errorHandler) app.setErrorHandler(errorHandler)
+      app.addHook('onRequest', async (_request, reply) => {
+        reply.header('date', 'x')
+      })
+      before?.(app)
+      const config = { idempotency: isProtected && { required: true } }
+      app.post('/plain', { config: { idempotency: false } }, async (request, reply) =>
+        answer(request, reply),
+      )
+      app.post('/hook', { config }, async (request, reply) => {
+        const { id } = request.body as { id: string }
+        const { duplicate } = await request.idempotency.recordEvent({
+          provider: 'own',
+          eventId: id,
+        })
+        if (duplicate) return 'duplicate'
+        runs += 1
+        return (runs === 1 ? answer : again)(request, reply)
+      })
+    },
+  })
+  return { app, runs: () => runs, port: await listen(app) }
+}
+
+const statusOf = async (id: string) => (await eventOf(database, id, '', 'own'))?.status
+const untilStatus = (id: string, status: string) =>
+  until(
+    () => statusOf(id),
+    (found) => found === status,
+  )
+
+const request = (path: string, id: string, key = newKey()) =>
+  postText(path, [`idempotency-key: ${key}`], JSON.stringify({ id }))
+
+function failing(error: Error, first?: string): Readable {
+  return new Readable({
+    read() {
+      if (first !== undefined && this.push(first)) setImmediate(() => this.destroy(error))
+      else this.destroy(error)
+    },
+  })
+}
+
+const OWN = new errors.StepTooLate()
+const OTHER = Object.assign(new Error('broken'), { statusCode: 502 })
+const acknowledging: Setup['errorHandler'] = (_error, _request, reply) => {
+  reply.code(200).send('acknowledged')
+}
+
+interface Case {
+  name: string
+  answer: Answer
+  errorHandler?: Setup['errorHandler']
+  isProcessed: boolean
+  /** Whether its connection is cut. */
+  isCut?: boolean
+}
+
+const CASES: Case[] = [
+  { name: 'a stream', answer: () => Readable.from(['some ', 'parts']), isProcessed: true },
+  { name: 'an empty stream', answer: () => Readable.from([]), isProcessed: true },
+  {
+    name: 'a stream of known length',
+    answer: (_request, reply) =>
+      reply.header('content-length', 10).send(Readable.from(['some ', 'parts'])),
+    isProcessed: true,
+  },
+  {
+    name: 'a stream with a status that has no body',
+    answer: (_request, reply) => reply.code(204).send(Readable.from(['some'])),
+    isProcessed: true,
+  },
+  {
+    name: 'a stream with trailers',
+    answer: (_request, reply) =>
+      reply
+        .trailer('x-sum', (_reply, _payload, done) => done(null, '1'))
+        .send(Readable.from(['some ', 'parts'])),
+    isProcessed: true,
+  },
+  {
+    name: 'a web stream',
+    answer: (_request, reply) => reply.send(new Response('some parts').body),
+    isProcessed: true,
+  },
+  {
+    name: 'a Response',
+    answer: () => new Response('some parts', { status: 201, headers: { 'x-own': 'y' } }),
+    isProcessed: true,
+  },
+  {
+    name: 'a stream with a status that says it failed',
+    answer: (_request, reply) => reply.code(503).send(Readable.from(['some ', 'parts'])),
+    isProcessed: false,
+  },
+  {
+    name: 'a stream that fails before its first byte',
+    answer: (_request, reply) => reply.code(201).send(failing(OTHER)),
+    isProcessed: false,
+  },
+  {
+    name: 'a stream that fails with an error of the library',
+    answer: () => failing(OWN),
+    isProcessed: false,
+  },
+  {
+    name: 'a stream that fails, and an error handler that acknowledges it',
+    answer: (_request, reply) => reply.code(201).send(failing(OTHER)),
+    errorHandler: acknowledging,
+    isProcessed: true,
+  },
+  {
+    name: 'a stream that fails, and an error handler that takes its time',
+    answer: (_request, reply) => reply.code(201).send(failing(OTHER)),
+    errorHandler: async (_error, _request, reply) => {
+      await new Promise((resolve) => setTimeout(resolve, 20))
+      return reply.code(503).send('not now')
+    },
+    isProcessed: false,
+  },
+  {
+    name: 'a stream that fails with an error of the library, and an error handler that acknowledges it',
+    answer: () => failing(OWN),
+    errorHandler: acknowledging,
+    isProcessed: false,
+  },
+  {
+    name: 'an error of the library, and an error handler that acknowledges it',
+    answer: () => {
+      throw OWN
+    },
+    errorHandler: acknowledging,
+    isProcessed: false,
+  },
+  {
+    name: 'an error, and an error handler that acknowledges it',
+    answer: () => {
+      throw OTHER
+    },
+    errorHandler: acknowledging,
+    isProcessed: true,
+  },
+  {
+    name: 'a stream that fails after its first byte',
+    answer: () => failing(OTHER, 'some '),
+    isProcessed: false,
+    isCut: true,
+  },
+  {
+    name: 'a web stream that fails after its first byte',
+    answer: (_request, reply) => reply.send(Readable.toWeb(failing(OTHER, 'some '))),
+    isProcessed: false,
+    isCut: true,
+  },
+  {
+    name: 'a stream that is destroyed without an error',
+    answer: () => {
+      const stream = new PassThrough()
+      stream.write('some ')
+      setTimeout(() => stream.destroy(), 20)
+      return stream
+    },
+    isProcessed: false,
+    isCut: true,
+  },
+  {
+    name: 'an answer that is sent and not returned',
+    answer: (_request, reply) => {
+      reply.code(201).send({ sent: true })
+    },
+    isProcessed: true,
+  },
+  {
+    name: 'an answer that is sent, and then another value',
+    answer: (_request, reply) => {
+      reply.code(201).header('x-own', 'y').send({ sent: true })
+      return 'ignored'
+    },
+    isProcessed: true,
+  },
+  {
+    name: 'an answer that is sent, and then an error',
+    answer: (_request, reply) => {
+      reply.code(201).header('x-own', 'y').send({ sent: true })
+      throw OTHER
+    },
+    isProcessed: true,
+  },
+  {
+    name: 'a refusal that is sent, and then an error',
+    answer: (_request, reply) => {
+      reply.code(422).send({ wrong: true })
+      throw OTHER
+    },
+    isProcessed: false,
+  },
+  {
+    name: 'a header that Node refuses',
+    answer: (_request, reply) => reply.header('x-own', 'a\nb').send({ sent: true }),
+    isProcessed: false,
+  },
+  {
+    name: 'a payload that Fastify refuses',
+    answer: (_request, reply) => reply.type('text/plain').send({ sent: true }),
+    isProcessed: false,
+  },
+]
+
+for (const isProtected of [false, true]) {
+  const route = isProtected ? 'protected' : 'unprotected'
+  for (const { name, answer, errorHandler, isProcessed, isCut } of CASES) {
+    test(`${name}, ${route}: ${isProcessed ? 'the event is processed' : 'the next delivery is no duplicate'}`, async (t) => {
+      const { app, port } = await appOf(t, { answer, errorHandler, isProtected })
+      const id = newKey()
+      const given = await exchangeBytes(t, port, request('/hook', id))
+      await untilStatus(id, isProcessed ? 'processed' : 'retrying')
+      // What an error of the library is answered with, and a payload that cannot be sent, on a
+      // protected route, has tests of its own.
+      if (!isProtected && !isCut) {
+        const plain = await exchangeBytes(t, port, request('/plain', id))
+        t.equal(given.head, plain.head)
+        t.equal(String(given.body), String(plain.body))
+      }
+      const options = { payload: { id }, headers: { 'idempotency-key': newKey() } }
+      const again = await begin(app, '/hook', options)
+      t.equal(again.body, isProcessed ? 'duplicate' : 'done')
+      t.equal(await statusOf(id), 'processed')
+    })
+  }
+
+  test(`a client that leaves a stream, ${route}`, async (t) => {
+    const source = new PassThrough()
+    const { app, port, runs } = await appOf(t, { answer: () => source, isProtected })
+    const id = newKey()
+    const key = newKey()
+    const socket = await openSocket(t, port, request('/hook', id, key))
+    source.write('some ')
+    await once(socket, 'data')
+    t.equal(await statusOf(id), 'processing')
+    socket.destroy()
+    if (isProtected) {
+      // The source is read to its end, and its response recorded.
+      source.end('parts')
+      await untilStatus(id, 'processed')
+      t.match(await recordOf(database, key), { status: 'completed' })
+    } else {
+      await once(source, 'close')
+      await untilStatus(id, 'retrying')
+    }
+    await begin(app, '/hook', { payload: { id }, headers: { 'idempotency-key': newKey() } })
+    t.equal(runs(), isProtected ? 1 : 2)
+  })
+
+  test(`a client that leaves before a stream is sent, ${route}`, async (t) => {
+    const began = latch()
+    const left = latch()
+    const answer: Answer = async (_request, reply) => {
+      reply.raw.once('close', () => left.open())
+      began.open()
+      await left.opened
+      return Readable.from(['some ', 'parts'])
+    }
+    const { port } = await appOf(t, { answer, isProtected })
+    const id = newKey()
+    const socket = await openSocket(t, port, request('/hook', id))
+    await began.opened
+    socket.destroy()
+    await untilStatus(id, isProtected ? 'processed' : 'retrying')
+    t.pass()
+  })
+
+  test(`a stream that a later hook replaces, ${route}`, async (t) => {
+    const before = (app: FastifyInstance) =>
+      app.addHook('onSend', async (request, _reply, payload) => {
+        if (!request.url.endsWith('?fail')) return payload
+        throw Object.assign(new Error('later'), { statusCode: 500 })
+      })
+    const answer: Answer = () => Readable.from(['some ', 'parts'])
+    const { port } = await appOf(t, { answer, isProtected, before })
+    const id = newKey()
+    const given = await exchangeBytes(t, port, request('/hook?fail', id))
+    t.match(given.head, /^HTTP\/1.1 500 /)
+    // A protected route records the stream all the same, and a retry gets it.
+    await untilStatus(id, isProtected ? 'processed' : 'retrying')
+  })
+
+  for (const [name, length] of [
+    ['chunked', undefined],
+    ['of known length', 10],
+  ] as const) {
+    test(`a stream, ${name}, ends for its client once its event has ended, ${route}`, async (t) => {
+      const pool = new WatchedPool(database)
+      const asked = latch()
+      const go = latch()
+      pool.before = (name) => {
+        if (name !== 'fi_event_end') return
+        asked.open()
+        return go.opened
+      }
+      const answer: Answer = (_request, reply) => {
+        if (length !== undefined) reply.header('content-length', length)
+        return reply.send(Readable.from(['some ', 'parts']))
+      }
+      const { port } = await appOf(t, { answer, isProtected, pool })
+      const id = newKey()
+      const given = exchangeBytes(t, port, request('/hook', id)).then(({ body }) => String(body))
+      await asked.opened
+      const first = await Promise.race([
+        given,
+        new Promise((resolve) => setTimeout(resolve, 50, 'waiting')),
+      ])
+      t.equal(first, 'waiting')
+      go.open()
+      t.match(await given, length === undefined ? /some .*parts/s : 'some parts')
+      t.equal(await statusOf(id), 'processed')
+    })
+  }
+}
+
+// Fastify answers the error in place of a stream that has not begun, and ignores it for one that has.
+for (const [name, delayMs] of [
+  ['that begins at once', 0],
+  ['that begins late', 50],
+] as const) {
+  for (const isProtected of [false, true]) {
+    test(`a stream ${name} is sent, and then an error, ${isProtected ? 'protected' : 'unprotected'}: the event agrees with the client`, async (t) => {
+      const answer: Answer = (_request, reply) => {
+        const stream = new PassThrough()
+        if (delayMs === 0) stream.end('some parts')
+        else setTimeout(() => stream.end('some parts'), delayMs)
+        reply.code(201).send(stream)
+        throw OTHER
+      }
+      const { port } = await appOf(t, { answer, isProtected })
+      const id = newKey()
+      const { head, body } = await exchangeBytes(t, port, request('/hook', id))
+      const isProcessed = head.startsWith('HTTP/1.1 201')
+      t.match(String(body), isProcessed ? 'some parts' : 'broken')
+      if (isProtected) t.ok(isProcessed)
+      await untilStatus(id, isProcessed ? 'processed' : 'retrying')
+    })
+  }
+}
+
+test('an event that is recorded too late is not processed, and says what to write', async (t) => {
+  const pool = new WatchedPool(database)
+  const answered = latch()
+  let late: Promise<unknown> = Promise.resolve()
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes: (app) =>
+      app.post('/hooks', (request, reply) => {
+        const { id } = request.body as { id: string }
+        late = request.idempotency.recordEvent({ provider: 'own', eventId: id })
+        late.catch(() => {})
+        pool.before = async () => {
+          pool.before = () => {}
+          reply.send('done')
+          await answered.opened
+        }
+      }),
+  })
+  const id = newKey()
+  t.equal((await begin(app, '/hooks', { payload: { id } })).body, 'done')
+  answered.open()
+  await t.rejects(late, {
+    code: 'IDEMPOTENCY_OPTION_INVALID',
+    message: /the next delivery is no duplicate: write await request\.idempotency\.recordEvent/,
+  })
+  await untilStatus(id, 'retrying')
+})
+
+test('a hook before the plugin that records an event is told to come after it', async (t) => {
+  const app = await buildApp(t, database, {
+    before: (app) =>
+      app.addHook('onRequest', async (request) => {
+        await request.idempotency.recordEvent({ provider: 'own', eventId: 'x' })
+      }),
+    routes: (app) => app.post('/hook', () => 'done'),
+  })
+  const answer = await begin(app, '/hook', {})
+  t.equal(answer.json().code, 'IDEMPOTENCY_OPTION_INVALID')
+  t.match(answer.json().detail, /register fastify-idempotency before it/)
+})
