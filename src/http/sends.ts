@@ -146,6 +146,8 @@ export class Sends {
     if (this.#head !== undefined) {
       restoreHead(this.#reply, this.#head, this.#options.recordedHeaders)
     }
+    // What Fastify sends for a handler that has sent its response and returned nothing.
+    if (payload === undefined) return
     this.#reply.log.warn(
       'Reply was already sent, did you forget to "return reply"? The first response is recorded and sent, this one is ignored',
     )

@@ -84,6 +84,11 @@ function readResponse(response: ResponseToKeep): StoredResponse {
   }
   if (body === undefined) return { statusCode, headers: kept, body: new Uint8Array() }
   if (body instanceof Uint8Array) return { statusCode, headers: kept, body }
+  if (kept['content-encoding'] !== undefined) {
+    throw new OptionInvalid(
+      'header "content-encoding" of the response of resolve() needs a "body" of bytes that are encoded so; leave the header out',
+    )
+  }
   const isText = typeof body === 'string'
   kept['content-type'] ??= isText ? 'text/plain; charset=utf-8' : 'application/json; charset=utf-8'
   const text = isText ? body : jsonOf(body)

@@ -32,7 +32,7 @@ const CAN_RUN = `(
 
 // Rows are inserted in the order of their names, so that two processes that record the same events
 // wait for each other but seldom in a circle; a lane can still make one, which is told and said
-// again. A row that is known takes no lane and is not compared with others.
+// again. A row that is known takes no lane and is not compared with others, nor is one without a body.
 //
 // The look for the same body must be served by the index on it. Without statistics, the planner would
 // as soon search the unique key by its first two columns, and so read every event of the provider:
@@ -57,7 +57,7 @@ WITH a AS MATERIALIZED (
         SELECT FROM a before WHERE before.lane = a.lane AND before.i < a.i
           AND before.status = 'processing' AND NOT before.is_known)
     )) AS starts,
-    CASE WHEN NOT a.is_known THEN coalesce(
+    CASE WHEN NOT a.is_known AND a.payload <> '' THEN coalesce(
       (
         SELECT e.id FROM webhook_event e
         WHERE e.body_hash = a.body_hash

@@ -101,9 +101,9 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
         const counted = await countDelivery(arrival)
         if (counted) return counted
       }
-      const twin = alike.find(
-        (row) => row.tenantId === tenantId && row.provider === provider && !isNamed(row, arrival),
-      )
+      const isAlike = (row: RecordedRow) =>
+        row.tenantId === tenantId && row.provider === provider && !isNamed(row, arrival)
+      const twin = payload.byteLength > 0 ? alike.find(isAlike) : undefined
       const isFree = mayStart && (lane === null || (await holderOf(lane)) === undefined)
       const run = isFree ? 1 : 0
       const status = arrival.status === 'processing' && !isFree ? 'received' : arrival.status

@@ -34,11 +34,13 @@ export interface RequestEvents {
   /**
    * Records a webhook event that a route of your own has received, and tells whether it is a
    * duplicate: one atomic write decides. The route's answer is left as it is, and says how the
-   * event ended: below 400 it is processed, otherwise the next delivery is no duplicate. After a
-   * crash it is none either, once the lease (30 s) has run out.
+   * event ended: below 400 it is processed, otherwise the next delivery is no duplicate. A stream is
+   * processed once it has ended. After a crash the next delivery is no duplicate either, once the
+   * lease (30 s) has run out.
    *
    * @throws IDEMPOTENCY_INBOX_UNAVAILABLE (503) when the store does not answer,
-   * IDEMPOTENCY_TENANT_UNKNOWN (403) for a request of no tenant, and what `tenant` throws.
+   * IDEMPOTENCY_TENANT_UNKNOWN (403) for a request of no tenant, what `tenant` throws, and
+   * IDEMPOTENCY_OPTION_INVALID for wrong arguments and for a reply that was sent before.
    */
   recordEvent(event: EventToRecord): Promise<RecordedEvent>
 }

@@ -298,6 +298,10 @@ export async function eventStoreContract(
     const other = arrival({ eventId: null })
     t.equal((await record(other)).sameBodyAs, null)
     t.equal((await record(again(other))).sameBodyAs, other.id, 'two without a name')
+    for (let event = 0; event < 2; event += 1) {
+      const empty = arrival({ payload: Buffer.alloc(0) })
+      t.equal((await record(empty)).sameBodyAs, null, 'no body is like no other')
+    }
     if (store.combinesLists) {
       const [x, y] = [arrival(), arrival()]
       const twin = again(x, { eventId: randomUUID() })

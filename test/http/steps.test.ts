@@ -642,6 +642,11 @@ test('what cannot be a decision is refused, and changes nothing', async (t) => {
     ['k', { response: { statusCode: 99 } }, /200 to 599/],
     ['k', { response: { statusCode: 200, headers: { 'set-cookie': 'a' } } }, /cookie/],
     ['k', { response: { statusCode: 200, headers: { 'bad name': 'a' } } }, /"bad name"/],
+    [
+      'k',
+      { response: { statusCode: 200, headers: { 'Content-Encoding': 'gzip' }, body: 'a' } },
+      /"content-encoding".* of bytes/,
+    ],
     ['k', { response: { statusCode: 200, headers: 'a' } }, /"headers"/],
     ['k', { response: { statusCode: 200, headers: null } }, /"headers"/],
     ['k', { response: { statusCode: 200n } }, /200 to 599/],

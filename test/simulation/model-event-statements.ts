@@ -66,7 +66,7 @@ export const EVENT_STATEMENTS: Readonly<Record<string, OfEvents>> = {
           ...(starts
             ? { fence: 1, attempts: 1, runningLane: item.lane }
             : item.status === 'processing' && { status: 'received' }),
-          sameBodyAs: isKnown(item) ? null : (twin ?? null),
+          sameBodyAs: isKnown(item) || item.payload === '' ? null : (twin ?? null),
         }
         recorded.push(recordedOf(yield* insertOrCount(transaction, database, row), database))
       }
