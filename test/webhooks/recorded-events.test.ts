@@ -163,6 +163,15 @@ const CASES: Case[] = [
     isProcessed: false,
   },
   {
+    name: 'a stream that fails, and an error handler that writes past the hooks',
+    answer: (_request, reply) => reply.code(201).send(failing(OTHER)),
+    errorHandler: (_error, _request, reply) => {
+      reply.hijack()
+      reply.raw.writeHead(500, { date: 'x', connection: 'close' }).end('broken')
+    },
+    isProcessed: false,
+  },
+  {
     name: 'a stream that fails with an error of the library, and an error handler that acknowledges it',
     answer: () => failing(OWN),
     errorHandler: acknowledging,
@@ -328,6 +337,19 @@ for (const isProtected of [false, true]) {
     await untilStatus(id, isProtected ? 'processed' : 'retrying')
   })
 
+  test(`a stream that a later hook does not read, ${route}`, async (t) => {
+    const before = (app: FastifyInstance) =>
+      app.addHook('onSend', async (request, _reply, payload) =>
+        request.url.endsWith('?other') ? 'other' : payload,
+      )
+    // More than waits between the source and the client.
+    const answer: Answer = () => Readable.from(Array<string>(50).fill('x'.repeat(16_384)))
+    const { port } = await appOf(t, { answer, isProtected, before })
+    const id = newKey()
+    t.equal(String((await exchangeBytes(t, port, request('/hook?other', id))).body), 'other')
+    await untilStatus(id, isProtected ? 'processed' : 'retrying')
+  })
+
   for (const [name, length] of [
     ['chunked', undefined],
     ['of known length', 10],
@@ -438,6 +460,37 @@ test('an event that is recorded too late is not processed, and says what to writ
     message: /the next delivery is no duplicate: write await request\.idempotency\.recordEvent/,
   })
   await untilStatus(id, 'retrying')
+})
+
+test('an event that is recorded while the end of another is stored comes too late', async (t) => {
+  const pool = new WatchedPool(database)
+  const ending = latch()
+  const over = latch()
+  let late: Promise<unknown> = Promise.resolve()
+  const [first, second] = [newKey(), newKey()]
+  const app = await buildApp(t, database, {
+    plugin: { pool },
+    routes: (app) =>
+      app.post('/hooks', async (request) => {
+        await request.idempotency.recordEvent({ provider: 'own', eventId: first })
+        pool.before = async (name) => {
+          if (name === 'fi_event_record') await ending.opened
+          if (name !== 'fi_event_end') return
+          ending.open()
+          await over.opened
+        }
+        late = request.idempotency.recordEvent({ provider: 'own', eventId: second })
+        late.catch(() => {})
+        return 'done'
+      }),
+  })
+  const answer = begin(app, '/hooks')
+  await ending.opened
+  await t.rejects(late, { message: /the next delivery is no duplicate/ })
+  over.open()
+  t.equal((await answer).body, 'done')
+  await untilStatus(first, 'processed')
+  await untilStatus(second, 'retrying')
 })
 
 test('a hook before the plugin that records an event is told to come after it', async (t) => {
