@@ -18,6 +18,7 @@ import { captureResponse, discard } from './capture.js'
 import { isKept } from './kept-status.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import type { RecordingTerms } from './recording.js'
+import { saveHead } from './reply-head.js'
 import { type Outgoing, type SendOn, Sends } from './sends.js'
 import { responseToStore } from './stored-response.js'
 
@@ -109,20 +110,22 @@ export class AtomicRecording {
   async #end(payload: unknown): Promise<Outgoing> {
     const { claim } = this
     this.#isSending = true
+    // What the handler does to it later, or sends later, does not count.
+    const head = saveHead(this.#reply)
     if (this.#hasTimedOut) {
       // Of the handler's own response and the one to its timeout, either may come first.
       discard(payload)
       return { payload: this.#timedOut() }
     }
     // It is undone already: by an error of the handler, whose response this is.
-    if (claim.isEnding) return { payload }
+    if (claim.isEnding) return { payload, head }
     if (this.#reply.raw.headersSent) {
       await this.#undoPastHooks()
       return { payload }
     }
     if (this.#failure !== undefined) {
       await claim.undo(this.#failure.why, this.#failure.refusal)
-      return { payload }
+      return { payload, head }
     }
     let answer: Answer
     try {

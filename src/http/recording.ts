@@ -2,7 +2,7 @@ import type { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Claim } from '../claims/claim.js'
 import type { StoredResponse } from '../core/record.js'
-import { isThrown } from '../core/thrown.js'
+import { isThrown, readThrown } from '../core/thrown.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
@@ -32,6 +32,19 @@ export interface RecordingTerms {
   readonly report: Report
 }
 
+/** How a handler ended that threw nothing. */
+interface Handled {
+  readonly value: unknown
+  /** It calls `send` later, or has. */
+  readonly isAnsweredLater: boolean
+}
+
+interface LateAnswer {
+  readonly statusCode: number
+  /** It is an error of the library's own. */
+  readonly isRefused: boolean
+}
+
 /** A handler that runs under a claim, and its response on the way out and into the store. */
 export class Recording {
   readonly claim: Claim
@@ -49,7 +62,9 @@ export class Recording {
   #streamFailure: string | undefined
   /** What the handler had begun and not awaited when it answered, until that is over. */
   #unfinished: Promise<void> | undefined
-  #handled: Promise<unknown> = Promise.resolve()
+  #handled: Promise<Handled> = Promise.resolve({ value: undefined, isAnsweredLater: false })
+  /** After Fastify's timeout has answered: what the handler sends all the same, once it does. */
+  #lateAnswer: Promise<LateAnswer> | undefined
 
   constructor(claim: Claim, reply: FastifyReply, terms: RecordingTerms) {
     this.claim = claim
@@ -78,7 +93,21 @@ export class Recording {
   onError(error: FastifyError): void {
     this.#sends.onError(error)
     if (isOwnError(error)) this.#isRefused = true
-    if (error.code === 'FST_ERR_HANDLER_TIMEOUT') this.#hasTimedOut = true
+    if (error.code !== 'FST_ERR_HANDLER_TIMEOUT') return
+    this.#hasTimedOut = true
+    this.#lateAnswer = this.#watchLateAnswer()
+  }
+
+  /** Fastify ignores what is sent after its timeout has answered, before any hook. */
+  #watchLateAnswer(): Promise<LateAnswer> {
+    const reply = this.#reply
+    const { send } = Object.getPrototypeOf(reply) as FastifyReply
+    return new Promise((resolve) => {
+      reply.send = (payload?: unknown) => {
+        if (this.#terms.beforeSend.isCurrent) resolve(lateAnswerOf(reply, payload))
+        return send.call(reply, payload)
+      }
+    })
   }
 
   /** Runs the handler as Fastify would, and knows when it has ended. */
@@ -100,13 +129,13 @@ export class Recording {
       result = handler.call(request.server, request, reply)
       if (result === undefined) {
         // It calls back, and nobody can tell when it is done without an answer; maxRun ends it.
-        this.#handled = new Promise(() => {})
+        this.#handled = Promise.resolve({ value: undefined, isAnsweredLater: true })
         return reply
       }
       // Adopted once: each call of `then` runs the query of a query builder.
       const handled = Promise.resolve(result)
-      handled.catch(() => {})
-      this.#handled = handled
+      this.#handled = handled.then((value) => ({ value, isAnsweredLater: isAnsweredLater() }))
+      this.#handled.catch(() => {})
       const value = await handled
       if (this.#hasClosed) {
         // A reply that was taken out of Fastify's hands after its connection had closed.
@@ -159,7 +188,7 @@ export class Recording {
       if (this.#hasTimedOut) {
         // Fastify's timeout answers while the handler goes on: nobody else may run until it is
         // done, and if it succeeds after all, nobody needs to.
-        void this.#handled.then((value) => this.#afterTimeout(kept, value), release).catch(() => {})
+        void this.#handled.then((how) => this.#afterTimeout(kept, how), release).catch(() => {})
       } else await release()
       return { payload: captured.payload, head }
     }
@@ -214,12 +243,17 @@ export class Recording {
   }
 
   /** The handler has ended well, but Fastify had answered for it. What would it have said? */
-  async #afterTimeout(head: Head, value: unknown): Promise<void> {
-    const { statusCode } = this.#reply
+  async #afterTimeout(head: Head, { value, isAnsweredLater }: Handled): Promise<void> {
+    const sent = isAnsweredLater
+      ? await this.#lateAnswer
+      : await Promise.race([this.#lateAnswer, undefined])
+    const { statusCode } = sent ?? this.#reply
     await this.claim.closeSteps().over
     // An error that is returned is one that is thrown, to Fastify.
-    const isError = isThrown(value, Error)
-    const isFailure = isError || (statusCode !== head.statusCode && !this.#isKept(statusCode))
+    const isError = isThrown(value, Error) || sent?.isRefused === true
+    // Of a value that it returns, the status is that of the timeout's answer, unless it set another.
+    const isItsOwn = sent !== undefined || statusCode !== head.statusCode
+    const isFailure = isError || (isItsOwn && !this.#isKept(statusCode))
     if (isFailure) await this.#release(`status ${statusCode}`)
     else await this.#completeWithout(head.statusCode, 'timed out')
   }
@@ -285,4 +319,10 @@ export class Recording {
     if (!this.#isKept(statusCode)) return this.#release(`status ${statusCode}`)
     await this.#completeWithout(statusCode, 'written past the hooks')
   }
+}
+
+function lateAnswerOf({ statusCode }: FastifyReply, payload: unknown): LateAnswer {
+  if (!isThrown(payload, Error)) return { statusCode, isRefused: false }
+  const own = readThrown(payload, 'statusCode')
+  return { statusCode: typeof own === 'number' ? own : 500, isRefused: isOwnError(payload) }
 }

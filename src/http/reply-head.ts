@@ -14,7 +14,8 @@ export function saveHead(reply: FastifyReply): SavedHead {
     // Fastify adds further cookies to the list that it has.
     headers[name] = Array.isArray(value) ? [...value] : value
   }
-  return { statusCode: reply.statusCode, headers }
+  // Node cuts a fraction off as well.
+  return { statusCode: Math.trunc(reply.statusCode), headers }
 }
 
 /** Undoes what was set since the head was saved: all of it, or its status and these headers. */

@@ -42,26 +42,44 @@ function oneRoute(
 /** Handlers that answer twice: the first time with 201, `first` and two headers. */
 const TWICE: Record<
   string,
-  (second: (reply: Parameters<RouteHandlerMethod>[1]) => void) => RouteHandlerMethod
+  (
+    second: (reply: Parameters<RouteHandlerMethod>[1]) => void,
+    before?: (reply: Parameters<RouteHandlerMethod>[1]) => void,
+  ) => RouteHandlerMethod
 > = {
-  'at once': (second) => (_request, reply) => {
-    first(reply)
-    second(reply)
-  },
-  'in an async handler': (second) => async (_request, reply) => {
-    first(reply)
-    await null
-    second(reply)
-    return reply
-  },
-  later: (second) => (_request, reply) => {
-    first(reply)
-    setImmediate(() => second(reply))
-  },
+  'at once':
+    (second, before = first) =>
+    (_request, reply) => {
+      before(reply)
+      second(reply)
+    },
+  'in an async handler':
+    (second, before = first) =>
+    async (_request, reply) => {
+      before(reply)
+      await null
+      second(reply)
+      return reply
+    },
+  later:
+    (second, before = first) =>
+    (_request, reply) => {
+      before(reply)
+      setImmediate(() => second(reply))
+    },
 }
 
 function first(reply: Parameters<RouteHandlerMethod>[1]): void {
   reply.code(201).header('location', '/first').header('set-cookie', 'a=first').send('first')
+}
+
+const FAILED: Record<string, (reply: Parameters<RouteHandlerMethod>[1]) => void> = {
+  'a failure': (reply) =>
+    void reply.code(503).header('location', '/first').header('set-cookie', 'a=first').send('first'),
+  'an error': (reply) => {
+    reply.header('location', '/first').header('set-cookie', 'a=first')
+    reply.send(Object.assign(new Error('first'), { statusCode: 503 }))
+  },
 }
 
 const SECOND: Record<string, (reply: Parameters<RouteHandlerMethod>[1]) => void> = {
@@ -102,6 +120,41 @@ for (const [route, config] of Object.entries(ROUTES)) {
       })
     }
   }
+
+  for (const [firstKind, fail] of Object.entries(FAILED)) {
+    for (const [moment, handlerOf] of Object.entries(TWICE)) {
+      test(`${route}: the first of two responses counts, and is ${firstKind}, ${moment}`, async (t) => {
+        let runs = 0
+        const twice = handlerOf((reply) => SECOND.text?.(reply), fail)
+        const app = await oneRoute(t, config, function (request, reply) {
+          runs += 1
+          return runs === 1 ? twice.call(this, request, reply) : { run: runs }
+        })
+        const key = newKey()
+        const answer = await send(app, '/things', { key })
+        t.equal(answer.statusCode, 503)
+        t.match(answer.body, 'first')
+        t.equal(answer.headers.location, '/first')
+        t.equal(answer.headers['set-cookie'], 'a=first')
+        for (const name of ['link', 'x-second']) t.notOk(name in answer.headers, name)
+        // What the handler did was undone, or is done again.
+        t.same((await send(app, '/things', { key })).json(), { run: 2 })
+      })
+    }
+  }
+
+  test(`${route}: a status with a fraction is cut off, as Node does`, async (t) => {
+    let runs = 0
+    const app = await oneRoute(t, config, (_request, reply) =>
+      reply.code(201.5).send({ run: ++runs }),
+    )
+    const key = newKey()
+    for (const replayed of [undefined, 'true']) {
+      const answer = await send(app, '/things', { key })
+      t.same([answer.statusCode, answer.json()], [201, { run: 1 }])
+      t.equal(answer.headers['idempotent-replayed'], replayed)
+    }
+  })
 
   test(`${route}: a second response while later hooks work on the first one is ignored`, async (t) => {
     const inHook = latch()
