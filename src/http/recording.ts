@@ -101,7 +101,7 @@ export class Recording {
   /** Fastify ignores what is sent after its timeout has answered, before any hook. */
   #watchLateAnswer(): Promise<LateAnswer> {
     const reply = this.#reply
-    const { send } = Object.getPrototypeOf(reply) as FastifyReply
+    const { send } = reply
     return new Promise((resolve) => {
       reply.send = (payload?: unknown) => {
         if (this.#terms.beforeSend.isCurrent) resolve(lateAnswerOf(reply, payload))

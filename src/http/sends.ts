@@ -1,4 +1,5 @@
 import type { FastifyError, FastifyReply } from 'fastify'
+import { readThrown } from '../core/thrown.js'
 import type { BeforeSend } from './before-send.js'
 import { discard } from './capture.js'
 import { restoreHead, type SavedHead, saveHead } from './reply-head.js'
@@ -56,7 +57,7 @@ export class Sends {
     if (this.#hasFailed) this.#takeBackHead()
     // Fastify leaves the hook out for a second error of a request, so one is enough for all after it.
     this.#hasErred = true
-    this.#isTimeoutNext = error.code === 'FST_ERR_HANDLER_TIMEOUT'
+    this.#isTimeoutNext = isTimeoutError(error)
   }
 
   /** For the `onSend` hook: calls back with what goes out, if this payload does. */
@@ -65,6 +66,7 @@ export class Sends {
     this.#isTimeoutNext = false
     if (this.#state === 'none' || (this.#hasFailed && this.#hasErred)) {
       this.#hasFailed = false
+      if (this.#state === 'none') this.#guardSend()
       this.#state = 'recording'
       this.#sendWhen(this.#options.record(payload), done)
     } else if (this.#state === 'recording' ? isTimeout : this.#isOfLaterHook) {
@@ -91,6 +93,28 @@ export class Sends {
     if (this.#options.beforeSend.isCurrent) return false
     // For an error, Fastify breaks off what has begun to go out.
     return this.#hasErred || !this.#reply.raw.headersSent
+  }
+
+  /**
+   * Refuses what the handler sends once it has answered. Fastify would take it for a reply that was not
+   * sent yet: it would set the head for it and run the error handlers, and of a second error it writes
+   * the response at once, past all hooks.
+   */
+  #guardSend(): void {
+    const reply = this.#reply
+    const { send } = reply
+    reply.send = (payload?: unknown) => {
+      if (!this.#isSecond(payload)) return send.call(reply, payload)
+      this.#ignore(payload)
+      return reply
+    }
+  }
+
+  #isSecond(payload: unknown): boolean {
+    if (this.#reply.sent || this.#hasFailed) return false
+    const isOfHandler = this.#options.beforeSend.isCurrent
+    if (this.#state === 'handed on') return isOfHandler
+    return isOfHandler || !(this.#isTimeoutNext || isTimeoutError(payload))
   }
 
   #sendWhen(recorded: Promise<Outgoing>, done: SendOn): void {
@@ -152,4 +176,8 @@ export class Sends {
       'Reply was already sent, did you forget to "return reply"? The first response is recorded and sent, this one is ignored',
     )
   }
+}
+
+function isTimeoutError(error: unknown): boolean {
+  return readThrown(error, 'code') === 'FST_ERR_HANDLER_TIMEOUT'
 }

@@ -59,23 +59,27 @@ for (const [way, wait] of Object.entries(WAYS)) {
     test(`a handler that ${way}, too late: ${name} ${isDone ? 'is the end of it' : 'frees the key'}`, async (t) => {
       const go = latch()
       let runs = 0
-      const app = await buildApp(t, database, {
-        routes: (app) =>
-          app.post('/things', { handlerTimeout: 50 }, (_request, reply) => {
-            runs += 1
-            return runs === 1 ? (wait(answer, go.opened, reply) as undefined) : 'again'
-          }),
-      })
+      const withTimeout = (handlerTimeout: number) =>
+        buildApp(t, database, {
+          routes: (app) =>
+            app.post('/things', { handlerTimeout }, (_request, reply) => {
+              runs += 1
+              return runs === 1 ? (wait(answer, go.opened, reply) as undefined) : 'again'
+            }),
+        })
+      const app = await withTimeout(300)
+      // A retry is not to meet a timeout of its own.
+      const patient = await withTimeout(60_000)
       const key = newKey()
       t.equal((await send(app, '/things', { key })).statusCode, 503)
-      t.equal((await send(app, '/things', { key })).json().code, 'IDEMPOTENCY_IN_PROGRESS')
+      t.equal((await send(patient, '/things', { key })).json().code, 'IDEMPOTENCY_IN_PROGRESS')
       t.match(await recordOf(database, key), { status: 'in_progress' })
       go.open()
       await until(
         () => recordOf(database, key),
         (record) => record?.status === (isDone ? 'completed' : 'released'),
       )
-      const retry = await send(app, '/things', { key })
+      const retry = await send(patient, '/things', { key })
       t.equal(
         isDone ? retry.json().code : retry.body,
         isDone ? 'IDEMPOTENCY_NOT_REPLAYABLE' : 'again',

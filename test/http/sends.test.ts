@@ -121,11 +121,14 @@ for (const [route, config] of Object.entries(ROUTES)) {
     }
   }
 
-  for (const [firstKind, fail] of Object.entries(FAILED)) {
+  const failures = Object.entries(FAILED).flatMap(([firstKind, fail]) =>
+    Object.entries(SECOND).map(([kind, second]) => ({ firstKind, fail, kind, second })),
+  )
+  for (const { firstKind, fail, kind, second } of failures) {
     for (const [moment, handlerOf] of Object.entries(TWICE)) {
-      test(`${route}: the first of two responses counts, and is ${firstKind}, ${moment}`, async (t) => {
+      test(`${route}: the first of two responses counts, and is ${firstKind}, the second is ${kind}, ${moment}`, async (t) => {
         let runs = 0
-        const twice = handlerOf((reply) => SECOND.text?.(reply), fail)
+        const twice = handlerOf(second, fail)
         const app = await oneRoute(t, config, function (request, reply) {
           runs += 1
           return runs === 1 ? twice.call(this, request, reply) : { run: runs }
@@ -141,6 +144,23 @@ for (const [route, config] of Object.entries(ROUTES)) {
         t.same((await send(app, '/things', { key })).json(), { run: 2 })
       })
     }
+  }
+
+  for (const [moment, handlerOf] of Object.entries(TWICE)) {
+    test(`${route}: the first of two errors is what every retry gets, ${moment}`, async (t) => {
+      const refusal = (message: string, statusCode: number) =>
+        Object.assign(new Error(message), { statusCode })
+      const twice = handlerOf(
+        (reply) => void reply.code(422).send(refusal('second', 422)),
+        (reply) => void reply.send(refusal('first', 409)),
+      )
+      const app = await oneRoute(t, config, twice)
+      const key = newKey()
+      const answer = await send(app, '/things', { key })
+      t.match([answer.statusCode, answer.body], [409, /first/])
+      const retry = await send(app, '/things', { key })
+      t.same([retry.statusCode, retry.body], [409, answer.body].slice(0, 2))
+    })
   }
 
   test(`${route}: a status with a fraction is cut off, as Node does`, async (t) => {
