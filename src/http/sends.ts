@@ -66,7 +66,9 @@ export class Sends {
     this.#isTimeoutNext = false
     if (this.#state === 'none' || (this.#hasFailed && this.#hasErred)) {
       this.#hasFailed = false
-      if (this.#state === 'none') this.#guardSend()
+      if (this.#state === 'none') {
+        refuseSends(this.#reply, (sent) => this.#isSecond(sent) && this.#ignore(sent))
+      }
       this.#state = 'recording'
       this.#sendWhen(this.#options.record(payload), done)
     } else if (this.#state === 'recording' ? isTimeout : this.#isOfLaterHook) {
@@ -95,21 +97,6 @@ export class Sends {
     return this.#hasErred || !this.#reply.raw.headersSent
   }
 
-  /**
-   * Refuses what the handler sends once it has answered. Fastify would take it for a reply that was not
-   * sent yet: it would set the head for it and run the error handlers, and of a second error it writes
-   * the response at once, past all hooks.
-   */
-  #guardSend(): void {
-    const reply = this.#reply
-    const { send } = reply
-    reply.send = (payload?: unknown) => {
-      if (!this.#isSecond(payload)) return send.call(reply, payload)
-      this.#ignore(payload)
-      return reply
-    }
-  }
-
   #isSecond(payload: unknown): boolean {
     if (this.#reply.sent || this.#hasFailed) return false
     const isOfHandler = this.#options.beforeSend.isCurrent
@@ -125,15 +112,7 @@ export class Sends {
       ({ payload, head }) => {
         if (turn !== this.#count) return
         if (head !== undefined) restoreHead(reply, head)
-        this.#handOn(() => {
-          try {
-            done(null, payload)
-          } catch (error) {
-            // What hooks after this one added cannot be sent. No other code would catch it here.
-            if (reply.raw.headersSent) reply.raw.destroy()
-            else reply.send(error)
-          }
-        })
+        this.#handOn(() => sendOnSafely(reply, done, payload))
       },
       (error) => {
         if (turn !== this.#count) return
@@ -163,7 +142,7 @@ export class Sends {
   }
 
   /** Ignores a second response, with what was set for it. */
-  #ignore(payload: unknown): void {
+  #ignore(payload: unknown): true {
     discard(payload)
     // Until the first one is handed on, all of its head is restored then. After that, later hooks may
     // have set the other headers.
@@ -171,13 +150,34 @@ export class Sends {
       restoreHead(this.#reply, this.#head, this.#options.recordedHeaders)
     }
     // What Fastify sends for a handler that has sent its response and returned nothing.
-    if (payload === undefined) return
+    if (payload === undefined) return true
     this.#reply.log.warn(
       'Reply was already sent, did you forget to "return reply"? The first response is recorded and sent, this one is ignored',
     )
+    return true
   }
 }
 
 function isTimeoutError(error: unknown): boolean {
   return readThrown(error, 'code') === 'FST_ERR_HANDLER_TIMEOUT'
+}
+
+/**
+ * Refuses what is sent while another response is on its way. Fastify would take it for a reply that was
+ * not sent yet: it would set the head for it and run the error handlers, and of a second error it writes
+ * the response at once, past all hooks.
+ */
+export function refuseSends(reply: FastifyReply, isRefused: (payload: unknown) => boolean): void {
+  const { send } = reply
+  reply.send = (payload?: unknown) => (isRefused(payload) ? reply : send.call(reply, payload))
+}
+
+/** What hooks have added may be refused by Node. Outside of Fastify's own calls, nothing else catches that. */
+export function sendOnSafely(reply: FastifyReply, done: SendOn, payload: unknown): void {
+  try {
+    done(null, payload)
+  } catch (error) {
+    if (reply.raw.headersSent) reply.raw.destroy()
+    else reply.send(error)
+  }
 }

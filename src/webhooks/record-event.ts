@@ -1,4 +1,4 @@
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import { type Check, check } from '../checks.js'
 import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
@@ -81,9 +81,14 @@ export function bindRecordedEvents(app: FastifyInstance): void {
     request[REPLY] = reply
     done()
   })
-  app.addHook('onSend', (request, _reply, payload, done) => {
-    if (request[RECORDED] === null) done(null, payload)
-    else request[RECORDED].onSend(payload, done)
+  // Those of a route run last: what leaves is what says how the events ended.
+  const onSend: onSendHookHandler = (request, _reply, payload, done) => {
+    const recorded = request[RECORDED]
+    if (recorded === null) done(null, payload)
+    else recorded.onSend(payload, done)
+  }
+  app.addHook('onRoute', (route) => {
+    route.onSend = [route.onSend ?? [], onSend].flat()
   })
   app.addHook('onError', (request, _reply, error, done) => {
     request[RECORDED]?.onError(error)
@@ -105,7 +110,7 @@ export async function recordEvent(
       'recordEvent was called by an onRequest hook that was added before the plugin: register fastify-idempotency before it, or call recordEvent in the handler',
     )
   }
-  if (reply.sent) throw tooLate('nothing was recorded')
+  if (reply.raw.writableEnded) throw tooLate(request, 'nothing was recorded')
   let open: (event: WebhookEvent) => void = () => {}
   let end: (isProcessed: boolean) => void = () => {}
   const opened = new Promise<WebhookEvent>((resolve) => {
@@ -139,17 +144,20 @@ export async function recordEvent(
     return delivering
   }
   request[RECORDED] ??= new RecordedEvents(request, reply)
-  if (reply.sent || !request[RECORDED].add(ending)) {
+  if (reply.raw.writableEnded || !request[RECORDED].add(ending)) {
     void ending(false).catch(() => {})
-    throw tooLate('the next delivery is no duplicate')
+    throw tooLate(request, 'the next delivery is no duplicate')
   }
   return { duplicate: false, event: first }
 }
 
-function tooLate(consequence: string): Error {
-  return new OptionInvalid(
+/** Told here: a call that is not awaited tells nobody. */
+function tooLate({ log }: FastifyRequest, consequence: string): Error {
+  const error = new OptionInvalid(
     `the reply was sent before recordEvent could record the event, and ${consequence}: write await request.idempotency.recordEvent(…), and answer after it`,
   )
+  log.error({ err: error }, error.message)
+  return error
 }
 
 /** An endpoint that no worker serves: its handler is a request, and cannot be run again by others. */

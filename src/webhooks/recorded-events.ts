@@ -1,43 +1,41 @@
 import { pipeline, type Readable, Transform } from 'node:stream'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { isAllWritten } from '../http/all-written.js'
-import { BeforeSend } from '../http/before-send.js'
-import { type Captured, captureResponse, passableBytes } from '../http/capture.js'
+import { type Captured, captureResponse, discard, passableBytes } from '../http/capture.js'
 import { exchangeOf } from '../http/hooks.js'
-import { type Outgoing, type SendOn, Sends } from '../http/sends.js'
+import { restoreHead } from '../http/reply-head.js'
+import { refuseSends, type SendOn, sendOnSafely } from '../http/sends.js'
 import { isOwnError } from '../http/thrown-problem.js'
 
 /** Stores how the request ended for one of its events. */
 export type Ending = (isProcessed: boolean) => Promise<unknown>
 
 /**
- * The events that one request has recorded. Its answer says how they ended, and leaves once that is
- * stored, or could not be within `storeTimeout`: what is acknowledged is durable as processed. What goes
- * out is not changed.
+ * The events that one request has recorded. Its answer says how they ended, as it leaves behind all
+ * hooks, and waits until that is stored, or could not be within `storeTimeout`: what is acknowledged is
+ * durable as processed. What goes out is not changed.
  *
  * - Text and bytes have succeeded if their status says so.
- * - A stream has succeeded once its source has ended. The answer to its error counts in its place.
+ * - A stream has succeeded once its source has ended. What Fastify answers in its place, if nothing of it
+ *   has gone out, counts instead.
  * - What is written past the hooks (`hijack`, `reply.raw`) has succeeded once the client got all of it.
  */
 export class RecordedEvents {
   readonly #request: FastifyRequest
   readonly #reply: FastifyReply
-  readonly #sends: Sends
   #endings: Ending[] = []
   #isDecided = false
+  /** The answer waits until it is stored how the events ended. */
+  #isEnding = false
   #isRefused = false
   /** The stream that is the answer. */
   #outgoing: Transform | undefined
+  /** It has failed before its first byte, and Fastify has not begun to answer that. */
+  #isUnanswered = false
 
   constructor(request: FastifyRequest, reply: FastifyReply) {
     this.#request = request
     this.#reply = reply
-    this.#sends = new Sends(reply, {
-      beforeSend: exchangeOf(request)?.beforeSend ?? new BeforeSend(),
-      recordedHeaders: [],
-      record: (payload) => this.#answer(payload),
-      onReplaced: () => this.#outgoing?.destroy(),
-    })
     reply.raw.once('close', () => this.#onClose())
   }
 
@@ -47,35 +45,58 @@ export class RecordedEvents {
     return !this.#isDecided
   }
 
-  /** The `onSend` hook: calls back with what goes out. */
-  onSend(payload: unknown, done: SendOn): void {
-    this.#sends.onSend(payload, done)
-  }
-
   /** The `onError` hook. A handler that ends with an error of the library's own was not let go on. */
   onError(error: FastifyError): void {
-    this.#sends.onError(error)
+    this.#isUnanswered = false
     if (isOwnError(error)) this.#isRefused = true
   }
 
-  async #answer(payload: unknown): Promise<Outgoing> {
+  /** The last `onSend` hook: calls back with what goes out. */
+  onSend(payload: unknown, done: SendOn): void {
     const reply = this.#reply
+    if (this.#isEnding) {
+      // A second answer to a reply whose first one is on its way.
+      this.#ignore(payload)
+      return
+    }
+    if (this.#isDecided || reply.raw.headersSent) {
+      done(null, payload)
+      return
+    }
+    // It takes the place of a stream that has not begun, and must not begin while this waits.
+    this.#outgoing?.unpipe()
+    this.#outgoing = undefined
     let captured: Captured
     try {
       captured = captureResponse(reply, payload, [])
     } catch {
-      // Fastify or Node refuse it as well, and answer that.
-      await this.#end(false)
-      return { payload }
+      // Fastify or Node refuse it as well, and what is answered then comes here.
+      done(null, payload)
+      return
     }
     const { sent: head } = captured
     const isSuccess = head.statusCode < 400 && !this.#hasFailed
     if (isSuccess && captured.kind === 'stream') {
       this.#outgoing = this.#watch(captured.payload)
-      return { payload: this.#outgoing, head }
+      done(null, this.#outgoing)
+      return
     }
-    await this.#end(isSuccess)
-    return { payload: captured.payload, head }
+    this.#isEnding = true
+    refuseSends(reply, (sent) => this.#isEnding && this.#ignore(sent))
+    void this.#end(isSuccess).then(() => {
+      this.#isEnding = false
+      restoreHead(reply, head)
+      sendOnSafely(reply, done, captured.payload)
+    })
+  }
+
+  #ignore(payload: unknown): true {
+    discard(payload)
+    // What Fastify sends for a handler that has sent its response and returned nothing.
+    if (payload !== undefined) {
+      this.#reply.log.warn('Reply was already sent, did you forget to "return reply"?')
+    }
+    return true
   }
 
   get #hasFailed(): boolean {
@@ -104,7 +125,7 @@ export class RecordedEvents {
         this.#end(true).then(() => done(null, latest))
       },
       destroy: (error, done) => {
-        this.#onStreamClosed(source.errored !== null)
+        if (outgoing === this.#outgoing) this.#onStreamClosed(source.errored !== null)
         // As Fastify ends a stream whose client has left: without an error.
         source.destroy()
         done(error)
@@ -116,9 +137,13 @@ export class RecordedEvents {
 
   /** A stream is closed, perhaps before its end. */
   #onStreamClosed(hasFailed: boolean): void {
-    // While nothing of it has gone out, its error is answered, and that answer says how it went.
-    const isAnswered = hasFailed && !this.#reply.raw.destroyed && this.#sends.fail()
-    if (isAnswered) return
+    const { raw } = this.#reply
+    if (!raw.headersSent && !raw.destroyed) {
+      // Fastify answers that, and the answer comes here.
+      this.#outgoing = undefined
+      this.#isUnanswered = true
+      return
+    }
     // A protected route reads its stream to the end, whatever became of the client.
     const isRecorded = exchangeOf(this.#request)?.isStreamRecorded
     void this.#end(hasFailed ? false : (isRecorded ?? false))
@@ -127,9 +152,9 @@ export class RecordedEvents {
   /** A handler whose client left goes on, and its answer comes here all the same. */
   #onClose(): void {
     const { raw, sent } = this.#reply
-    if (this.#sends.isUnanswered) void this.#end(false)
+    if (isAllWritten(raw)) void this.#end(raw.statusCode < 400)
     else if (this.#outgoing !== undefined) this.#outgoing.destroy()
-    else if (sent) void this.#end(isAllWritten(raw) && raw.statusCode < 400)
+    else if (sent || raw.headersSent || this.#isUnanswered) void this.#end(false)
   }
 
   /** Each event ends once. What cannot be stored was reported, and is what a crash would leave. */

@@ -167,8 +167,13 @@ export function bindWebhooks(
   bindRecordedEvents(app)
 
   return {
-    async recordEvent(request, event) {
-      return recordEvent(inbox(), request, await tenantOf(request), event)
+    recordEvent(request, event) {
+      const recording = tenantOf(request).then((tenantId) =>
+        recordEvent(inbox(), request, tenantId, event),
+      )
+      // What is not awaited must not end the process when it fails.
+      recording.catch(() => {})
+      return recording
     },
     async ingest(event) {
       const given = readEventToIngest(event)
