@@ -1,5 +1,6 @@
 import { backoff } from './core/backoff.js'
 import { failureOf, type Report } from './events.js'
+import { hasWaited } from './store/failures.js'
 import { within } from './within.js'
 
 /** What a lease needs of its surroundings. */
@@ -35,6 +36,9 @@ export type Settled = { kind: 'stored' } | { kind: 'lost' } | { kind: 'failed'; 
  * for an answer so often is too slow to hold anything in it.
  */
 export const RENEWALS_OF_A_GRANT = 3
+
+/** How soon an ending that has met a locked row is tried again. */
+const SETTLING_AGAIN = { firstMs: 20, mostMs: 200 }
 
 /** How often an ending that could not be stored is tried again. */
 const STORING_AGAIN = { firstMs: 200, mostMs: 5_000 }
@@ -130,18 +134,25 @@ export class Lease<Ending> {
   }
 
   /**
-   * Stores how the attempt ended. `failed` means that the store did not answer within `withinMs`:
-   * the lease is still open, for `keepSettling` or `close`.
+   * Stores how the attempt ended. `failed` means that the store did not answer within `withinMs`, or
+   * failed: the lease is still open, for `keepSettling` or `close`. A row that another transaction has
+   * locked is waited for all of that time, in statements that give up earlier.
    */
   async settle(ending: Ending, withinMs: number): Promise<Settled> {
     this.#isSettled = true
-    try {
-      const isStored = await within(this.#context.end(ending), withinMs)
-      if (!isStored) this.#loseToAnother()
-      this.close()
-      return { kind: isStored ? 'stored' : 'lost' }
-    } catch (error) {
-      return { kind: 'failed', error }
+    const deadline = performance.now() + withinMs
+    for (let waits = 0; ; waits += 1) {
+      try {
+        const isStored = await within(this.#context.end(ending), deadline - performance.now())
+        if (!isStored) this.#loseToAnother()
+        this.close()
+        return { kind: isStored ? 'stored' : 'lost' }
+      } catch (error) {
+        const pauseMs = backoff(SETTLING_AGAIN, waits, Math.random())
+        const isInTime = performance.now() + pauseMs < deadline
+        if (!hasWaited(error) || !isInTime || this.#hasEnded) return { kind: 'failed', error }
+        await this.#sleep(pauseMs)
+      }
     }
   }
 

@@ -19,7 +19,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   events: ['core', 'store'],
   sealed: ['core', 'errors', 'events', 'store'],
   dispatch: ['core', 'errors', 'events', 'checks', 'within'],
-  lease: ['core', 'events', 'within'],
+  lease: ['core', 'events', 'store', 'within'],
   locks: [
     'sealed',
     'holder',

@@ -1,5 +1,6 @@
 import type { OmittedReason } from '../events.js'
 import { isDataRefused } from '../store/client.js'
+import { hasWaited } from '../store/failures.js'
 import type { Finish } from '../store/store.js'
 
 /** A response that failed to be stored so often, in one attempt after another, is tried without its body. */
@@ -25,7 +26,8 @@ export function finishDespiteBody(
     try {
       return await finish(ending)
     } catch (error) {
-      failures += 1
+      // A row that another transaction has locked says nothing of the body.
+      if (!hasWaited(error)) failures += 1
       const { response } = ending
       if (!response?.body?.byteLength) throw error
       const isSuspect = failures >= MAX_FAILURES && response.body.byteLength >= MIN_SUSPECT_BYTES

@@ -636,6 +636,65 @@ for (const path of PATHS) {
   )
 
   t.test(
+    `${path}: a response waits for a locked row for storeTimeout, and leaves stored`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 8 })
+      const events = collectEvents(t)
+      // Longer than a statement waits for a row.
+      const lockedMs = 2_500
+      const { app, counts, held } = await stalledApp(t, database, path, { storeTimeout: 30_000 })
+      const key = newKey()
+      let isAnswered = false
+      const answer = begin(app, '/held', { key }).finally(() => {
+        isAnswered = true
+      })
+      await until(() => counts.has(key))
+      const other = await otherTransaction(t, database)
+      await other.client.query('SELECT FROM idempotency_record WHERE key = $1 FOR UPDATE', [key])
+      held.open()
+      await new Promise((resolve) => setTimeout(resolve, lockedMs))
+      t.notOk(isAnswered, 'it waits')
+      await other.end()
+      const { statusCode, body } = await answer
+      t.equal(statusCode, 200)
+      t.notOk(events.kinds().includes('response_not_stored'))
+      const replay = await send(app, '/held', { key })
+      t.strictSame([replay.headers['idempotent-replayed'], replay.body], ['true', body])
+    },
+  )
+
+  t.test(
+    `${path}: an event's end waits for its locked row for storeTimeout`,
+    { skip },
+    async (t) => {
+      const database = await postgresDatabase(t, { max: 8 })
+      const run = latch()
+      const go = latch()
+      const app = await buildApp(t, database, {
+        plugin: { ...(path === 'prisma' && { pool: undefined }), storeTimeout: 30_000 },
+        routes: (app) =>
+          app.webhook('/webhooks/stripe', { provider: stripe({ secret: SECRET }) }, async () => {
+            run.open()
+            await go.opened
+          }),
+      })
+      let isAnswered = false
+      const answer = postStripe(app, stripeEvent()).finally(() => {
+        isAnswered = true
+      })
+      await run.opened
+      const other = await otherTransaction(t, database)
+      await other.client.query('SELECT FROM webhook_event FOR UPDATE')
+      go.open()
+      await new Promise((resolve) => setTimeout(resolve, 2_500))
+      t.notOk(isAnswered, 'it waits')
+      await other.end()
+      t.strictSame((await answer).json(), { outcome: 'processed' })
+    },
+  )
+
+  t.test(
     `${path}: replay() of an event whose row is locked fails, and leaves nothing on the server`,
     { skip },
     async (t) => {
