@@ -148,9 +148,9 @@ export class Lease<Ending> {
         this.close()
         return { kind: isStored ? 'stored' : 'lost' }
       } catch (error) {
+        if (!hasWaited(error) || this.#hasEnded) return { kind: 'failed', error }
         const pauseMs = backoff(SETTLING_AGAIN, waits, Math.random())
-        const isInTime = performance.now() + pauseMs < deadline
-        if (!hasWaited(error) || !isInTime || this.#hasEnded) return { kind: 'failed', error }
+        if (performance.now() + pauseMs > deadline) return { kind: 'failed', error }
         await this.#sleep(pauseMs)
       }
     }
