@@ -69,7 +69,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     name: 'statements: a forced takeover has the number of the attempt that it ends',
     file: MODEL,
     edits: [['attempt: attempt + 1 }', 'attempt: item.forced ? attempt : attempt + 1 }']],
-    shownBy: 150,
+    shownBy: 184,
   },
   {
     name: 'statements: an earlier attempt finishes, renews and forgets',
