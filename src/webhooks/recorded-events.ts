@@ -65,7 +65,6 @@ export class RecordedEvents {
     }
     // It takes the place of a stream that has not begun, and must not begin while this waits.
     this.#outgoing?.unpipe()
-    this.#outgoing = undefined
     let captured: Captured
     try {
       captured = captureResponse(reply, payload, [])
@@ -153,7 +152,8 @@ export class RecordedEvents {
   #onClose(): void {
     const { raw, sent } = this.#reply
     if (isAllWritten(raw)) void this.#end(raw.statusCode < 400)
-    else if (this.#outgoing !== undefined) this.#outgoing.destroy()
+    // A stream is closed by Fastify, and tells then.
+    else if (this.#outgoing !== undefined) return
     else if (sent || raw.headersSent || this.#isUnanswered) void this.#end(false)
   }
 

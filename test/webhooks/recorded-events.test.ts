@@ -240,6 +240,23 @@ const CASES: Case[] = [
     isProcessed: true,
   },
   {
+    name: 'an answer that is sent, and then another head',
+    answer: (_request, reply) => {
+      reply.code(201).header('x-own', 'y').send({ sent: true })
+      reply.code(500)
+    },
+    isProcessed: true,
+  },
+  {
+    name: 'an answer that is sent, and then one past the hooks',
+    answer: (_request, reply) => {
+      reply.code(201).send({ sent: true })
+      reply.raw.end('past')
+    },
+    isProcessed: true,
+    isCut: true,
+  },
+  {
     name: 'a refusal that is sent, and then an error',
     answer: (_request, reply) => {
       reply.code(422).send({ wrong: true })
@@ -557,6 +574,22 @@ test('a reply that was taken over before the event is recorded', async (t) => {
     t.match(String((await exchangeBytes(t, port, request('/hook', id))).body), 'false')
     await untilStatus(id, isProcessed ? 'processed' : 'retrying')
   }
+})
+
+test('a reply that was taken over, and whose client left before anything was written', async (t) => {
+  const began = latch()
+  const { port } = await appOf(t, {
+    answer: (_request, reply) => {
+      reply.hijack()
+      began.open()
+    },
+  })
+  const id = newKey()
+  const socket = await openSocket(t, port, request('/hook', id))
+  await began.opened
+  socket.destroy()
+  await untilStatus(id, 'retrying')
+  t.pass()
 })
 
 test('an error that a later hook turns into a success: the event is processed', async (t) => {
