@@ -176,6 +176,37 @@ for (const [route, config] of Object.entries(ROUTES)) {
     }
   })
 
+  for (const [kind, second] of Object.entries(SECOND)) {
+    test(`${route}: ${kind} while later hooks work on an error is ignored`, async (t) => {
+      const inHook = latch()
+      const sent = latch()
+      const app = await oneRoute(
+        t,
+        config,
+        async (_request, reply) => {
+          reply.send(Object.assign(new Error('first'), { statusCode: 409 }))
+          await inHook.opened
+          second(reply)
+          sent.open()
+          return reply
+        },
+        (app) =>
+          app.addHook('onSend', async (_request, _reply, payload) => {
+            inHook.open()
+            await sent.opened
+            return payload
+          }),
+      )
+      const key = newKey()
+      for (let turn = 0; turn < 2; turn += 1) {
+        const answer = await send(app, '/things', { key })
+        t.equal(answer.statusCode, 409)
+        t.match(answer.body, 'first')
+        t.notOk('link' in answer.headers)
+      }
+    })
+  }
+
   test(`${route}: a second response while later hooks work on the first one is ignored`, async (t) => {
     const inHook = latch()
     const sent = latch()
