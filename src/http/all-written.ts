@@ -1,6 +1,10 @@
 import type { ServerResponse } from 'node:http'
 
-/** Whether all bytes of a closed response were handed on. `app.inject` closes it before its socket says so. */
+/** Whether all bytes of a closed response were handed on. */
 export function isAllWritten(raw: ServerResponse): boolean {
-  return raw.writableFinished || (raw.writableEnded && Reflect.has(raw, 'isLightMyRequest'))
+  // HTTP/2 ends and finishes the stream of a client that has left.
+  const isAborted = Reflect.get(Object(Reflect.get(raw, 'stream')), 'aborted') === true
+  if (!raw.writableEnded || isAborted) return false
+  // `app.inject` closes it before its socket says so.
+  return raw.writableFinished || Reflect.has(raw, 'isLightMyRequest')
 }

@@ -32,6 +32,8 @@ export interface RecordingTerms {
   readonly report: Report
 }
 
+const UNSENDABLE = 'its response could not be sent'
+
 /** How a handler ended that threw nothing. */
 interface Handled {
   readonly value: unknown
@@ -54,6 +56,8 @@ export class Recording {
   /** Whether a response is on its way through the hooks. */
   #isSending = false
   #hasTimedOut = false
+  /** The last response that came to be sent could not be. */
+  #isUnsendable = false
   #hasClosed = false
   #isRefused = false
   #outgoing: Readable | undefined
@@ -177,13 +181,16 @@ export class Recording {
       if (isAnswer && steps?.isAwaited === false) throw new StepNotAwaited()
     } catch (error) {
       discard(captured?.payload)
-      // It cannot be sent, so it is an error like one that the handler throws.
-      await this.#release('its response could not be sent')
+      // It cannot be sent, so it is an error like one that the handler throws: what is answered to that
+      // is recorded, if it can be sent.
+      this.#isUnsendable = true
       throw error
     }
+    const unsendable = this.#isUnsendable ? UNSENDABLE : undefined
+    this.#isUnsendable = false
     const { kept, sent: head } = captured
     if (!isAnswer) {
-      const why = this.#streamFailure ?? `status ${kept.statusCode}`
+      const why = this.#streamFailure ?? unsendable ?? `status ${kept.statusCode}`
       const release = () => this.#release(why)
       if (this.#hasTimedOut) {
         // Fastify's timeout answers while the handler goes on: nobody else may run until it is
@@ -310,6 +317,7 @@ export class Recording {
     if (claim.isSettled) return
     const why = this.#streamFailure
     if (why !== undefined && this.#sends.isUnanswered) return this.#release(why)
+    if (this.#isUnsendable) return this.#release(UNSENDABLE)
     if (this.#isSending || !reply.sent) return
     if (!isAllWritten(reply.raw)) {
       return claim.abandon('the connection closed while the response was written past the hooks')

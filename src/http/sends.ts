@@ -45,6 +45,7 @@ export class Sends {
   #hasFailed = false
   #hasErred = false
   #isTimeoutNext = false
+  #isRefusing = false
   #count = 0
 
   constructor(reply: FastifyReply, options: SendsOptions) {
@@ -66,9 +67,7 @@ export class Sends {
     this.#isTimeoutNext = false
     if (this.#state === 'none' || (this.#hasFailed && this.#hasErred)) {
       this.#hasFailed = false
-      if (this.#state === 'none') {
-        refuseSends(this.#reply, (sent) => this.#isSecond(sent) && this.#ignore(sent))
-      }
+      this.#refuseSends()
       this.#state = 'recording'
       this.#sendWhen(this.#options.record(payload), done)
     } else if (this.#state === 'recording' ? isTimeout : this.#isOfLaterHook) {
@@ -97,8 +96,14 @@ export class Sends {
     return this.#hasErred || !this.#reply.raw.headersSent
   }
 
+  #refuseSends(): void {
+    if (this.#isRefusing) return
+    this.#isRefusing = true
+    refuseSends(this.#reply, (sent) => this.#isSecond(sent) && this.#ignore(sent))
+  }
+
   #isSecond(payload: unknown): boolean {
-    if (this.#reply.sent || this.#hasFailed) return false
+    if (this.#reply.sent || this.#hasFailed || this.#state === 'none') return false
     const isOfHandler = this.#options.beforeSend.isCurrent
     if (this.#state === 'handed on') return isOfHandler
     return isOfHandler || !(this.#isTimeoutNext || isTimeoutError(payload))
@@ -116,7 +121,8 @@ export class Sends {
       },
       (error) => {
         if (turn !== this.#count) return
-        this.#state = 'handed on'
+        // It was none. What is answered to the error is the response.
+        this.#state = 'none'
         this.#options.beforeSend.leave(() => done(error))
       },
     )

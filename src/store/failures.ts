@@ -27,6 +27,14 @@ export function hasWaited(error: unknown): boolean {
   return code === '55P03' || code === '57014'
 }
 
+/** Whether it took too long, wherever it waited: that says nothing of what was sent. */
+export function isTimeout(error: unknown): boolean {
+  return hasWaited(error) || isLockTimeout(error) || TIMEOUTS.has(errorCode(error) ?? '')
+}
+
+// Ours and the socket's; Prisma's for a connection of its pool, a transaction, a file that is locked.
+const TIMEOUTS = new Set(['ETIMEDOUT', 'P2024', 'P2028', 'P1008', 'SQLITE_BUSY'])
+
 /** Another transaction has the row, and the statement waited for it for as long as it may. */
 export function isLockTimeout(error: unknown): boolean {
   const code = errorCode(error)

@@ -1,4 +1,10 @@
-import type { FastifyInstance, FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
+import type {
+  FastifyInstance,
+  FastifyReply,
+  FastifyRequest,
+  onSendHookHandler,
+  RouteOptions,
+} from 'fastify'
 import { type Check, check } from '../checks.js'
 import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
@@ -81,18 +87,36 @@ export function bindRecordedEvents(app: FastifyInstance): void {
     request[REPLY] = reply
     done()
   })
-  // Those of a route run last: what leaves is what says how the events ended.
   const onSend: onSendHookHandler = (request, _reply, payload, done) => {
     const recorded = request[RECORDED]
     if (recorded === null) done(null, payload)
     else recorded.onSend(payload, done)
   }
-  app.addHook('onRoute', (route) => {
-    route.onSend = [route.onSend ?? [], onSend].flat()
-  })
+  // What leaves says how the events ended.
+  app.addHook('onRoute', (route) => runLast(route, onSend))
   app.addHook('onError', (request, _reply, error, done) => {
     request[RECORDED]?.onError(error)
     done()
+  })
+}
+
+/**
+ * The hooks of a route run after all others. Other plugins add theirs to it later, by setting the list or
+ * by pushing onto it: whenever the list is read, this hook is its last.
+ */
+function runLast(route: RouteOptions, last: onSendHookHandler): void {
+  let hooks = [route.onSend ?? []].flat()
+  Object.defineProperty(route, 'onSend', {
+    enumerable: true,
+    configurable: true,
+    get() {
+      for (let at = hooks.indexOf(last); at !== -1; at = hooks.indexOf(last)) hooks.splice(at, 1)
+      hooks.push(last)
+      return hooks
+    },
+    set(given: RouteOptions['onSend']) {
+      hooks = [given ?? []].flat()
+    },
   })
 }
 

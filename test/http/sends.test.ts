@@ -18,6 +18,7 @@ import {
   WatchedPool,
 } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
+import { until } from '../fixtures/until.js'
 
 const database = await anyDatabase(t)
 
@@ -430,6 +431,55 @@ const UNSENDABLE: Record<string, (reply: FastifyReply) => unknown> = {
   'a line break in a header that is not kept': (reply) => reply.header('x-note', 'a\nb'),
   'NUL in one of several headers': (reply) => reply.header('link', ['</a>', '</b\0>']),
   'a name that no header has': (reply) => reply.header('x note', 'a'),
+}
+
+for (const [what, spoil] of Object.entries(UNSENDABLE)) {
+  for (const status of [200, 409]) {
+    test(`a response with ${what}, and an error handler that answers ${status}: every retry gets that`, async (t) => {
+      let runs = 0
+      const app = await oneRoute(
+        t,
+        {},
+        (_request, reply) => {
+          runs += 1
+          spoil(reply)
+          reply.code(201).send('made')
+        },
+        (app) =>
+          app.setErrorHandler((_error, _request, reply) => {
+            for (const name of Object.keys(reply.getHeaders())) reply.removeHeader(name)
+            reply.code(status).send(`mended ${runs}`)
+          }),
+      )
+      const key = newKey()
+      for (const replayed of [undefined, 'true']) {
+        const answer = await send(app, '/things', { key })
+        t.strictSame([answer.statusCode, answer.body], [status, 'mended 1'])
+        t.equal(answer.headers['idempotent-replayed'], replayed)
+      }
+    })
+  }
+
+  test(`a response with ${what}, and an error handler that mends nothing: the key is freed`, async (t) => {
+    let runs = 0
+    const app = await oneRoute(
+      t,
+      {},
+      (_request, reply) => {
+        runs += 1
+        if (runs === 1) spoil(reply)
+        reply.code(201).send('made')
+      },
+      (app) => app.setErrorHandler((_error, _request, reply) => reply.code(200).send('again')),
+    )
+    const key = newKey()
+    await send(app, '/things', { key })
+    const retry = await until(
+      () => send(app, '/things', { key }),
+      ({ statusCode }) => statusCode !== 409,
+    )
+    t.strictSame([retry.statusCode, retry.body, runs], [201, 'made', 2])
+  })
 }
 
 for (const [name, config] of Object.entries(ROUTES)) {

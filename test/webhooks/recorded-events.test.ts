@@ -1,8 +1,9 @@
 // How the answer of a request says how the events that it has recorded ended: streams, errors, and
 // answers that are sent twice, on routes with and without an Idempotency-Key.
 import { once } from 'node:events'
+import { connect, constants } from 'node:http2'
 import { PassThrough, Readable } from 'node:stream'
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import t, { test } from 'tap'
 import { errors } from '../../src/index.js'
 import {
@@ -360,6 +361,22 @@ const LATER: {
   },
 ]
 
+/** How hooks come to run behind the plugin's. */
+const PLACES: Record<string, (app: FastifyInstance, hook: onSendHookHandler) => unknown> = {
+  'of the application': (app, hook) => app.addHook('onSend', hook),
+  'set on the route': (app, hook) =>
+    app.addHook('onRoute', (route) => {
+      route.onSend = [route.onSend ?? [], hook].flat()
+    }),
+  'pushed onto the route': (app, hook) =>
+    app.addHook('onRoute', (route) => {
+      if (Array.isArray(route.onSend)) route.onSend.push(hook)
+    }),
+}
+const LATER_PLACES = Object.keys(PLACES).flatMap((where) =>
+  LATER.map((later) => ({ where, ...later })),
+)
+
 for (const isProtected of [false, true]) {
   const route = isProtected ? 'protected' : 'unprotected'
   for (const { name, answer, errorHandler, isProcessed, isCut } of CASES) {
@@ -423,12 +440,11 @@ for (const isProtected of [false, true]) {
     t.pass()
   })
 
-  for (const { name, change, isProcessed } of LATER) {
-    test(`${name}, ${route}: ${isProcessed ? 'the event is processed' : 'the next delivery is no duplicate'}`, async (t) => {
-      const before = (app: FastifyInstance) =>
-        app.addHook('onSend', async (request, reply, payload) =>
-          request.url.endsWith('?change') ? change(reply, payload) : payload,
-        )
+  for (const { where, name, change, isProcessed } of LATER_PLACES) {
+    test(`${name}, ${where}, ${route}: ${isProcessed ? 'the event is processed' : 'the next delivery is no duplicate'}`, async (t) => {
+      const hook: onSendHookHandler = async (request, reply, payload) =>
+        request.url.endsWith('?change') ? change(reply, payload) : payload
+      const before = (app: FastifyInstance) => PLACES[where]?.(app, hook)
       for (const answer of [() => ({ sent: true }), () => Readable.from(['some ', 'parts'])]) {
         const { port, app } = await appOf(t, { answer, isProtected, before })
         const id = newKey()
@@ -591,6 +607,43 @@ test('a reply that was taken over, and whose client left before anything was wri
   await untilStatus(id, 'retrying')
   t.pass()
 })
+
+for (const [name, code] of [
+  ['CANCEL', constants.NGHTTP2_CANCEL],
+  ['NO_ERROR', constants.NGHTTP2_NO_ERROR],
+] as const) {
+  for (const isHijacked of [false, true]) {
+    test(`HTTP/2: a client that leaves ${isHijacked ? 'a hijacked reply' : 'a stream'} with ${name}: the next delivery is no duplicate`, async (t) => {
+      const source = new PassThrough()
+      const app = await buildApp(t, database, {
+        server: { http2: true } as object,
+        routes: (app) =>
+          app.post('/hook', async (request, reply) => {
+            const { id } = request.body as { id: string }
+            await request.idempotency.recordEvent({ provider: 'own', eventId: id })
+            source.write('some ')
+            if (!isHijacked) return source
+            reply.hijack()
+            source.pipe(reply.raw)
+            return undefined
+          }),
+      })
+      const session = connect(`http://127.0.0.1:${await listen(app)}`)
+      t.teardown(() => session.destroy())
+      const id = newKey()
+      const posted = session.request({
+        ':method': 'POST',
+        ':path': '/hook',
+        'content-type': 'application/json',
+      })
+      posted.end(JSON.stringify({ id }))
+      await once(posted, 'data')
+      posted.close(code)
+      await untilStatus(id, 'retrying')
+      t.pass()
+    })
+  }
+}
 
 test('an error that a later hook turns into a success: the event is processed', async (t) => {
   const { port } = await appOf(t, {
