@@ -1,6 +1,6 @@
 import type { OmittedReason } from '../events.js'
 import { isDataRefused } from '../store/client.js'
-import { isTimeout } from '../store/failures.js'
+import { isOfServer } from '../store/failures.js'
 import type { Finish } from '../store/store.js'
 
 /** A response that failed to be stored so often, in one attempt after another, is tried without its body. */
@@ -26,8 +26,7 @@ export function finishDespiteBody(
     try {
       return await finish(ending)
     } catch (error) {
-      // What has waited in vain says nothing of the body.
-      if (isTimeout(error)) throw error
+      if (isOfServer(error)) throw error
       failures += 1
       const { response } = ending
       if (!response?.body?.byteLength) throw error

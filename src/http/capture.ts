@@ -48,6 +48,11 @@ export function captureResponse(
   }
 }
 
+/** Whether a payload is read while it is sent. */
+export function isStreamed(payload: unknown): boolean {
+  return isStream(payload) || isResponse(payload)
+}
+
 /** Ends a stream that will not be sent. */
 export function discard(payload: unknown): void {
   const stream = isResponse(payload) ? payload.body : payload
@@ -126,14 +131,17 @@ function isSentWithoutBody(statusCode: number): boolean {
   return statusCode === 304 || isWithoutBody(statusCode)
 }
 
+function isStream(payload: unknown): boolean {
+  return ['pipe', 'getReader'].some(
+    (name) => typeof Reflect.get(Object(payload), name) === 'function',
+  )
+}
+
 function formOf(payload: unknown, { headers }: SavedHead): PayloadForm | undefined {
   if (payload === null) return 'null'
   if (typeof payload === 'string') return 'text'
   if (payload instanceof Uint8Array) return 'bytes'
-  const isStream = ['pipe', 'getReader'].some(
-    (name) => typeof Reflect.get(Object(payload), name) === 'function',
-  )
-  if (!isStream) return undefined
+  if (!isStream(payload)) return undefined
   return headers['content-length'] === undefined ? 'stream' : 'sized stream'
 }
 

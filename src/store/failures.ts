@@ -27,13 +27,22 @@ export function hasWaited(error: unknown): boolean {
   return code === '55P03' || code === '57014'
 }
 
-/** Whether it took too long, wherever it waited: that says nothing of what was sent. */
-export function isTimeout(error: unknown): boolean {
-  return hasWaited(error) || isLockTimeout(error) || TIMEOUTS.has(errorCode(error) ?? '')
+/**
+ * Whether a failure says nothing of what was sent: it took too long, wherever it waited, or the server ends,
+ * starts, is full, or takes no writes.
+ */
+export function isOfServer(error: unknown): boolean {
+  return hasWaited(error) || isLockTimeout(error) || OF_THE_SERVER.has(errorCode(error) ?? '')
 }
 
-// Ours and the socket's; Prisma's for a connection of its pool, a transaction, a file that is locked.
-const TIMEOUTS = new Set(['ETIMEDOUT', 'P2024', 'P2028', 'P1008', 'SQLITE_BUSY'])
+const OF_THE_SERVER = new Set([
+  // Ours and the socket's; Prisma's for a connection of its pool, a transaction, a file that is locked.
+  ...['ETIMEDOUT', 'P2024', 'P2028', 'P1008', 'SQLITE_BUSY'],
+  // Nobody listens.
+  ...['ECONNREFUSED', 'P1001'],
+  // PostgreSQL: shut down by an administrator, crashed, starting; too many connections; read-only.
+  ...['57P01', '57P02', '57P03', '53300', '25006'],
+])
 
 /** Another transaction has the row, and the statement waited for it for as long as it may. */
 export function isLockTimeout(error: unknown): boolean {

@@ -101,22 +101,12 @@ export function bindRecordedEvents(app: FastifyInstance): void {
 }
 
 /**
- * The hooks of a route run after all others. Other plugins add theirs to it later, by setting the list or
- * by pushing onto it: whenever the list is read, this hook is its last.
+ * The hooks of a route run after all others. Other plugins add theirs when the route is added, too, by
+ * setting the list, by pushing onto it or by wrapping it: this one is added once they have.
  */
 function runLast(route: RouteOptions, last: onSendHookHandler): void {
-  let hooks = [route.onSend ?? []].flat()
-  Object.defineProperty(route, 'onSend', {
-    enumerable: true,
-    configurable: true,
-    get() {
-      for (let at = hooks.indexOf(last); at !== -1; at = hooks.indexOf(last)) hooks.splice(at, 1)
-      hooks.push(last)
-      return hooks
-    },
-    set(given: RouteOptions['onSend']) {
-      hooks = [given ?? []].flat()
-    },
+  process.nextTick(() => {
+    route.onSend = [route.onSend ?? [], last].flat()
   })
 }
 

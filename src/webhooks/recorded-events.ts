@@ -1,7 +1,13 @@
 import { pipeline, type Readable, Transform } from 'node:stream'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { isAllWritten } from '../http/all-written.js'
-import { type Captured, captureResponse, discard, passableBytes } from '../http/capture.js'
+import {
+  type Captured,
+  captureResponse,
+  discard,
+  isStreamed,
+  passableBytes,
+} from '../http/capture.js'
 import { exchangeOf } from '../http/hooks.js'
 import { restoreHead } from '../http/reply-head.js'
 import { refuseSends, type SendOn, sendOnSafely } from '../http/sends.js'
@@ -68,9 +74,10 @@ export class RecordedEvents {
     let captured: Captured
     try {
       captured = captureResponse(reply, payload, [])
-    } catch {
-      // Fastify or Node refuse it as well, and what is answered then comes here.
-      done(null, payload)
+    } catch (error) {
+      // Fastify or Node refuse it as well, and what is answered then comes here. A stream is closed.
+      if (isStreamed(payload)) done(error as Error)
+      else done(null, payload)
       return
     }
     const { sent: head } = captured

@@ -59,19 +59,23 @@ for (const [way, wait] of Object.entries(WAYS)) {
     test(`a handler that ${way}, too late: ${name} ${isDone ? 'is the end of it' : 'frees the key'}`, async (t) => {
       const go = latch()
       let runs = 0
-      const withTimeout = (handlerTimeout: number) =>
-        buildApp(t, database, {
-          routes: (app) =>
-            app.post('/things', { handlerTimeout }, (_request, reply) => {
-              runs += 1
-              return runs === 1 ? (wait(answer, go.opened, reply) as undefined) : 'again'
-            }),
-        })
-      const app = await withTimeout(300)
+      const app = await buildApp(t, database, {
+        routes: (app) =>
+          app.post('/things', { handlerTimeout: 300 }, (_request, reply) => {
+            runs += 1
+            return wait(answer, go.opened, reply) as undefined
+          }),
+      })
       // A retry is not to meet a timeout of its own.
-      const patient = await withTimeout(60_000)
-      const key = newKey()
-      t.equal((await send(app, '/things', { key })).statusCode, 503)
+      const patient = await buildApp(t, database, {
+        routes: (app) => app.post('/things', () => 'again'),
+      })
+      let key: string
+      // On a busy machine, the time can be over before the handler has begun.
+      do {
+        key = newKey()
+        t.equal((await send(app, '/things', { key })).statusCode, 503)
+      } while (runs === 0)
       t.equal((await send(patient, '/things', { key })).json().code, 'IDEMPOTENCY_IN_PROGRESS')
       t.match(await recordOf(database, key), { status: 'in_progress' })
       go.open()
@@ -84,7 +88,7 @@ for (const [way, wait] of Object.entries(WAYS)) {
         isDone ? retry.json().code : retry.body,
         isDone ? 'IDEMPOTENCY_NOT_REPLAYABLE' : 'again',
       )
-      t.equal(runs, isDone ? 1 : 2)
+      t.equal(runs, 1)
     })
   }
 }

@@ -35,6 +35,11 @@ async function otherTransaction(t: Pick<Test, 'teardown'>, { url }: { url: strin
   return { client, end: () => client.query('ROLLBACK') }
 }
 
+/** Ends the server's side of every connection that waits for a lock. */
+const KILL_WAITING = `
+  SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+  WHERE datname = current_database() AND wait_event_type = 'Lock'`
+
 async function stalledApp(
   t: Test,
   database: PostgresDatabase,
@@ -664,54 +669,59 @@ for (const path of PATHS) {
     },
   )
 
-  t.test(
-    `${path}: large bodies that wait for locked rows are stored whole in the end`,
-    { skip },
-    async (t) => {
-      const database = await postgresDatabase(t, { max: 8 })
-      const events = collectEvents(t)
-      const started = latch()
-      const go = latch()
-      let runs = 0
-      const keys = Array.from({ length: 20 }, newKey)
-      const app = await buildApp(t, database, {
-        plugin: {
-          ...(path === 'prisma' && { pool: undefined }),
-          ...{ storeTimeout: 1_000, maxConnections: 4, lease: '60s' },
-        },
-        routes: (app) =>
-          app.post('/large', async ({ idempotency }) => {
-            runs += 1
-            if (runs === keys.length) started.open()
-            await go.opened
-            return `${idempotency.key} ${'x'.repeat(300_000)}`
-          }),
-      })
-      const answers = keys.map((key) => begin(app, '/large', { key }))
-      await started.opened
-      const other = await otherTransaction(t, database)
-      await other.client.query('SELECT FROM idempotency_record WHERE key = ANY($1) FOR UPDATE', [
-        keys,
-      ])
-      go.open()
-      // Sent while they are being stored, over and over.
-      t.same(tally(await Promise.all(answers)), { 200: keys.length })
-      await new Promise((resolve) => setTimeout(resolve, 6_000))
-      await other.end()
-      const replays = await Promise.all(
-        keys.map((key) =>
-          until(
-            () => send(app, '/large', { key }),
-            ({ statusCode, body }) => statusCode !== 409 || body.includes('NOT_REPLAYABLE'),
+  for (const doesKill of [false, true]) {
+    t.test(
+      `${path}: large bodies that wait for locked rows${doesKill ? ', and lose their connections,' : ''} are stored whole in the end`,
+      { skip },
+      async (t) => {
+        const database = await postgresDatabase(t, { max: 8 })
+        const events = collectEvents(t)
+        const started = latch()
+        const go = latch()
+        let runs = 0
+        const keys = Array.from({ length: 20 }, newKey)
+        const app = await buildApp(t, database, {
+          plugin: {
+            ...(path === 'prisma' && { pool: undefined }),
+            ...{ storeTimeout: 1_000, maxConnections: 4, lease: '60s' },
+          },
+          routes: (app) =>
+            app.post('/large', async ({ idempotency }) => {
+              runs += 1
+              if (runs === keys.length) started.open()
+              await go.opened
+              return `${idempotency.key} ${'x'.repeat(300_000)}`
+            }),
+        })
+        const answers = keys.map((key) => begin(app, '/large', { key }))
+        await started.opened
+        const other = await otherTransaction(t, database)
+        await other.client.query('SELECT FROM idempotency_record WHERE key = ANY($1) FOR UPDATE', [
+          keys,
+        ])
+        go.open()
+        // Sent while they are being stored, over and over.
+        t.same(tally(await Promise.all(answers)), { 200: keys.length })
+        for (let turn = 0; turn < 12; turn += 1) {
+          if (doesKill) await other.client.query(KILL_WAITING)
+          await new Promise((resolve) => setTimeout(resolve, 500))
+        }
+        await other.end()
+        const replays = await Promise.all(
+          keys.map((key) =>
+            until(
+              () => send(app, '/large', { key }),
+              ({ statusCode, body }) => statusCode !== 409 || body.includes('NOT_REPLAYABLE'),
+            ),
           ),
-        ),
-      )
-      t.same(tally(replays), { 200: keys.length })
-      t.ok(replays.every(({ body }, n) => body.startsWith(`${keys[n]} xxx`)))
-      t.notOk(events.kinds().includes('response_omitted'))
-      t.equal(runs, keys.length)
-    },
-  )
+        )
+        t.same(tally(replays), { 200: keys.length })
+        t.ok(replays.every(({ body }, n) => body.startsWith(`${keys[n]} xxx`)))
+        t.notOk(events.kinds().includes('response_omitted'))
+        t.equal(runs, keys.length)
+      },
+    )
+  }
 
   t.test(
     `${path}: an event's end waits for its locked row for storeTimeout`,

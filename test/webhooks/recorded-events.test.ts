@@ -287,6 +287,21 @@ const CASES: Case[] = [
     isProcessed: true,
   },
   {
+    name: 'a stream with a header that Node refuses, and an error handler that sends another one',
+    answer: (_request, reply) =>
+      reply
+        .code(201)
+        .header('x-own', 'a\nb')
+        .send(Readable.from(['some ', 'parts'])),
+    errorHandler: (_error, _request, reply) => {
+      reply
+        .removeHeader('x-own')
+        .code(202)
+        .send(Readable.from(['other ', 'parts']))
+    },
+    isProcessed: true,
+  },
+  {
     name: 'a head that is written, and then a value',
     answer: (_request, reply) => {
       reply.raw.writeHead(202)
@@ -368,9 +383,18 @@ const PLACES: Record<string, (app: FastifyInstance, hook: onSendHookHandler) => 
     app.addHook('onRoute', (route) => {
       route.onSend = [route.onSend ?? [], hook].flat()
     }),
+  'wrapped around those of the route': (app, hook) =>
+    app.addHook('onRoute', (route) => {
+      const others = [route.onSend ?? []].flat()
+      route.onSend = async function (request, reply, payload) {
+        for (const other of others) await other.call(this, request, reply, payload, () => {})
+        return hook.call(this, request, reply, payload, () => {})
+      }
+    }),
   'pushed onto the route': (app, hook) =>
     app.addHook('onRoute', (route) => {
       if (Array.isArray(route.onSend)) route.onSend.push(hook)
+      else route.onSend = [hook]
     }),
 }
 const LATER_PLACES = Object.keys(PLACES).flatMap((where) =>
