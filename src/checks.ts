@@ -58,6 +58,8 @@ export const isRateLimit: Check = (value) => {
 }
 const isHeaderName = (name: unknown) =>
   typeof name === 'string' && /^[\w!#$%&'*+.^`|~-]+$/.test(name)
+export const isHeader: Check = (value) =>
+  isHeaderName(value) ? undefined : "must name a header, such as 'x-signature'"
 export const isHeaderList: Check = (value) => {
   if (!Array.isArray(value) || !value.every(isHeaderName)) {
     return "must be a list of header names, such as ['x-request-cost']"

@@ -90,8 +90,8 @@ async function rowsUnder(file: string, heading: string): Promise<Map<string, str
 }
 
 /** The names of an interface's members, and those of what it extends if they are given, too. */
-async function membersOf(file: string, ...names: string[]): Promise<string[]> {
-  const text = await read(file)
+async function membersOf(files: string | string[], ...names: string[]): Promise<string[]> {
+  const text = (await Promise.all([files].flat().map(read))).join('\n')
   const bodies = names.map((name) => {
     const start = text.search(new RegExp(`export interface ${name}\\b`))
     return text.slice(start, text.indexOf('\n}', start))
@@ -158,7 +158,7 @@ const tables = [
     heading: '`hmac`',
     options: () =>
       membersOf(
-        'src/webhooks/providers/hmac.ts',
+        ['src/webhooks/providers/hmac.ts', 'src/webhooks/providers/options.ts'],
         'HmacOptions',
         'TolerantOptions',
         'SecretOptions',

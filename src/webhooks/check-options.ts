@@ -5,7 +5,6 @@ import {
   isColumnText,
   isDuration,
   isFunction,
-  isHeaderList,
   isInteger,
   isOneOf,
   LONGEST_RETENTION_MS,
@@ -15,18 +14,7 @@ import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
 import { LONGEST_NAME } from './endpoint.js'
 import { type EndpointSettings, WEBHOOK_DEFAULTS, type WebhookOptions } from './options.js'
-import { type Answer, isProviderName } from './provider.js'
-
-const OUTCOMES = [
-  'processed',
-  'duplicate',
-  'accepted',
-  'ignored',
-  'running',
-  'postponed',
-  'failed',
-  'dead',
-]
+import { checkProvider, isAnswers, isKeptHeaders, isProvider, secretAmong } from './provider.js'
 
 /** No longer than the column of an event's type. */
 const isEventType = (value: unknown) => isStorableText(value, LONGEST_NAME)
@@ -47,40 +35,8 @@ const isRetry: Check = (value) => {
     : "must be { attempts, first, most } such as { attempts: 20, first: '1s', most: '12h' }"
 }
 
-const isAnswers: Check = (value) => {
-  const isAnswer = (answer: Answer) => isInteger(200, 599)(answer?.status) === undefined
-  const isValid = Object.entries(Object(value)).every(
-    ([outcome, answer]) => OUTCOMES.includes(outcome) && isAnswer(answer as Answer),
-  )
-  return isValid && isObject(value)
-    ? undefined
-    : `must give { status, headers, body } by outcome, such as { dead: { status: 406 } }; the outcomes are ${OUTCOMES.join(', ')}`
-}
-
-/** What such a header carries would open doors to whoever can read the table. */
-const SECRET_HEADERS = [
-  ...['authorization', 'proxy-authorization', 'cookie'],
-  ...['x-gitlab-token', 'verif-hash'],
-]
-
-const isKeptHeaders: Check = (value) => {
-  const problem = isHeaderList(value)
-  if (problem !== undefined) return problem
-  return secretAmong(value as string[], SECRET_HEADERS)
-}
-
-function secretAmong(names: readonly string[], secrets: readonly string[]): string | undefined {
-  const secret = names.find((name) => secrets.includes(name.toLowerCase()))
-  return secret && `must not contain '${secret}': it would be stored with every event`
-}
-
 const CHECKS: Record<keyof WebhookOptions, Check> = {
-  provider: (value) =>
-    typeof Object(value).scheme !== 'object' || typeof Object(value).eventId !== 'function'
-      ? "must be a provider such as stripe({ secret }) or hmac({ … }) of 'fastify-idempotency/webhooks'"
-      : isProviderName(Object(value).name)
-        ? undefined
-        : 'must have a "name" of 1 to 64 letters, digits, - and _',
+  provider: isProvider,
   tenant: (value) =>
     isStorableText(value) || typeof value === 'function'
       ? undefined
@@ -107,6 +63,7 @@ const CHECKS: Record<keyof WebhookOptions, Check> = {
 export function readWebhookOptions(url: string, options: WebhookOptions): EndpointSettings {
   const where = ` of webhook ${url}`
   check(where, CHECKS, options, ['provider'])
+  checkProvider(options.provider, ` of the provider${where}`)
   const given = { ...WEBHOOK_DEFAULTS, ...defined(options) }
   const retry = { ...WEBHOOK_DEFAULTS.retry, ...defined(given.retry) }
   const { provider, serialize } = given

@@ -1,3 +1,12 @@
+import {
+  type Check,
+  check,
+  isBoolean,
+  isColumnText,
+  isFunction,
+  isHeaderList,
+  isInteger,
+} from '../checks.js'
 import { OptionInvalid } from '../errors.js'
 import { checkSecrets, type Secrets } from './secrets.js'
 import type { Incoming, Key, Scheme } from './signature.js'
@@ -78,21 +87,98 @@ export interface Provider {
 
 /** A part of the unique key, of logs and of metrics. */
 export function isProviderName(value: unknown): value is string {
-  return typeof value === 'string' && /^[\w.-]{1,64}$/.test(value)
+  return typeof value === 'string' && /^[\w-]{1,64}$/.test(value)
+}
+
+export const isName: Check = (value) =>
+  isProviderName(value) ? undefined : "must be 1 to 64 letters, digits, - and _, such as 'my-bank'"
+
+const OUTCOMES: readonly DeliveryOutcome[] = [
+  'processed',
+  'duplicate',
+  'accepted',
+  'ignored',
+  'running',
+  'postponed',
+  'failed',
+  'dead',
+]
+
+const isObject = (value: unknown): value is object =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
+
+export const isAnswers: Check = (value) => {
+  const isAnswer = (answer: Answer) => isInteger(200, 599)(answer?.status) === undefined
+  const isValid =
+    isObject(value) &&
+    Object.entries(value).every(
+      ([outcome, answer]) => OUTCOMES.includes(outcome as DeliveryOutcome) && isAnswer(answer),
+    )
+  return isValid
+    ? undefined
+    : `must give { status, headers, body } by outcome, such as { dead: { status: 406 } }; the outcomes are ${OUTCOMES.join(', ')}`
+}
+
+/** What such a header carries would open doors to whoever can read the table. */
+const SECRET_HEADERS = [
+  ...['authorization', 'proxy-authorization', 'cookie'],
+  ...['x-gitlab-token', 'verif-hash'],
+]
+
+export const isKeptHeaders: Check = (value) =>
+  isHeaderList(value) ?? secretAmong(value as string[], SECRET_HEADERS)
+
+export function secretAmong(
+  names: readonly string[],
+  secrets: readonly string[],
+): string | undefined {
+  const secret = names.find((name) => secrets.includes(name.toLowerCase()))
+  return secret && `must not contain '${secret}': it would be stored with every event`
+}
+
+export const isProvider: Check = (value) =>
+  isObject(value) && isObject(Reflect.get(value, 'scheme'))
+    ? undefined
+    : "must be a provider such as stripe({ secret }) or hmac({ … }) of 'fastify-idempotency/webhooks'"
+
+const CHECKS: Record<keyof Provider, Check> = {
+  name: isName,
+  secret: () => undefined,
+  secretOption: isColumnText('authToken'),
+  scheme: (value) =>
+    typeof Object(value).read === 'function' && isObject(Object(value).algorithm)
+      ? undefined
+      : 'must be { algorithm, read, … }, as that of a provider that is built in',
+  keptHeaders: isKeptHeaders,
+  secretHeaders: isHeaderList,
+  parse: isFunction,
+  items: isFunction,
+  eventId: isFunction,
+  type: isFunction,
+  object: isFunction,
+  handshake: isFunction,
+  greeting: isFunction,
+  redelivers: isBoolean,
+  answers: isAnswers,
+}
+
+function whereOf({ name }: Provider): string {
+  return isProviderName(name) ? ` of ${name}` : ' of a provider'
+}
+
+/** Checks a provider, which may be a copy of one with changes. @throws OptionInvalid */
+export function checkProvider(provider: Provider, where = whereOf(provider)): void {
+  check(where, CHECKS, provider, ['name', 'scheme', 'keptHeaders', 'eventId'])
+  const { toleranceMs } = provider.scheme
+  if (toleranceMs !== undefined && !(Number.isFinite(toleranceMs) && toleranceMs > 0)) {
+    throw new OptionInvalid(`"toleranceMs" in option "scheme"${where} must be milliseconds above 0`)
+  }
 }
 
 /** Checks a provider once, where it is made: secrets that do not change must be usable. */
 export function defineProvider(provider: Provider): Provider {
-  if (!isProviderName(provider.name)) {
-    throw new OptionInvalid('option "name" of a provider must be 1 to 64 letters, digits, - and _')
-  }
-  const { toleranceMs } = provider.scheme
-  if (toleranceMs !== undefined && !(Number.isFinite(toleranceMs) && toleranceMs > 0)) {
-    throw new OptionInvalid(
-      `option "tolerance" of ${provider.name} must be a duration such as '5m'`,
-    )
-  }
   const defined = { ...provider }
+  checkProvider(defined)
   checkSecrets(defined)
   return defined
 }

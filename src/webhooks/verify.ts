@@ -1,6 +1,12 @@
 import { OptionInvalid } from '../errors.js'
 import { nameOf, parseJson } from './payload.js'
-import type { Answer, HeaderReader, Provider } from './provider.js'
+import {
+  type Answer,
+  checkProvider,
+  type HeaderReader,
+  isProvider,
+  type Provider,
+} from './provider.js'
 import { keysOf } from './secrets.js'
 import { checkSignature, headerOf, type Incoming, type Key, type Refusal } from './signature.js'
 
@@ -71,9 +77,10 @@ function byLowerCaseName(headers: HeadersToVerify): Incoming['headers'] {
 }
 
 function checkVerified(provider: unknown, headers: unknown, body: unknown, at: unknown): void {
-  if (typeof Object(provider).scheme !== 'object') {
+  if (isProvider(provider) !== undefined) {
     throw new OptionInvalid('verify() needs a provider first, such as stripe({ secret })')
   }
+  checkProvider(provider as Provider)
   if (typeof headers !== 'object' || headers === null || Array.isArray(headers)) {
     throw new OptionInvalid(
       'verify() needs the headers of the request second: an object by name, or Headers. Of a list of pairs, Object.fromEntries(list)',

@@ -2,6 +2,7 @@ import { at, nameOfAll, parseJson } from '../payload.js'
 import { type Answer, defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { fromBase64, fromHex, type Incoming, type Read, type Signed } from '../signature.js'
+import { isSecret, readOptions } from './options.js'
 
 export interface AdyenOptions {
   /** Developers → Webhooks → HMAC key: hexadecimal. */
@@ -20,7 +21,8 @@ const ACCEPTED: Answer = {
  * else: `additionalData`, `reason` and `eventDate` are not signed. All items must be genuine. No
  * time is signed. An event that fails holds up those behind it.
  */
-export function adyen({ hmacKey }: AdyenOptions): Provider {
+export function adyen(options: AdyenOptions): Provider {
+  const { hmacKey } = readOptions('adyen', { hmacKey: isSecret }, options)
   return defineProvider({
     name: 'adyen',
     secret: hmacKey,

@@ -1,7 +1,9 @@
+import { isFunction } from '../../checks.js'
 import { at, parseJson } from '../payload.js'
 import { type Answer, defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { fromBase64, type Incoming, isEqual, type Known, type Read } from '../signature.js'
+import { isSecret, readOptions } from './options.js'
 import { type Fetch, isPlainHttps, pinnedCertificates } from './pinned-certificates.js'
 
 export interface AwsSnsOptions {
@@ -20,7 +22,12 @@ const ARN = /^arn:aws[\w-]*:sns:[\w-]+:\d{12}:[\w.-]{1,256}$/
  * subscription to the topic is confirmed by visiting its address. There is no window: deliveries are
  * repeated for weeks.
  */
-export function awsSns({ topicArn, fetch = globalThis.fetch }: AwsSnsOptions): Provider {
+export function awsSns(options: AwsSnsOptions): Provider {
+  const { topicArn, fetch = globalThis.fetch } = readOptions(
+    'aws-sns',
+    { topicArn: isSecret, fetch: isFunction },
+    options,
+  )
   const certificateAt = pinnedCertificates({
     fetch,
     isTheirs: (url) => HOST.test(url.hostname) && /^\/[\w-]+\.pem$/.test(url.pathname),

@@ -1,10 +1,11 @@
 import { createPublicKey, type KeyObject } from 'node:crypto'
+import { toMs } from '../../checks.js'
 import type { Duration } from '../../core/duration.js'
 import { at } from '../payload.js'
 import { type Answer, defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { fromHex, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
-import { toleranceMs } from './hmac.js'
+import { isSecret, isTolerance, readOptions } from './options.js'
 
 export interface DiscordOptions {
   /** General Information → Public Key: 64 hexadecimal digits. */
@@ -21,7 +22,12 @@ const NOTED: Answer = { status: 204, headers: { 'content-type': 'application/jso
  * Events have no id, interactions do. Discord tests an endpoint with wrong signatures, and
  * wants 401 for them.
  */
-export function discord({ publicKey, tolerance = '15m' }: DiscordOptions): Provider {
+export function discord(options: DiscordOptions): Provider {
+  const { publicKey, tolerance = '15m' } = readOptions(
+    'discord',
+    { publicKey: isSecret, tolerance: isTolerance },
+    options,
+  )
   return defineProvider({
     name: 'discord',
     secret: publicKey,
@@ -30,7 +36,7 @@ export function discord({ publicKey, tolerance = '15m' }: DiscordOptions): Provi
       algorithm: { kind: 'public-key', hash: null },
       toKey,
       secretForm: '64 hexadecimal digits, as the developer portal shows the public key',
-      toleranceMs: toleranceMs(tolerance, 'discord'),
+      toleranceMs: toMs(tolerance),
       read,
     },
     keptHeaders: ['x-signature-ed25519', 'x-signature-timestamp'],

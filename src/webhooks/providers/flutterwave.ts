@@ -1,14 +1,15 @@
 import { at, nameOfAll } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
 import { fromBase64, headerOf, type Incoming, type Read } from '../signature.js'
-import type { SecretOptions } from './hmac.js'
+import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * Flutterwave. Settings → Webhooks → Secret hash. Version 4 signs the body with it; version 3 sends
  * it along as `verif-hash`, which is never kept. No time is signed. Events have no id: the kind, the
  * object and its status together are one. `redelivers` is `false`: repeating has to be switched on.
  */
-export function flutterwave({ secret }: SecretOptions): Provider {
+export function flutterwave(options: SecretOptions): Provider {
+  const { secret } = readOptions('flutterwave', SECRET, options)
   return defineProvider({
     name: 'flutterwave',
     secret,

@@ -1,13 +1,15 @@
 import { at, parseForm, parseJson } from '../payload.js'
 import type { Provider } from '../provider.js'
 import { isForm } from '../signature.js'
-import { hmac, type SecretOptions } from './hmac.js'
+import { hmac } from './hmac.js'
+import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * GitHub. `redelivers` is `false`: it shows a failed delivery and leaves it to people to send it
  * again, so an event whose handler failed is run again from the inbox.
  */
-export function github({ secret }: SecretOptions): Provider {
+export function github(options: SecretOptions): Provider {
+  const { secret } = readOptions('github', SECRET, options)
   return {
     ...hmac({
       name: 'github',

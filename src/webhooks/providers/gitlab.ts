@@ -1,9 +1,10 @@
+import { toMs } from '../../checks.js'
 import { OptionInvalid } from '../../errors.js'
 import { at } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { headerOf, type Incoming, type Read, type Scheme } from '../signature.js'
-import { type TolerantOptions, toleranceMs } from './hmac.js'
+import { isSecret, readOptions, TOLERANT, type TolerantOptions } from './options.js'
 import { keyOf, readSigned, STANDARD_HEADERS, STANDARD_SECRET } from './standard-webhooks.js'
 
 export interface GitlabOptions extends Pick<TolerantOptions, 'tolerance'> {
@@ -18,7 +19,12 @@ export interface GitlabOptions extends Pick<TolerantOptions, 'tolerance'> {
  * comes in a header with every request and is never kept. Window: 5 minutes with a signing token,
  * none without. `redelivers` is `false`: an answer that is an error is shown, not repeated.
  */
-export function gitlab({ secret, signingToken, tolerance = '5m' }: GitlabOptions): Provider {
+export function gitlab(options: GitlabOptions): Provider {
+  const {
+    secret,
+    signingToken,
+    tolerance = '5m',
+  } = readOptions('gitlab', { ...TOLERANT, signingToken: isSecret }, options)
   if ((secret === undefined) === (signingToken === undefined)) {
     throw new OptionInvalid(
       'gitlab needs option "secret" or option "signingToken", and not both. Is an environment variable not set?',
@@ -34,7 +40,7 @@ export function gitlab({ secret, signingToken, tolerance = '5m' }: GitlabOptions
           algorithm: { kind: 'hmac', hash: 'sha256' },
           toKey: keyOf,
           secretForm: STANDARD_SECRET,
-          toleranceMs: toleranceMs(tolerance, 'gitlab'),
+          toleranceMs: toMs(tolerance),
           // Under this name only: it is where the id is read.
           read: (incoming) => readSigned(incoming, 'webhook'),
         }

@@ -1,8 +1,14 @@
-import { type Duration, parseDuration } from '../../core/duration.js'
+import { type Check, isBoolean, isFunction, isHeader, isOneOf, toMs } from '../../checks.js'
 import { OptionInvalid } from '../../errors.js'
 import { at } from '../payload.js'
-import { defineProvider, type HeaderReader, type Provider } from '../provider.js'
-import type { Secrets } from '../secrets.js'
+import {
+  defineProvider,
+  type HeaderReader,
+  isAnswers,
+  isKeptHeaders,
+  isName,
+  type Provider,
+} from '../provider.js'
 import {
   fromBase64,
   fromHex,
@@ -13,21 +19,11 @@ import {
   type Read,
   wholeNumber,
 } from '../signature.js'
+import { isSecret, isTolerance, readOptions, type TolerantOptions } from './options.js'
 
 /** A decoded body, which nobody has looked at: read it with `?.`. */
 // biome-ignore lint/suspicious/noExplicitAny: what a stranger sends has no type, and users write `payload.id`
 export type Payload = any
-
-/** Options that every provider with a secret has. */
-export interface SecretOptions {
-  secret: Secrets
-}
-
-/** Options of providers that sign a time. */
-export interface TolerantOptions extends SecretOptions {
-  /** How far the signed time may lie from now, on both sides. Default: what the provider says. */
-  tolerance?: Duration
-}
 
 export interface HmacOptions extends TolerantOptions {
   /** Names the provider in the inbox: `'my-bank'`. */
@@ -70,20 +66,55 @@ export interface HmacOptions extends TolerantOptions {
   answers?: Provider['answers']
 }
 
-const HASHES = ['sha1', 'sha256', 'sha512']
 const READERS = {
   s: (text: string) => scaled(wholeNumber(text), 1_000),
   ms: (text: string) => wholeNumber(text),
   rfc3339: instantOf,
 } as const
 
+const isAnyText: Check = (value) => (typeof value === 'string' ? undefined : 'must be text')
+const isFilledText: Check = (value) =>
+  typeof value === 'string' && value !== '' ? undefined : 'must be text of at least one character'
+
+const CHECKS: Record<keyof HmacOptions, Check> = {
+  name: isName,
+  secret: isSecret,
+  secretOption: isFilledText,
+  header: isHeader,
+  hash: isOneOf('sha1', 'sha256', 'sha512'),
+  encoding: isOneOf('hex', 'base64'),
+  prefix: isAnyText,
+  separator: isFilledText,
+  timestampHeader: isHeader,
+  timestampUnit: isOneOf(...Object.keys(READERS)),
+  tolerance: isTolerance,
+  signed: isFunction,
+  eventId: (value) =>
+    typeof value === 'function'
+      ? undefined
+      : 'must be a function such as (payload) => payload.eventId',
+  type: isFunction,
+  object: isFunction,
+  keptHeaders: isKeptHeaders,
+  items: isFunction,
+  redelivers: isBoolean,
+  answers: isAnswers,
+}
+
+const REQUIRED = ['name', 'header', 'eventId'] as const
+
 /** For anybody who signs with HMAC: your own bank, your other service. */
 export function hmac(options: HmacOptions): Provider {
+  readOptions(isName(Object(options).name) ? 'hmac' : options.name, CHECKS, options, REQUIRED)
+  if (options.tolerance !== undefined && options.timestampHeader === undefined) {
+    throw new OptionInvalid(
+      `option "tolerance" of ${options.name} must be left out, or timestampHeader must say what it is compared with`,
+    )
+  }
   const { name, secret, hash = 'sha256', encoding = 'hex', prefix = '', separator } = options
   const timestampHeader = options.timestampHeader?.toLowerCase()
   const { timestampUnit = 's', tolerance = '5m' } = options
-  const header = String(options.header ?? '').toLowerCase()
-  checkOptions(options, header)
+  const header = options.header.toLowerCase()
   const decode = encoding === 'hex' ? fromHex : fromBase64
 
   function read(incoming: Incoming): Read {
@@ -111,7 +142,7 @@ export function hmac(options: HmacOptions): Provider {
     ...(options.secretOption && { secretOption: options.secretOption }),
     scheme: {
       algorithm: { kind: 'hmac', hash },
-      toleranceMs: timestampHeader === undefined ? undefined : toleranceMs(tolerance, name),
+      toleranceMs: timestampHeader === undefined ? undefined : toMs(tolerance),
       read,
     },
     keptHeaders: [header, timestampHeader ?? [], options.keptHeaders ?? []].flat(),
@@ -124,32 +155,6 @@ export function hmac(options: HmacOptions): Provider {
   })
 }
 
-/** @throws OptionInvalid */
-function checkOptions(options: HmacOptions, header: string): void {
-  const { name, hash = 'sha256', encoding = 'hex', timestampUnit = 's' } = options
-  const refuse = (option: string, instead: string): never => {
-    throw new OptionInvalid(`option "${option}" of ${name} must ${instead}`)
-  }
-  if (header === '') refuse('header', 'name a header')
-  if (!HASHES.includes(hash)) refuse('hash', `be one of ${HASHES.join(', ')}`)
-  if (encoding !== 'hex' && encoding !== 'base64') refuse('encoding', 'be hex or base64')
-  if (!Object.hasOwn(READERS, timestampUnit)) refuse('timestampUnit', 'be s, ms or rfc3339')
-  if (options.separator === '') refuse('separator', 'be left out, or be at least one character')
-  if (typeof options.eventId !== 'function') {
-    refuse('eventId', 'be a function such as (payload) => payload.eventId')
-  }
-  if (options.tolerance !== undefined && options.timestampHeader === undefined) {
-    refuse('tolerance', 'be left out, or timestampHeader must say what it is compared with')
-  }
-}
-
 function scaled(value: number | undefined, unitMs: number): number | undefined {
   return value === undefined ? undefined : value * unitMs
-}
-
-/** @throws OptionInvalid */
-export function toleranceMs(tolerance: Duration, name: string): number {
-  const ms = parseDuration(tolerance)
-  if (ms !== undefined && ms > 0) return ms
-  throw new OptionInvalid(`option "tolerance" of ${name} must be a duration such as '5m'`)
 }

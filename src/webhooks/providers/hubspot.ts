@@ -1,7 +1,8 @@
 import { at, nameOfAll } from '../payload.js'
 import type { Provider } from '../provider.js'
-import { hmac, type TolerantOptions } from './hmac.js'
-import { checkPublicUrl, queryOf } from './public-url.js'
+import { hmac } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
+import { checkPublicUrl, isPublicUrl, queryOf } from './public-url.js'
 
 export interface HubspotOptions extends TolerantOptions {
   /** The target URL as it is written in the app's settings, without a query. */
@@ -12,7 +13,12 @@ export interface HubspotOptions extends TolerantOptions {
  * HubSpot, signatures of version 3. The secret is the app's client secret. Window: 5 minutes. A
  * request is a batch of up to 100 events.
  */
-export function hubspot({ secret, url, tolerance }: HubspotOptions): Provider {
+export function hubspot(options: HubspotOptions): Provider {
+  const { secret, url, tolerance } = readOptions(
+    'hubspot',
+    { ...TOLERANT, url: isPublicUrl },
+    options,
+  )
   const address = checkPublicUrl('hubspot', url, { query: false })
   return hmac({
     name: 'hubspot',

@@ -1,12 +1,14 @@
 import { at } from '../payload.js'
 import type { Provider } from '../provider.js'
-import { hmac, type SecretOptions } from './hmac.js'
+import { hmac } from './hmac.js'
+import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * Intercom. The app's client secret, under Basic Information. No time is signed. It repeats a
  * delivery once, after a minute, and suspends an endpoint that fails for 7 days.
  */
-export function intercom({ secret }: SecretOptions): Provider {
+export function intercom(options: SecretOptions): Provider {
+  const { secret } = readOptions('intercom', SECRET, options)
   return {
     ...hmac({
       name: 'intercom',

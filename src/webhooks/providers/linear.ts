@@ -1,19 +1,21 @@
+import { toMs } from '../../checks.js'
 import { at, parseJson } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
 import { fromHex, headerOf, type Incoming, type Read } from '../signature.js'
-import { type TolerantOptions, toleranceMs } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
 /**
  * Linear. Settings → API → Webhooks → the signing secret. Window: 1 minute, of the time inside the
  * body. Only 200 counts as delivered.
  */
-export function linear({ secret, tolerance = '1m' }: TolerantOptions): Provider {
+export function linear(options: TolerantOptions): Provider {
+  const { secret, tolerance = '1m' } = readOptions('linear', TOLERANT, options)
   return defineProvider({
     name: 'linear',
     secret,
     scheme: {
       algorithm: { kind: 'hmac', hash: 'sha256' },
-      toleranceMs: toleranceMs(tolerance, 'linear'),
+      toleranceMs: toMs(tolerance),
       read,
     },
     keptHeaders: ['linear-signature', 'linear-delivery', 'linear-event'],

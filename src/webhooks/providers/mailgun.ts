@@ -1,9 +1,10 @@
+import { toMs } from '../../checks.js'
 import type { Duration } from '../../core/duration.js'
 import { at, nameOf, parseForm, parseJson } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { fromHex, type Incoming, isForm, type Read, wholeNumber } from '../signature.js'
-import { toleranceMs } from './hmac.js'
+import { isSecret, isTolerance, readOptions } from './options.js'
 
 export interface MailgunOptions {
   /** Sending → Webhooks → HTTP webhook signing key. */
@@ -17,14 +18,19 @@ export interface MailgunOptions {
  * request can send others until its time is over. Window: 24 hours, because deliveries are repeated
  * for 8. Subaccounts are recognised by the key of their parent as well.
  */
-export function mailgun({ signingKey, tolerance = '24h' }: MailgunOptions): Provider {
+export function mailgun(options: MailgunOptions): Provider {
+  const { signingKey, tolerance = '24h' } = readOptions(
+    'mailgun',
+    { signingKey: isSecret, tolerance: isTolerance },
+    options,
+  )
   return defineProvider({
     name: 'mailgun',
     secret: signingKey,
     secretOption: 'signingKey',
     scheme: {
       algorithm: { kind: 'hmac', hash: 'sha256' },
-      toleranceMs: toleranceMs(tolerance, 'mailgun'),
+      toleranceMs: toMs(tolerance),
       read,
     },
     keptHeaders: ['content-type'],

@@ -1,8 +1,10 @@
+import { isFunction } from '../../checks.js'
 import { at } from '../payload.js'
 import type { Answer, Provider } from '../provider.js'
 import { checkSecrets, keysOf, type SecretOwner, type Secrets } from '../secrets.js'
 import { isEqual } from '../signature.js'
-import { hmac, type Payload, type SecretOptions } from './hmac.js'
+import { hmac, type Payload } from './hmac.js'
+import { isSecret, readOptions, SECRET, type SecretOptions } from './options.js'
 
 export interface MetaOptions extends SecretOptions {
   /** What you wrote into the field "Verify token" beside the callback URL. */
@@ -18,7 +20,12 @@ export interface MetaOptions extends SecretOptions {
  * change which Meta repeats is processed again, unless `eventId` finds one:
  * `(payload) => payload.entry[0].changes[0].value.messages?.[0].id` for messages of WhatsApp.
  */
-export function meta({ secret, verifyToken, eventId = () => null }: MetaOptions): Provider {
+export function meta(options: MetaOptions): Provider {
+  const {
+    secret,
+    verifyToken,
+    eventId = () => null,
+  } = readOptions('meta', { ...SECRET, verifyToken: isSecret, eventId: isFunction }, options)
   const tokens: SecretOwner = {
     name: 'meta',
     secret: verifyToken,

@@ -1,6 +1,7 @@
+import { toMs } from '../../checks.js'
 import { at } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
-import { type TolerantOptions, toleranceMs } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 import { readPairs } from './pairs.js'
 
 /**
@@ -8,13 +9,14 @@ import { readPairs } from './pairs.js'
  * 5 minutes. Its library takes 5 seconds, which is less than clocks differ and queues hold, and a
  * repeated event is known by its id here.
  */
-export function paddle({ secret, tolerance = '5m' }: TolerantOptions): Provider {
+export function paddle(options: TolerantOptions): Provider {
+  const { secret, tolerance = '5m' } = readOptions('paddle', TOLERANT, options)
   return defineProvider({
     name: 'paddle',
     secret,
     scheme: {
       algorithm: { kind: 'hmac', hash: 'sha256' },
-      toleranceMs: toleranceMs(tolerance, 'paddle'),
+      toleranceMs: toMs(tolerance),
       read: readPairs({
         header: 'paddle-signature',
         separator: ';',

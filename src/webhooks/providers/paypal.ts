@@ -1,10 +1,11 @@
 import { crc32 } from 'node:zlib'
+import { isFunction, toMs } from '../../checks.js'
 import type { Duration } from '../../core/duration.js'
 import { at } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { fromBase64, headerOf, instantOf, type Part } from '../signature.js'
-import { toleranceMs } from './hmac.js'
+import { isSecret, isTolerance, readOptions } from './options.js'
 import { type Fetch, pinnedCertificates } from './pinned-certificates.js'
 
 export interface PaypalOptions {
@@ -27,11 +28,16 @@ const SIGNER = /^CN=messageverificationcerts(?:\.sandbox)?\.paypal\.com$/m
  * make another body that has the same, and send it until its time is over. Window: 4 days, because
  * deliveries are repeated for 3.
  */
-export function paypal({
-  webhookId,
-  tolerance = '4d',
-  fetch = globalThis.fetch,
-}: PaypalOptions): Provider {
+export function paypal(options: PaypalOptions): Provider {
+  const {
+    webhookId,
+    tolerance = '4d',
+    fetch = globalThis.fetch,
+  } = readOptions(
+    'paypal',
+    { webhookId: isSecret, tolerance: isTolerance, fetch: isFunction },
+    options,
+  )
   const certificateAt = pinnedCertificates({
     fetch,
     isTheirs: (url) =>
@@ -46,7 +52,7 @@ export function paypal({
       algorithm: { kind: 'public-key', hash: 'sha256' },
       toKey: Buffer.from,
       secretForm: "the webhook's id, as the developer dashboard shows it",
-      toleranceMs: toleranceMs(tolerance, 'paypal'),
+      toleranceMs: toMs(tolerance),
       read: async (incoming, { nowMs }) => {
         const [id, time, given, address] = NAMES.map((name) => headerOf(incoming, name))
         if (!id || !time || !given || !address) return 'missing_header'

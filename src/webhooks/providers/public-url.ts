@@ -1,5 +1,9 @@
+import type { Check } from '../../checks.js'
 import { OptionInvalid } from '../../errors.js'
 import type { Incoming } from '../signature.js'
+
+/** Checked by `checkPublicUrl`, which knows more of it. */
+export const isPublicUrl: Check = () => undefined
 
 /**
  * The address that a provider knows, for those that sign it: behind a proxy, the request does not

@@ -3,6 +3,7 @@ import { at } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { fromBase64, headerOf, type Incoming, publicKeyOf, type Read } from '../signature.js'
+import { isSecret, readOptions } from './options.js'
 
 export interface SendgridOptions {
   /** Settings → Mail Settings → Event Webhooks → the verification key. */
@@ -13,7 +14,8 @@ export interface SendgridOptions {
  * SendGrid's event webhook: up to thousands of events in a request, each with its own id. Its time
  * is signed and has no window, since deliveries are repeated for a day.
  */
-export function sendgrid({ publicKey }: SendgridOptions): Provider {
+export function sendgrid(options: SendgridOptions): Provider {
+  const { publicKey } = readOptions('sendgrid', { publicKey: isSecret }, options)
   return defineProvider({
     name: 'sendgrid',
     secret: publicKey,

@@ -1,13 +1,15 @@
 import { at } from '../payload.js'
 import type { Provider } from '../provider.js'
-import { hmac, type SecretOptions } from './hmac.js'
+import { hmac } from './hmac.js'
+import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * Shopify. The app's client secret, or the secret under Settings → Notifications → Webhooks for
  * those made in the admin. No time is signed. After 8 failures in 4 hours Shopify deletes a
  * subscription that an app made, so nothing that is not its fault should fail for long.
  */
-export function shopify({ secret }: SecretOptions): Provider {
+export function shopify(options: SecretOptions): Provider {
+  const { secret } = readOptions('shopify', SECRET, options)
   return hmac({
     name: 'shopify',
     secret,

@@ -1,14 +1,16 @@
 import { at, parseForm, parseJson } from '../payload.js'
 import type { Provider } from '../provider.js'
 import { type Incoming, isForm } from '../signature.js'
-import { hmac, type TolerantOptions } from './hmac.js'
+import { hmac } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
 /**
  * Slack: events, and the forms of slash commands and interactivity. Basic Information → App
  * Credentials → Signing Secret. Window: 5 minutes. Commands and interactions have no id: Slack
  * sends them once.
  */
-export function slack({ secret, tolerance }: TolerantOptions): Provider {
+export function slack(options: TolerantOptions): Provider {
+  const { secret, tolerance } = readOptions('slack', TOLERANT, options)
   return {
     ...hmac({
       name: 'slack',

@@ -2,7 +2,8 @@ import { at } from '../payload.js'
 import type { Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { hmac } from './hmac.js'
-import { checkPublicUrl } from './public-url.js'
+import { isSecret, readOptions } from './options.js'
+import { checkPublicUrl, isPublicUrl } from './public-url.js'
 
 export interface SquareOptions {
   /** Developer Console → Webhooks → Subscriptions → the signature key. */
@@ -12,7 +13,12 @@ export interface SquareOptions {
 }
 
 /** Square signs its notification URL and the body. No time is signed. */
-export function square({ signatureKey, url }: SquareOptions): Provider {
+export function square(options: SquareOptions): Provider {
+  const { signatureKey, url } = readOptions(
+    'square',
+    { signatureKey: isSecret, url: isPublicUrl },
+    options,
+  )
   const address = checkPublicUrl('square', url, { query: true })
   return hmac({
     name: 'square',

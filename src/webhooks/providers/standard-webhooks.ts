@@ -1,7 +1,8 @@
+import { toMs } from '../../checks.js'
 import { at } from '../payload.js'
-import { defineProvider, type HeaderReader, type Provider } from '../provider.js'
+import { defineProvider, type HeaderReader, isName, type Provider } from '../provider.js'
 import { fromBase64, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
-import { type TolerantOptions, toleranceMs } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
 export interface StandardWebhooksOptions extends TolerantOptions {
   /** Names the provider in the inbox. Default `'standard-webhooks'`. */
@@ -13,7 +14,12 @@ export interface StandardWebhooksOptions extends TolerantOptions {
  * the text `whsec_…`. Window: 5 minutes. Only `v1` counts, and a time of digits only.
  */
 export function standardWebhooks(options: StandardWebhooksOptions): Provider {
-  return signedBy(options.name ?? 'standard-webhooks', options, keyOf)
+  const { name = 'standard-webhooks', ...rest } = readOptions(
+    'standard-webhooks',
+    { ...TOLERANT, name: isName },
+    options,
+  )
+  return signedBy(name, rest, keyOf)
 }
 
 /** Svix. The secret `whsec_…` is that of the endpoint. Window: 5 minutes. */
@@ -46,9 +52,10 @@ export function keyOf(secret: string): Uint8Array {
 
 function signedBy(
   name: string,
-  { secret, tolerance = '5m' }: TolerantOptions,
+  options: TolerantOptions,
   toKey: (secret: string) => Uint8Array,
 ): Provider {
+  const { secret, tolerance = '5m' } = readOptions(name, TOLERANT, options)
   return defineProvider({
     name,
     secret,
@@ -56,7 +63,7 @@ function signedBy(
       algorithm: { kind: 'hmac', hash: 'sha256' },
       toKey,
       secretForm: STANDARD_SECRET,
-      toleranceMs: toleranceMs(tolerance, name),
+      toleranceMs: toMs(tolerance),
       read: readStandard,
     },
     keptHeaders: STANDARD_HEADERS,

@@ -1,19 +1,21 @@
+import { toMs } from '../../checks.js'
 import { at } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
-import { type TolerantOptions, toleranceMs } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 import { readPairs } from './pairs.js'
 
 /**
  * Stripe. Workbench → Webhooks → the endpoint's signing secret, `whsec_…`. Window: 5 minutes, on
  * both sides, unlike in its library.
  */
-export function stripe({ secret, tolerance = '5m' }: TolerantOptions): Provider {
+export function stripe(options: TolerantOptions): Provider {
+  const { secret, tolerance = '5m' } = readOptions('stripe', TOLERANT, options)
   return defineProvider({
     name: 'stripe',
     secret,
     scheme: {
       algorithm: { kind: 'hmac', hash: 'sha256' },
-      toleranceMs: toleranceMs(tolerance, 'stripe'),
+      toleranceMs: toMs(tolerance),
       read: readPairs({
         header: 'stripe-signature',
         separator: ',',

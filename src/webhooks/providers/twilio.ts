@@ -11,7 +11,8 @@ import {
   isForm,
   type Read,
 } from '../signature.js'
-import { checkPublicUrl, queryOf } from './public-url.js'
+import { isSecret, readOptions } from './options.js'
+import { checkPublicUrl, isPublicUrl, queryOf } from './public-url.js'
 
 export interface TwilioOptions {
   /** The account's auth token, from the console's start page. */
@@ -25,7 +26,12 @@ export interface TwilioOptions {
  * carries that body's hash. No time is signed. `redelivers` is `false`: by default Twilio repeats
  * a request that it could not send, and none that was answered.
  */
-export function twilio({ authToken, url }: TwilioOptions): Provider {
+export function twilio(options: TwilioOptions): Provider {
+  const { authToken, url } = readOptions(
+    'twilio',
+    { authToken: isSecret, url: isPublicUrl },
+    options,
+  )
   const address = checkPublicUrl('twilio', url, { query: false })
   return defineProvider({
     name: 'twilio',

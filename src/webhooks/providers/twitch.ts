@@ -1,12 +1,14 @@
 import { at } from '../payload.js'
 import type { Provider } from '../provider.js'
-import { hmac, type TolerantOptions } from './hmac.js'
+import { hmac } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
 /**
  * Twitch EventSub. The secret is what the subscription was made with. Window: 10 minutes. A
  * subscription that Twitch ended arrives as an event of type `revocation`.
  */
-export function twitch({ secret, tolerance = '10m' }: TolerantOptions): Provider {
+export function twitch(options: TolerantOptions): Provider {
+  const { secret, tolerance = '10m' } = readOptions('twitch', TOLERANT, options)
   return {
     ...hmac({
       name: 'twitch',

@@ -1,6 +1,7 @@
 import { at } from '../payload.js'
 import type { Provider } from '../provider.js'
-import { hmac, type TolerantOptions } from './hmac.js'
+import { hmac } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
 /**
  * Zendesk. Admin Center → Webhooks → the signing secret. Window: 5 minutes. What a trigger sends is
@@ -8,7 +9,8 @@ import { hmac, type TolerantOptions } from './hmac.js'
  * of their invocation. `redelivers` is `false`: it repeats timeouts, 409, 429 and 503 for some
  * seconds, and no other answer.
  */
-export function zendesk({ secret, tolerance }: TolerantOptions): Provider {
+export function zendesk(options: TolerantOptions): Provider {
+  const { secret, tolerance } = readOptions('zendesk', TOLERANT, options)
   return hmac({
     name: 'zendesk',
     secret,

@@ -1,14 +1,16 @@
 import { createHash, createHmac } from 'node:crypto'
 import { at, nameOf } from '../payload.js'
 import type { Provider } from '../provider.js'
-import { hmac, type TolerantOptions } from './hmac.js'
+import { hmac } from './hmac.js'
+import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
 /**
  * Zoom. The app's Features → Access → Secret Token. Window: 5 minutes. Events have no id; what Zoom
  * repeats is the same to the byte and carries the time of the event in milliseconds, so its hash is
  * one.
  */
-export function zoom({ secret, tolerance }: TolerantOptions): Provider {
+export function zoom(options: TolerantOptions): Provider {
+  const { secret, tolerance } = readOptions('zoom', TOLERANT, options)
   return {
     ...hmac({
       name: 'zoom',

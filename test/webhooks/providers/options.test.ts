@@ -10,31 +10,35 @@ const OWN: providers.HmacOptions = {
   eventId: (payload) => payload.id,
 }
 const github = providers.github({ secret: 's' })
-const URL_OPTIONS = { authToken: 's', signatureKey: 's', secret: 's' }
+const WITH_URL = {
+  twilio: (url: unknown) => providers.twilio({ authToken: 's', url: url as string }),
+  square: (url: unknown) => providers.square({ signatureKey: 's', url: url as string }),
+  hubspot: (url: unknown) => providers.hubspot({ secret: 's', url: url as string }),
+}
 
 /** Each wrong option, and what its error says to write instead. */
 const wrong: readonly [title: string, make: () => Provider, message: RegExp][] = [
-  ['no name', () => providers.hmac({ ...OWN, name: '' }), /"name" of a provider must be 1 to 64/],
+  ['no name', () => providers.hmac({ ...OWN, name: '' }), /"name" of hmac must be 1 to 64/],
   ['a long name', () => providers.hmac({ ...OWN, name: 'a'.repeat(65) }), /1 to 64 letters/],
   [
     'no header',
     () => providers.hmac({ ...OWN, header: '' }),
-    /"header" of my-bank must name a header/,
+    /"header" of my-bank must name a header, such as 'x-signature'/,
   ],
   [
     'another hash',
     () => providers.hmac({ ...OWN, hash: 'md5' as 'sha1' }),
-    /one of sha1, sha256, sha512/,
+    /must be 'sha1' or 'sha256' or 'sha512'/,
   ],
   [
     'another encoding',
     () => providers.hmac({ ...OWN, encoding: 'utf8' as 'hex' }),
-    /be hex or base64/,
+    /must be 'hex' or 'base64'/,
   ],
   [
     'another unit',
     () => providers.hmac({ ...OWN, timestampHeader: 'x-time', timestampUnit: 'min' as 's' }),
-    /"timestampUnit" of my-bank must be s, ms or rfc3339/,
+    /"timestampUnit" of my-bank must be 's' or 'ms' or 'rfc3339'/,
   ],
   ['an empty separator', () => providers.hmac({ ...OWN, separator: '' }), /at least one character/],
   [
@@ -105,21 +109,16 @@ const wrong: readonly [title: string, make: () => Provider, message: RegExp][] =
       'https://a.example/#x',
     ].map((url): (typeof wrong)[number] => [
       `the url ${url} of ${name}`,
-      () => factoryWithUrl(name)({ ...URL_OPTIONS, url: url as string }),
+      () => WITH_URL[name](url),
       new RegExp(`"url" of ${name} must be the address that ${name} sends to, such as 'https://`),
     ]),
   ),
   ...(['twilio', 'hubspot'] as const).map((name): (typeof wrong)[number] => [
     `a query in the url of ${name}`,
-    () => factoryWithUrl(name)({ ...URL_OPTIONS, url: 'https://a.example/?a=1' }),
+    () => WITH_URL[name]('https://a.example/?a=1'),
     /must end before the "\?"/,
   ]),
 ]
-
-function factoryWithUrl(name: 'twilio' | 'square' | 'hubspot') {
-  const { twilio, square, hubspot } = providers
-  return { twilio, square, hubspot }[name]
-}
 
 for (const [title, make, message] of wrong) {
   t.test(`${title} is refused, and the error says what to write`, async (t) => {
@@ -127,11 +126,58 @@ for (const [title, make, message] of wrong) {
   })
 }
 
+/** Each provider, with what it needs. */
+const URL = 'https://a.example/webhooks'
+const ED25519 = '00'.repeat(32)
+const EC =
+  'MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE83T4O/n84iotIvIW4mdBgQ/7dAfSmpqIM8kF9mN1flpVKS3GRqe62gw+2fNNRaINXvVpiglSI8eNEc6wEA3F+g=='
+const NEEDED: Record<string, object> = {
+  adyen: { hmacKey: '00' },
+  awsSns: { topicArn: 'arn:aws:sns:eu-central-1:123456789012:orders' },
+  discord: { publicKey: ED25519 },
+  hmac: OWN,
+  hubspot: { secret: 's', url: URL },
+  mailgun: { signingKey: 's' },
+  meta: { secret: 's', verifyToken: 's' },
+  paypal: { webhookId: 's' },
+  sendgrid: { publicKey: EC },
+  square: { signatureKey: 's', url: URL },
+  twilio: { authToken: 's', url: URL },
+}
+const BASE64 = ['standardWebhooks', 'svix', 'clerk', 'resend', 'openai', 'supabase']
+
+for (const [name, value] of Object.entries(providers)) {
+  const make = value as (options: unknown) => Provider
+  const needed = NEEDED[name] ?? { secret: BASE64.includes(name) ? 'whsec_AAAA' : 's' }
+
+  t.test(`${name}: no option is ignored`, async (t) => {
+    const code = 'IDEMPOTENCY_OPTION_INVALID'
+    t.ok(make(needed))
+    t.throws(() => make({ ...needed, other: 1 }), { code, message: /"other" of .* is not known/ })
+    const [first = ''] = Object.keys(needed)
+    const misspelled = { ...needed, [`${first}x`]: 's' }
+    t.throws(() => make(misspelled), { code, message: new RegExp(`did you mean "${first}"`) })
+    for (const nothing of [undefined, null, 's']) {
+      t.throws(() => make(nothing), { code, message: /needs an object with its options, such as/ })
+    }
+    const withHeader = name === 'hmac' ? { timestampHeader: 'x-time' } : {}
+    for (const tolerance of ['5 minutes', -1, 0, 300, Number.NaN]) {
+      const options = { ...needed, ...withHeader, tolerance }
+      t.throws(() => make(options), { code, message: /"tolerance" of / }, String(tolerance))
+    }
+  })
+}
+
+t.test('a copy of a provider with a misspelled change is refused', async (t) => {
+  const changed = { ...github, redeliver: true } as unknown as Provider
+  const message = /"redeliver" of github is not known; did you mean "redelivers"/
+  await t.rejects(verify(changed, {}, ''), { message })
+  t.throws(() => defineProvider(changed), { message })
+})
+
 t.test('a public key is read as it is shown, and as PEM', async (t) => {
-  const shown =
-    'MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE83T4O/n84iotIvIW4mdBgQ/7dAfSmpqIM8kF9mN1flpVKS3GRqe62gw+2fNNRaINXvVpiglSI8eNEc6wEA3F+g=='
-  const pem = `-----BEGIN PUBLIC KEY-----\n${shown}\n-----END PUBLIC KEY-----`
-  for (const publicKey of [shown, pem, [shown, pem]]) t.ok(providers.sendgrid({ publicKey }))
+  const pem = `-----BEGIN PUBLIC KEY-----\n${EC}\n-----END PUBLIC KEY-----`
+  for (const publicKey of [EC, pem, [EC, pem]]) t.ok(providers.sendgrid({ publicKey }))
 })
 
 t.test('bytes are a key as they are', async (t) => {
