@@ -47,7 +47,7 @@ WITH a AS MATERIALIZED (
     ...(['id::text', 'tenant_id::text', 'provider::text', 'event_id::text'] as const),
     ...(['endpoint::text', 'type::text', 'payload::text', 'headers::text'] as const),
     ...(['body_hash::text', 'lane::text', 'status::text', 'due_ms::float8'] as const),
-    'deliveries::int4',
+    ...(['errors::text', 'deliveries::int4'] as const),
   )}
 ), b AS (
   SELECT a.*,
@@ -82,7 +82,7 @@ SELECT id, tenant_id, provider, event_id, endpoint, type,
   starts::int4, starts::int4, 0, ${fromNow('due_ms')},
   deliveries, to_jsonb(array_fill(${ISO_NOW}, ARRAY[least(deliveries, ${KEPT_DELIVERIES})])),
   decode(payload, 'base64'), headers::jsonb, body_hash, same_body_as, lane,
-  CASE WHEN starts THEN lane END, '{}', '[]', ${fromNow('0')}
+  CASE WHEN starts THEN lane END, '{}', errors::jsonb, ${fromNow('0')}
 FROM b ORDER BY tenant_id, provider, event_id
 ON CONFLICT (tenant_id, provider, event_id) DO UPDATE SET
   deliveries = e.deliveries + excluded.deliveries,

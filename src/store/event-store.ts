@@ -24,6 +24,8 @@ export interface Arrival {
   readonly status: Exclude<EventStatus, 'retrying'>
   /** From now; `null` for never. The lease of one that starts as `processing`. */
   readonly dueInMs: number | null
+  /** Why it cannot be run, where it starts as `dead`. */
+  readonly errors: readonly RunError[]
 }
 
 /** What stands in the inbox after a delivery. */

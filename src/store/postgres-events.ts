@@ -115,6 +115,7 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
         list.map(({ lane }) => lane),
         list.map(({ status }) => status),
         list.map(({ dueInMs }) => dueInMs),
+        list.map(({ errors }) => JSON.stringify(errors)),
         [...groups.values()].map(({ places }) => places.length),
         lockTimeoutFor(list),
       ])) as readonly RecordedRow[]

@@ -114,7 +114,7 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
         ...{ status, fence: run, attempts: run, deferrals: 0, deliveries: 1 },
         ...{ dueAt: later(now, dueInMs), deliveredAt: [now.toISOString()], receivedAt: now },
         ...{ sameBodyAs: twin?.id ?? null, runningLane: isFree ? lane : null },
-        ...{ steps: {}, errors: [] },
+        steps: {},
       }
       try {
         await events.create({ data: { ...row, payload }, select: { id: true } })

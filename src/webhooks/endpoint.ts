@@ -43,7 +43,7 @@ export function arrivalOf(
   tenantId: string,
   event: VerifiedEvent,
   headers: Readonly<Record<string, string>>,
-): Omit<Arrival, 'id' | 'lane' | 'status' | 'dueInMs'> {
+): Omit<Arrival, 'id' | 'lane' | 'status' | 'dueInMs' | 'errors'> {
   const { eventId, type, rawBody } = event
   return {
     tenantId,

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import type { FastifyBaseLogger } from 'fastify'
 import type { EventStatus } from '../core/event.js'
 import { crashPoint } from '../crash-points.js'
-import { type Report, reporter } from '../events.js'
+import { failureOf, type Report, reporter } from '../events.js'
 import { sealed } from '../sealed.js'
 import { batched } from '../store/batcher.js'
 import type { Arrival, Recorded, StoredEvent } from '../store/event-store.js'
@@ -12,8 +12,9 @@ import { arrivalOf, type Endpoint, laneOf } from './endpoint.js'
 import type { DeliveryOutcome, Provider } from './provider.js'
 import { newRowId } from './row-id.js'
 import type { RunOutcome } from './run.js'
+import { runErrorOf } from './run-error.js'
 import { Runner, type RunnerOptions } from './runner.js'
-import type { VerifiedEvent } from './verify.js'
+import type { UnreadableEvent, VerifiedEvent } from './verify.js'
 
 export interface InboxOptions extends RunnerOptions {
   /** Whether this process runs events that wait without being told to. */
@@ -118,16 +119,21 @@ export class Inbox {
     log: FastifyBaseLogger,
   ): Promise<Delivered> {
     const { settings } = endpoint
+    const arrived = { ...arrivalOf(endpoint, tenantId, event, headers), id: newRowId() }
     const isHandled = event.type === null || (settings.types?.has(event.type) ?? true)
-    const arrival: Arrival = {
-      ...arrivalOf(endpoint, tenantId, event, headers),
-      id: newRowId(),
-      lane: laneOf(endpoint, tenantId, event),
-      ...(!isHandled
-        ? { status: 'ignored', dueInMs: settings.retentionMs }
+    let arrival: Arrival
+    let unserialized: { error: unknown } | undefined
+    try {
+      const start = !isHandled
+        ? ({ status: 'ignored', dueInMs: settings.retentionMs } as const)
         : settings.mode === 'inline'
-          ? { status: 'processing', dueInMs: settings.leaseMs }
-          : { status: 'received', dueInMs: 0 }),
+          ? ({ status: 'processing', dueInMs: settings.leaseMs } as const)
+          : ({ status: 'received', dueInMs: 0 } as const)
+      arrival = { ...arrived, ...start, lane: laneOf(endpoint, tenantId, event), errors: [] }
+    } catch (error) {
+      // Its order is not known, so that it must not be run; and it must not be lost.
+      unserialized = { error }
+      arrival = { ...arrived, ...deadOf(error) }
     }
     crashPoint('event:recording')
     const askedAt = performance.now()
@@ -135,6 +141,9 @@ export class Inbox {
     crashPoint('event:recorded')
     const { id, deliveries } = recorded
     const report = this.#tell(endpoint, arrival, recorded, log)
+    if (recorded.isNew && unserialized !== undefined) {
+      tellDead(report, arrival, 'its option "serialize" failed', unserialized.error)
+    }
     if (recorded.isNew && recorded.status === 'processing') {
       const stored = asStored(arrival, recorded)
       const run = await this.#runner.begin(endpoint, stored, askedAt, log, report)
@@ -149,7 +158,7 @@ export class Inbox {
   async keepUnreadable(
     endpoint: Endpoint,
     tenantId: string,
-    rawBody: Buffer,
+    { rawBody, error }: UnreadableEvent,
     headers: Readonly<Record<string, string>>,
     log: FastifyBaseLogger,
   ): Promise<Delivered> {
@@ -160,23 +169,11 @@ export class Inbox {
     const arrival: Arrival = {
       ...arrivalOf(endpoint, tenantId, named, headers),
       id: newRowId(),
-      lane: null,
-      status: 'dead',
-      dueInMs: null,
+      ...deadOf(error),
     }
     const recorded = await this.#recordInTime(arrival)
     const report = this.#tell(endpoint, arrival, recorded, log)
-    if (recorded.isNew) {
-      report({
-        kind: 'webhook_dead',
-        provider: arrival.provider,
-        eventId: arrival.eventId,
-        event: recorded.id,
-        attempt: 0,
-        why: 'its body cannot be read',
-        failure: undefined,
-      })
-    }
+    if (recorded.isNew) tellDead(report, arrival, 'its body cannot be read', error)
     return { outcome: 'dead', id: recorded.id, deliveries: recorded.deliveries }
   }
 
@@ -257,6 +254,21 @@ export class Inbox {
 }
 
 /** What a run means to the delivery that it was for. */
+/** How an event starts that cannot be run. */
+function deadOf(error: unknown) {
+  return { lane: null, status: 'dead', dueInMs: null, errors: [runErrorOf(0, error)] } as const
+}
+
+function tellDead(
+  report: Report,
+  { provider, eventId, id }: Arrival,
+  why: string,
+  error: unknown,
+): void {
+  const failure = failureOf(error)
+  report({ kind: 'webhook_dead', provider, eventId, event: id, attempt: 0, why, failure })
+}
+
 function outcomeOf(outcome: RunOutcome | undefined): DeliveryOutcome {
   return outcome === undefined || outcome === 'lost' ? 'running' : outcome
 }

@@ -162,12 +162,13 @@ export function addWebhookRoute(
     headers: Record<string, string>,
     { log }: FastifyRequest,
   ): Promise<DeliveryOutcome[]> {
-    if (verification.kind === 'unreadable') {
-      const { rawBody } = verification
-      return [(await inbox.keepUnreadable(endpoint, tenantId, rawBody, headers, log)).outcome]
-    }
-    const { events } = verification
+    const isRead = verification.kind === 'verified'
     const outcomes: DeliveryOutcome[] = []
+    for (const unreadable of isRead ? verification.unreadable : [verification]) {
+      const kept = await inbox.keepUnreadable(endpoint, tenantId, unreadable, headers, log)
+      outcomes.push(kept.outcome)
+    }
+    const events = isRead ? verification.events : []
     // Those of one lane would find it taken.
     const sideBySide = settings.isSerialized ? 1 : SIDE_BY_SIDE
     for (let start = 0; start < events.length; start += sideBySide) {

@@ -1,8 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { Steps, type StepsContext } from '../claims/steps.js'
 import { fullJitter } from '../core/backoff.js'
-import { KEPT_ERRORS, type RunError } from '../core/event.js'
-import { isThrown } from '../core/thrown.js'
+import { KEPT_ERRORS } from '../core/event.js'
 import { crashPoint } from '../crash-points.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import { failureOf, type Report, type WebhookSubject } from '../events.js'
@@ -13,6 +12,7 @@ import type { DatabaseClock } from '../store/clock.js'
 import type { KeepEventSteps, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
 import type { Endpoint } from './endpoint.js'
 import { WebhookEvent } from './event.js'
+import { runErrorOf } from './run-error.js'
 
 /** What a run needs of its surroundings. */
 export interface RunContext {
@@ -48,9 +48,6 @@ const POSTPONE = { firstMs: 1_000, mostMs: 300_000 }
  * inbox runs the event by itself. One that never delivers again needs none.
  */
 const PROVIDER_FIRST_MS = 60_000
-
-/** Enough of a message for a person to know it, not enough to fill a table with. */
-const LONGEST_MESSAGE = 1_000
 
 /** One attempt at an event: its handler, under a lease, and how that ended. */
 export class Run {
@@ -289,7 +286,10 @@ export class Run {
       attempts,
       deferrals,
       wakes: null,
-      errors: error === undefined ? errors : [...errors, this.#errorOf(error)].slice(-KEPT_ERRORS),
+      errors:
+        error === undefined
+          ? errors
+          : [...errors, runErrorOf(this.#lease.attempt, error)].slice(-KEPT_ERRORS),
       ...ending,
       // Only its next delivery can run it: no worker is to look at it.
       ...(isLeft && { dueInMs: null }),
@@ -310,14 +310,6 @@ export class Run {
     return 'failed'
   }
 
-  #errorOf(error: unknown): RunError {
-    return {
-      attempt: this.#lease.attempt,
-      at: new Date().toISOString(),
-      message: messageOf(error).slice(0, LONGEST_MESSAGE).replaceAll('\0', '').toWellFormed(),
-    }
-  }
-
   #report(happening: RunHappening): void {
     this.#context.report({ ...this.#subject, ...happening } as Parameters<Report>[0])
   }
@@ -326,16 +318,6 @@ export class Run {
 /** What a handler says of an event that it cannot ever process. */
 class Rejected extends Error {
   override readonly name = 'Rejected'
-}
-
-/** An error is the application's: its name may be no text, and its message may throw. */
-function messageOf(error: unknown): string {
-  if (!isThrown(error, Error)) return typeof error
-  try {
-    return `${String(error.name)}: ${String(error.message)}`
-  } catch {
-    return 'Error'
-  }
 }
 
 type Happening = Parameters<Report>[0]

@@ -1,3 +1,4 @@
+import { type Check, check } from '../checks.js'
 import { OptionInvalid } from '../errors.js'
 import { nameOf, parseJson } from './payload.js'
 import {
@@ -21,12 +22,24 @@ export interface VerifiedEvent {
   readonly rawBody: Buffer
 }
 
+/** Bytes that the provider has signed and that are no event. */
+export interface UnreadableEvent {
+  readonly rawBody: Buffer
+  /** What decoding them, or a function of the provider's such as `eventId`, has thrown. */
+  readonly error: unknown
+}
+
 export type Verification =
-  | { readonly kind: 'verified'; readonly events: readonly VerifiedEvent[] }
+  /** `unreadable`: the items of a batch that cannot be read. The others are among the events. */
+  | {
+      readonly kind: 'verified'
+      readonly events: readonly VerifiedEvent[]
+      readonly unreadable: readonly UnreadableEvent[]
+    }
   /** Signed by the provider, but no event: what to answer. */
   | { readonly kind: 'handshake'; readonly answer: Answer }
   /** Signed by the provider, but what it says cannot be read. */
-  | { readonly kind: 'unreadable'; readonly rawBody: Buffer }
+  | ({ readonly kind: 'unreadable' } & UnreadableEvent)
   | { readonly kind: 'refused'; readonly reason: Refusal }
 
 export interface VerifyOptions {
@@ -55,9 +68,11 @@ export async function verify(
   provider: Provider,
   headers: HeadersToVerify,
   body: Uint8Array | string,
-  { at = Date.now(), tenantId = '', url = '/', method = 'POST' }: VerifyOptions = {},
+  options: VerifyOptions = {},
 ): Promise<Verification> {
-  checkVerified(provider, headers, body, at)
+  checkVerified(provider, headers, body)
+  check(' of verify()', CHECKS, options)
+  const { at = Date.now(), tenantId = '', url = '/', method = 'POST' } = options
   const bytes =
     typeof body === 'string'
       ? Buffer.from(body)
@@ -76,7 +91,19 @@ function byLowerCaseName(headers: HeadersToVerify): Incoming['headers'] {
   return Object.fromEntries(named.map(([name, value]) => [name.toLowerCase(), value]))
 }
 
-function checkVerified(provider: unknown, headers: unknown, body: unknown, at: unknown): void {
+const isText: Check = (value) => (typeof value === 'string' ? undefined : 'must be text')
+
+const CHECKS: Record<keyof VerifyOptions, Check> = {
+  at: (value) =>
+    typeof value === 'number' || value instanceof Date
+      ? undefined
+      : 'must be a Date, or milliseconds',
+  tenantId: isText,
+  url: isText,
+  method: isText,
+}
+
+function checkVerified(provider: unknown, headers: unknown, body: unknown): void {
   if (isProvider(provider) !== undefined) {
     throw new OptionInvalid('verify() needs a provider first, such as stripe({ secret })')
   }
@@ -90,9 +117,6 @@ function checkVerified(provider: unknown, headers: unknown, body: unknown, at: u
     throw new OptionInvalid(
       'verify() needs the body as it came: bytes or text, because a parsed one cannot be verified',
     )
-  }
-  if (typeof at !== 'number' && !(at instanceof Date)) {
-    throw new OptionInvalid('option "at" of verify() must be a Date, or milliseconds')
   }
 }
 
@@ -108,20 +132,31 @@ export async function verifyIncoming(
   let payload: unknown
   try {
     payload = provider.parse ? provider.parse(incoming) : parseJson(incoming.body)
-  } catch {
-    return { kind: 'unreadable', rawBody: incoming.body }
+  } catch (error) {
+    return { kind: 'unreadable', rawBody: incoming.body, error }
   }
   const answer = await provider.handshake?.(payload, incoming, signers)
   if (answer !== undefined) return { kind: 'handshake', answer }
-  // What the application's own functions throw is not the body's fault, and is thrown.
-  const items = provider.items?.(payload)
-  if (items === undefined) {
-    return { kind: 'verified', events: [eventOf(provider, incoming, payload, incoming.body)] }
+  // Once it is signed, what cannot be read is kept for a person: the provider would send the same again.
+  const unreadable: UnreadableEvent[] = []
+  const events: VerifiedEvent[] = []
+  let items: readonly unknown[] | undefined
+  try {
+    items = provider.items?.(payload)
+  } catch (error) {
+    return { kind: 'unreadable', rawBody: incoming.body, error }
   }
-  const events = items.map((item) =>
-    eventOf(provider, incoming, item, Buffer.from(JSON.stringify(item) ?? 'null')),
-  )
-  return { kind: 'verified', events }
+  for (const item of items ?? [payload]) {
+    let rawBody = incoming.body
+    try {
+      if (items !== undefined) rawBody = Buffer.from(JSON.stringify(item) ?? 'null')
+      events.push(eventOf(provider, incoming, item, rawBody))
+    } catch (error) {
+      if (items === undefined) return { kind: 'unreadable', rawBody, error }
+      unreadable.push({ rawBody, error })
+    }
+  }
+  return { kind: 'verified', events, unreadable }
 }
 
 /** One event of a decoded body, as the provider names it. @throws what its functions throw. */

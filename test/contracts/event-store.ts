@@ -39,6 +39,7 @@ const arrival = (over: Partial<Arrival> = {}): Arrival => {
     lane: null,
     status: 'received',
     dueInMs: 0,
+    errors: [],
     ...over,
     payload,
   }

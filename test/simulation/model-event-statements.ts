@@ -341,7 +341,7 @@ function rowOf(item: EventItem, database: ModelDatabase): EventRow {
     deliveredAt: deliveredAt.fill(database.now().toISOString()),
     payload: Buffer.from(item.payload, 'base64'),
     ...{ headers: JSON.parse(item.headers), bodyHash: item.body_hash, sameBodyAs: null },
-    ...{ lane: item.lane, runningLane: null, steps: {}, errors: [] },
+    ...{ lane: item.lane, runningLane: null, steps: {}, errors: JSON.parse(item.errors) },
     receivedAt: database.now(),
   }
 }

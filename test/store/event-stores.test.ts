@@ -33,7 +33,7 @@ const noMariadb = await missing('mariadb')
 const anArrival: Arrival = {
   ...{ id: 'e', tenantId: 'a', provider: 'p', eventId: 'n', endpoint: 'stripe', type: null },
   ...{ payload: new Uint8Array(0), headers: {}, bodyHash: 'h', lane: 'l' },
-  ...{ status: 'processing', dueInMs: 30_000 },
+  ...{ status: 'processing', dueInMs: 30_000, errors: [] },
 }
 const served = { names: ['stripe'], leasesMs: [30_000] }
 
