@@ -92,6 +92,7 @@ export type InboxHappening =
       readonly provider: string
       readonly failure: Failure
     }
+  | { readonly kind: 'webhook_too_large'; readonly provider: string; readonly bodyLimit: number }
   | { readonly kind: 'inbox_unavailable'; readonly failure: Failure }
   | { readonly kind: 'dispatch_failed'; readonly failure: Failure }
 
@@ -303,6 +304,10 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   webhook_refused: ['warn', 'Webhook refused: its signature was not accepted'],
   webhook_handshake: ['info', 'Webhook handshake answered'],
   webhook_not_verified: ['error', 'Webhook could not be verified; it was not acknowledged'],
+  webhook_too_large: [
+    'error',
+    'Webhook refused: its body is larger than option "bodyLimit" allows',
+  ],
   inbox_unavailable: ['error', 'Inbox failed or did not answer; the webhook was not acknowledged'],
   dispatch_failed: [
     'warn',

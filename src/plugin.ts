@@ -4,6 +4,7 @@ import { AtomicClaims } from './atomic/atomic-claims.js'
 import { readPluginOptions } from './check-options.js'
 import { Claims } from './claims/claims.js'
 import { isStorableText } from './core/text.js'
+import type { Dispatch } from './dispatch/dispatch.js'
 import { inProcess } from './dispatch/in-process.js'
 import { AlreadyRegistered, CollationInvalid, OptionInvalid } from './errors.js'
 import { failureOf, reporter } from './events.js'
@@ -248,6 +249,9 @@ function databaseOf({ prisma, pool }: PluginOptions, timeoutMs: number): Reach {
   )
 }
 
+/** Dispatches that belong to an application. */
+const taken = new WeakSet<Dispatch>()
+
 function openInbox(
   app: FastifyInstance,
   { prisma, dispatch = inProcess() }: PluginOptions,
@@ -256,6 +260,12 @@ function openInbox(
   shared: { readonly guards: ApplicationGuards; readonly limits: PlaceLimits },
 ): { inbox: Inbox; events: EventStore } {
   demandModel(prisma, 'webhookEvent')
+  if (taken.has(dispatch)) {
+    throw new OptionInvalid(
+      'option "dispatch" is that of another application, which it runs events for: call inProcess() or bullmq() once for each application',
+    )
+  }
+  taken.add(dispatch)
   const events = run ? postgresEventStore(run) : prismaEventStore(primary, clock)
   const inbox = new Inbox({
     store: events,

@@ -29,13 +29,21 @@ export function worstOf(outcomes: readonly DeliveryOutcome[]): DeliveryOutcome {
   return WORST_FIRST.find((outcome) => outcomes.includes(outcome)) ?? 'ignored'
 }
 
+/**
+ * Outcomes of an event that is durable and will be run again. A provider that delivers nothing twice can do
+ * nothing about them, and an error only counts against the webhook.
+ */
+const ARE_OURS: ReadonlySet<DeliveryOutcome> = new Set(['failed', 'running', 'postponed'])
+
 /** Answers as the endpoint says, or its provider, or as everybody is answered. */
 export function answerOutcome(
   reply: FastifyReply,
   { provider, settings }: Endpoint,
   outcome: DeliveryOutcome,
 ): FastifyReply {
-  const answer = settings.answers[outcome] ?? provider.answers?.[outcome] ?? ANSWERS[outcome]
+  const isOurs = provider.redelivers === false && ARE_OURS.has(outcome)
+  const told = isOurs ? 'accepted' : outcome
+  const answer = settings.answers[outcome] ?? provider.answers?.[told] ?? ANSWERS[told]
   return send(reply, { body: { outcome }, ...answer })
 }
 

@@ -14,7 +14,14 @@ import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
 import { LONGEST_NAME } from './endpoint.js'
 import { type EndpointSettings, WEBHOOK_DEFAULTS, type WebhookOptions } from './options.js'
-import { checkProvider, isAnswers, isKeptHeaders, isProvider, secretAmong } from './provider.js'
+import {
+  checkProvider,
+  isAnswers,
+  isBodyLimit,
+  isKeptHeaders,
+  isProvider,
+  secretAmong,
+} from './provider.js'
 
 /** No longer than the column of an event's type. */
 const isEventType = (value: unknown) => isStorableText(value, LONGEST_NAME)
@@ -54,7 +61,7 @@ const CHECKS: Record<keyof WebhookOptions, Check> = {
   deferrals: isInteger(0, 1_000_000),
   retention: isDuration(1_000, '30d', LONGEST_RETENTION_MS),
   headers: isKeptHeaders,
-  bodyLimit: isInteger(1, 64 * 1024 * 1024),
+  bodyLimit: isBodyLimit,
   answers: isAnswers,
   clock: isFunction,
 }
@@ -84,7 +91,7 @@ export function readWebhookOptions(url: string, options: WebhookOptions): Endpoi
         ),
       ),
     ],
-    bodyLimit: given.bodyLimit,
+    bodyLimit: options.bodyLimit ?? Math.max(given.bodyLimit, provider.bodyLimit ?? 0),
     answers: given.answers,
     clock: given.clock,
   }

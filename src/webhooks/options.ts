@@ -76,7 +76,10 @@ export interface WebhookOptions {
   retention?: Duration
   /** Request headers that are kept besides those that the provider needs. None with a secret. */
   headers?: readonly string[]
-  /** The largest body, in bytes; a larger one is answered 413. Default 1 MiB. */
+  /**
+   * The largest body, in bytes; a larger one is answered 413 and told as `webhook_too_large`. Default:
+   * what the provider sends at most, at least 1 MiB.
+   */
   bodyLimit?: number
   /** What to answer for an outcome, over what the provider wants to hear. */
   answers?: Partial<Record<DeliveryOutcome, Answer>>

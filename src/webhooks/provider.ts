@@ -81,6 +81,8 @@ export interface Provider {
    * it gets a minute for that before a failed event is run again from the inbox.
    */
   readonly redelivers?: boolean
+  /** The largest body that the provider sends, in bytes, where that is more than 1 MiB. */
+  readonly bodyLimit?: number
   /** What this provider wants to hear, where it differs from everybody else. */
   readonly answers?: Readonly<Partial<Record<DeliveryOutcome, Answer>>>
 }
@@ -141,6 +143,8 @@ export const isProvider: Check = (value) =>
     ? undefined
     : "must be a provider such as stripe({ secret }) or hmac({ … }) of 'fastify-idempotency/webhooks'"
 
+export const isBodyLimit = isInteger(1, 64 * 1024 * 1024)
+
 const CHECKS: Record<keyof Provider, Check> = {
   name: isName,
   secret: () => undefined,
@@ -159,6 +163,7 @@ const CHECKS: Record<keyof Provider, Check> = {
   handshake: isFunction,
   greeting: isFunction,
   redelivers: isBoolean,
+  bodyLimit: isBodyLimit,
   answers: isAnswers,
 }
 

@@ -6,6 +6,7 @@ import { createLimiter, type Limiter } from '../http/limiter.js'
 import { problem, STORE_RETRY_S } from '../http/problem.js'
 import { NoTenant, tenantOf } from '../http/tenant.js'
 import { hasStatus } from '../sealed.js'
+import { within } from '../within.js'
 import { answerOutcome, send, worstOf } from './answer.js'
 import { type Endpoint, keptOf } from './endpoint.js'
 import type { Delivered, Inbox } from './inbox.js'
@@ -65,6 +66,12 @@ export function addWebhookRoute(
       bodyLimit: settings.bodyLimit,
       config: { idempotency: false },
       onRequest: findTenant,
+      onError: async (request, _reply, { code }) => {
+        if (code !== 'FST_ERR_CTP_BODY_TOO_LARGE') return
+        const { bodyLimit } = settings
+        const report = reporter(request.log, endpoint.name, undefined)
+        report({ kind: 'webhook_too_large', provider: provider.name, bodyLimit })
+      },
       handler: (request, reply) => receive(request, reply, limiter),
     })
     const { greeting } = provider
@@ -75,7 +82,8 @@ export function addWebhookRoute(
       handler: async (request, reply) => {
         const query = new URLSearchParams(request.originalUrl.replace(/^[^?]*/, ''))
         try {
-          const answer = await greeting(query, request[TENANT] ?? '')
+          const greeted = Promise.resolve(greeting(query, request[TENANT] ?? ''))
+          const answer = await within(greeted, storeTimeoutMs)
           return answer === undefined
             ? await refuse(request, reply, 'no_match', limiter)
             : send(reply, answer)
@@ -120,7 +128,7 @@ export function addWebhookRoute(
     const incoming: Incoming = { method, url: originalUrl, headers, body }
     let verification: Verification
     try {
-      const keys = await keysOf(provider, tenantId)
+      const keys = () => keysOf(provider, tenantId, storeTimeoutMs)
       verification = await verifyIncoming(provider, keys, incoming, settings.clock())
     } catch (error) {
       return notVerified(request, reply, error)

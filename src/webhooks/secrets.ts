@@ -1,4 +1,5 @@
 import { OptionInvalid } from '../errors.js'
+import { within } from '../within.js'
 import type { Key, Scheme } from './signature.js'
 
 /** What a provider and this side share: text, or bytes. */
@@ -26,11 +27,41 @@ export interface SecretOwner {
   readonly scheme: Pick<Scheme, 'algorithm' | 'toKey' | 'secretForm'>
 }
 
-/** The keys of a tenant, from secrets that do not change or from whoever knows them. */
-export async function keysOf(owner: SecretOwner, tenantId: string): Promise<readonly Key[]> {
+/** Lookups that have not ended, by owner and tenant. */
+const asked = new WeakMap<SecretOwner, Map<string, Promise<readonly Key[]>>>()
+
+/**
+ * The keys of a tenant, from secrets that do not change or from whoever knows them. Who asks while a
+ * lookup of the tenant is under way gets its answer: requests cost no more than one at a time.
+ *
+ * @throws StoreTimeout when a function takes longer than `withinMs`. The next call asks it again.
+ */
+export async function keysOf(
+  owner: SecretOwner,
+  tenantId: string,
+  withinMs = Number.POSITIVE_INFINITY,
+): Promise<readonly Key[]> {
   const { secret } = owner
   if (typeof secret !== 'function') return preparedKeys(owner, secret)
-  const found: unknown = await secret(tenantId)
+  const known = asked.get(owner) ?? new Map<string, Promise<readonly Key[]>>()
+  asked.set(owner, known)
+  let lookup = known.get(tenantId)
+  if (lookup === undefined) {
+    const looking = lookUp(owner, secret, tenantId)
+    lookup = withinMs === Number.POSITIVE_INFINITY ? looking : within(looking, withinMs)
+    known.set(tenantId, lookup)
+    const forget = () => void known.delete(tenantId)
+    lookup.then(forget, forget)
+  }
+  return lookup
+}
+
+async function lookUp(
+  owner: SecretOwner,
+  secret: (tenantId: string) => unknown,
+  tenantId: string,
+): Promise<readonly Key[]> {
+  const found = await secret(tenantId)
   // An unknown tenant has no secret, and no signature matches none.
   if (found === undefined || found === null) return []
   return toKeys(owner, found as Secret)

@@ -71,7 +71,8 @@ export interface Scheme {
 
 /** What this side knows when a request comes. */
 export interface Known {
-  readonly keys: readonly Key[]
+  /** Asks for the keys, where they are needed to find the signature. */
+  readonly keys: () => Promise<readonly Key[]>
   readonly nowMs: number
 }
 
@@ -96,7 +97,7 @@ const MOST_SIGNATURES = 16
  */
 export async function checkSignature(
   scheme: Scheme,
-  keys: readonly Key[],
+  keysOf: () => Promise<readonly Key[]>,
   incoming: Incoming,
   nowMs: number,
 ): Promise<Refusal | readonly Key[]> {
@@ -105,11 +106,13 @@ export async function checkSignature(
       'the time that signatures are compared with must be finite: option "clock" of a webhook returns milliseconds, and "at" of verify() is a Date or milliseconds',
     )
   }
-  const read = await readSafely(scheme, incoming, { keys, nowMs })
+  const read = await readSafely(scheme, incoming, { keys: keysOf, nowMs })
   if (typeof read === 'string') return read
   const all = Array.isArray(read) ? (read as readonly Signed[]) : [read as Signed]
   if (all.length === 0) return 'malformed'
   if (all.some(({ signatures }) => signatures.length > MOST_SIGNATURES)) return 'malformed'
+  // Last: what has no signature in the right form costs no look-up of a secret.
+  const keys = await keysOf()
   const signers = new Set<Key>()
   for (const signed of all) {
     const signer = signerOf(scheme.algorithm, keys, signed)
@@ -127,10 +130,21 @@ export async function checkSignature(
   return [...signers]
 }
 
-async function readSafely(scheme: Scheme, incoming: Incoming, known: Known): Promise<Read> {
+async function readSafely(
+  scheme: Scheme,
+  incoming: Incoming,
+  { keys, nowMs }: Known,
+): Promise<Read> {
+  let isOurs = false
+  const watched = () =>
+    keys().catch((error) => {
+      isOurs = true
+      throw error
+    })
   try {
-    return await scheme.read(incoming, known)
+    return await scheme.read(incoming, { keys: watched, nowMs })
   } catch (error) {
+    if (isOurs) throw error
     const isOfRequest = [TypeError, RangeError, SyntaxError].some((kind) => isThrown(error, kind))
     if (isOfRequest) return 'malformed'
     throw error

@@ -78,7 +78,7 @@ export async function verify(
       ? Buffer.from(body)
       : Buffer.from(body.buffer, body.byteOffset, body.byteLength)
   const incoming: Incoming = { method, url, headers: byLowerCaseName(headers), body: bytes }
-  return verifyIncoming(provider, await keysOf(provider, tenantId), incoming, Number(at))
+  return verifyIncoming(provider, () => keysOf(provider, tenantId), incoming, Number(at))
 }
 
 function byLowerCaseName(headers: HeadersToVerify): Incoming['headers'] {
@@ -120,10 +120,10 @@ function checkVerified(provider: unknown, headers: unknown, body: unknown): void
   }
 }
 
-/** The same, with keys that are known already. */
+/** The same, with keys that are asked for when they are needed. */
 export async function verifyIncoming(
   provider: Provider,
-  keys: readonly Key[],
+  keys: () => Promise<readonly Key[]>,
   incoming: Incoming,
   nowMs: number,
 ): Promise<Verification> {

@@ -54,13 +54,13 @@ export interface ProviderCase {
 
 export const NOW = Date.UTC(2027, 0, 15, 12)
 
-export async function ask(
+export function ask(
   provider: Provider,
   sent: Sent,
   { at = NOW, tenantId = '' }: { at?: number; tenantId?: string } = {},
 ): ReturnType<typeof verifyIncoming> {
   const { headers, body, url = '/', method = 'POST' } = sent
-  const keys = await keysOf(provider, tenantId)
+  const keys = () => keysOf(provider, tenantId)
   return verifyIncoming(provider, keys, { method, url, headers, body }, at)
 }
 

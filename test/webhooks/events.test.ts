@@ -206,6 +206,13 @@ const EVENTS: Record<InboxHappening['kind'], Provoked> = {
     event: { provider: 'bank' },
     hasSubject: false,
   },
+  webhook_too_large: {
+    level: 'error',
+    text: 'Webhook refused: its body is larger than option "bodyLimit" allows',
+    webhook: { bodyLimit: 2 },
+    event: { provider: 'bank', bodyLimit: 2 },
+    hasSubject: false,
+  },
   webhook_not_verified: {
     level: 'error',
     text: 'Webhook could not be verified; it was not acknowledged',

@@ -59,7 +59,7 @@ t.test(`${RUNS} odd requests cause no exception and are not believed`, async (t)
       `FUZZ_SEED=${seed}, run ${run}, ${target.of.name}: ${JSON.stringify(incoming)}`
     let kind: string
     try {
-      kind = (await verifyIncoming(target.provider, target.keys, incoming, NOW)).kind
+      kind = (await verifyIncoming(target.provider, async () => target.keys, incoming, NOW)).kind
     } catch (error) {
       return t.fail(`${String(error)}; ${where()}`)
     }

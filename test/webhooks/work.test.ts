@@ -149,7 +149,7 @@ t.test('public keys verify at most sixteen times for each key', async (t) => {
   const check = (of: Signed) =>
     checkSignature(
       reading(() => of),
-      keys,
+      async () => keys,
       INCOMING,
       NOW,
     )
@@ -174,14 +174,14 @@ t.test(
           throw error
         },
       ]) {
-        t.equal(await checkSignature(reading(read), [], INCOMING, NOW), 'malformed')
+        t.equal(await checkSignature(reading(read), async () => [], INCOMING, NOW), 'malformed')
       }
     }
     const unreachable = new CertificateUnreachable('x', { cause: new TypeError('fetch failed') })
     for (const error of [unreachable, new Error('of the vault')]) {
       const checked = checkSignature(
         reading(() => Promise.reject(error)),
-        [],
+        async () => [],
         INCOMING,
         NOW,
       )

@@ -41,7 +41,7 @@ export function awsSns(options: AwsSnsOptions): Provider {
     const signature = fromBase64(text(message, 'Signature'))
     if (hash === undefined || signature === undefined) return 'malformed'
     const topic = Buffer.from(text(message, 'TopicArn'))
-    if (!keys.some((key) => isEqual(key as Uint8Array, topic))) return 'no_match'
+    if (!(await keys()).some((key) => isEqual(key as Uint8Array, topic))) return 'no_match'
     const key = await certificateAt(at(message, 'SigningCertURL'), nowMs)
     if (key === undefined) return 'no_match'
     const algorithm = { kind: 'public-key', hash } as const

@@ -25,6 +25,7 @@ export function github(options: SecretOptions): Provider {
       keptHeaders: ['content-type', 'x-github-delivery', 'x-github-event', 'x-github-hook-id'],
       redelivers: false,
     }),
+    bodyLimit: 25 * 1024 * 1024,
     // A webhook can be set to send a form with the JSON in it.
     parse: (incoming) =>
       isForm(incoming)
