@@ -1,8 +1,10 @@
 // What is let into the inbox, what is not, and what a request may look like.
+import { createHmac } from 'node:crypto'
 import type { FastifyInstance } from 'fastify'
 import t, { test } from 'tap'
 import type { WebhookOptions } from '../../src/index.js'
-import { buildApp, collectEvents, WatchedPool } from '../fixtures/app.js'
+import { github } from '../../src/webhooks/providers/index.js'
+import { buildApp, collectEvents, newKey, WatchedPool } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import {
   bank,
@@ -227,6 +229,36 @@ test('the content type does not matter: signed bytes are', async (t) => {
   t.equal(untyped.json().outcome, 'processed', 'none at all')
 })
 
+test('a body that is too large is 413 each time, and told; GitHub sends up to 25 MiB', async (t) => {
+  const events = collectEvents(t)
+  const app = await inboxApp(t, database, () => {}, {
+    webhook: { bodyLimit: 300 },
+    routes: (app) => {
+      app.webhook('/webhooks/github', { provider: github({ secret: SECRET }) }, () => {})
+    },
+  })
+  for (let delivery = 1; delivery <= 2; delivery += 1) {
+    const answer = await postStripe(app, { ...stripeEvent(), x: 'x'.repeat(500) })
+    t.equal(answer.statusCode, 413)
+    t.match(await events.first('webhook_too_large', delivery), {
+      provider: 'stripe',
+      bodyLimit: 300,
+      route: '/webhooks/stripe',
+    })
+  }
+  const mebibyte = 1024 * 1024
+  for (const [bytes, status] of [
+    [25 * mebibyte, 200],
+    [25 * mebibyte + 1, 413],
+  ] as const) {
+    const body = Buffer.alloc(bytes, ' ').fill('{}', 0, 2)
+    const hmac = createHmac('sha256', SECRET).update(body).digest('hex')
+    const headers = { 'x-hub-signature-256': `sha256=${hmac}`, 'x-github-delivery': newKey() }
+    const posted = { method: 'POST', url: '/webhooks/github', payload: body, headers } as const
+    t.equal((await app.inject(posted)).statusCode, status)
+  }
+})
+
 test('a body of exactly 1 MiB is accepted, and one byte more is 413', async (t) => {
   const { app, pool, counted } = await watchedApp(t)
   const sized = (bytes: number) => {
@@ -443,6 +475,58 @@ test('each tenant has secrets of its own, looked up when they are needed', async
   t.equal(await post('b', 'secret-a'), 401)
   t.equal(await post('unknown', 'secret-a'), 401, 'a tenant without secrets')
   t.strictSame(asked, ['a', 'b', 'b', 'a', 'b', 'unknown'])
+})
+
+test('what has no signature in the right form costs no look-up of a secret', async (t) => {
+  let lookups = 0
+  const provider = bank({
+    name: 'thrifty',
+    secret: () => {
+      lookups += 1
+      return SECRET
+    },
+  })
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/bank',
+    webhook: { provider },
+  })
+  for (const headers of [{}, { 'x-bank-signature': '' }, { 'x-bank-signature': 'no hex' }]) {
+    const answer = await app.inject({
+      ...{ method: 'POST', url: '/webhooks/bank', payload: '{}' },
+      headers: headers as Record<string, string>,
+    })
+    t.equal(answer.statusCode, 401)
+  }
+  t.equal(lookups, 0)
+  t.equal((await postBank(app, { id: newKey() })).statusCode, 200)
+  t.equal(lookups, 1)
+})
+
+test('a secret that is never found holds no request for longer than storeTimeout, and is asked for once', async (t) => {
+  const lookups: string[] = []
+  const provider = bank({
+    name: 'hanging',
+    secret: (tenantId) => {
+      lookups.push(tenantId)
+      return tenantId === 'well' ? SECRET : new Promise<string>(() => {})
+    },
+  })
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/:tenant',
+    plugin: { storeTimeout: 500 },
+    webhook: { provider, tenant: ({ params }) => (params as { tenant: string }).tenant },
+  })
+  const posted = Array.from({ length: 50 }, () =>
+    postBank(app, { id: newKey() }, { url: '/webhooks/ill' }),
+  )
+  const well = await postBank(app, { id: newKey() }, { url: '/webhooks/well' })
+  t.equal(well.statusCode, 200, 'another tenant is not held up')
+  const answers = await Promise.all(posted)
+  t.ok(answers.every(({ statusCode }) => statusCode === 503))
+  const asked = lookups.filter((tenantId) => tenantId === 'ill').length
+  t.ok(asked < 10, `50 requests asked ${asked} times`)
+  t.equal((await postBank(app, {}, { url: '/webhooks/ill' })).statusCode, 503)
+  t.ok(lookups.length > asked + 1, 'the next one asks again')
 })
 
 test('secrets that cannot be looked up are 503, and nothing is lost', async (t) => {
