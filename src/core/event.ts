@@ -9,6 +9,9 @@ export interface RunError {
   readonly message: string
 }
 
+/** What is kept of a run that ended without a word, once the next one begins. */
+export const NOT_ENDED = 'It did not end: its process died or stood still, or its lease ran out.'
+
 /** So many failures and delivery times are kept: enough to see a pattern. */
 export const KEPT_ERRORS = 10
 export const KEPT_DELIVERIES = 20

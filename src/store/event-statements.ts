@@ -1,5 +1,5 @@
 // What the inbox says to PostgreSQL: one statement a verb of `EventStore`.
-import { KEPT_DELIVERIES } from '../core/event.js'
+import { KEPT_DELIVERIES, KEPT_ERRORS, NOT_ENDED } from '../core/event.js'
 import { asked, hasCome, NOW, NOW_ONCE, WAITS_BRIEFLY } from './statements.js'
 
 // Cut off, not rounded: what is due now must not be due in half a millisecond.
@@ -17,7 +17,11 @@ const WHOLE_ROW = `
   e.errors::text AS errors, ${msOf('e.received_at')} AS received_at`
 
 // What makes a run of a row. The lane is unique among the rows that run.
-const STARTS = `status = 'processing', fence = e.fence + 1, attempts = e.attempts + 1, running_lane = e.lane`
+// A run that is followed by another one while it is still processing has left no word.
+const STARTS = `status = 'processing', fence = e.fence + 1, attempts = e.attempts + 1,
+    running_lane = e.lane, errors = CASE WHEN e.status = 'processing' THEN jsonb_path_query_array(
+      e.errors || jsonb_build_object('attempt', e.fence, 'at', ${ISO_NOW}, 'message', '${NOT_ENDED}'),
+      '$[last - ${KEPT_ERRORS - 1} to last]') ELSE e.errors END`
 
 // A crashed run keeps its lane until the same event is run again: nothing else may pass it.
 const LANE_IS_RUN_BY_ANOTHER = `EXISTS (

@@ -1,5 +1,11 @@
 import { backoff } from '../core/backoff.js'
-import { type EventStatus, KEPT_DELIVERIES, type RunError } from '../core/event.js'
+import {
+  type EventStatus,
+  KEPT_DELIVERIES,
+  KEPT_ERRORS,
+  NOT_ENDED,
+  type RunError,
+} from '../core/event.js'
 import type { StepResults } from '../core/record.js'
 import { isUniqueViolation, type PrismaClientLike } from './client.js'
 import type { DatabaseClock } from './clock.js'
@@ -49,13 +55,17 @@ interface Candidate {
   lane: string | null
   runningLane: string | null
   dueAt: Date
+  status: EventStatus
+  errors: RunError[]
 }
 
 const RECORDED = select<RecordedRow>(
   ...(['id', 'tenantId', 'provider', 'eventId', 'status', 'fence', 'attempts'] as const),
   ...(['deliveries', 'deliveredAt', 'dueAt', 'receivedAt'] as const),
 )
-const CANDIDATE = select<Candidate>('id', 'fence', 'endpoint', 'lane', 'runningLane', 'dueAt')
+const CANDIDATE = select<Candidate>(
+  ...(['id', 'fence', 'endpoint', 'lane', 'runningLane', 'dueAt', 'status', 'errors'] as const),
+)
 
 const WAITING = ['received', 'retrying']
 const OVER = ['processed', 'ignored']
@@ -224,14 +234,19 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
   /** Starts the next run of an event as it was seen, if it still is as the guard says. */
   async function start(seen: Candidate, leaseMs: number, guard: object) {
     const { id, fence, lane } = seen
+    // It has left no word, as long as that is still so when this is written.
+    const isLost = seen.status === 'processing'
     try {
+      const now = await clock.estimate()
+      const lost = { attempt: fence, at: now.toISOString(), message: NOT_ENDED }
       const count = await updateMany({
-        where: { id, fence, ...guard },
+        where: { id, fence, ...guard, ...(isLost && { AND: [{ status: 'processing' }] }) },
         data: {
+          ...(isLost && { errors: [...seen.errors, lost].slice(-KEPT_ERRORS) }),
           status: 'processing',
           fence: fence + 1,
           attempts: { increment: 1 },
-          dueAt: later(await clock.estimate(), leaseMs),
+          dueAt: later(now, leaseMs),
           runningLane: lane,
         },
       })

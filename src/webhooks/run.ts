@@ -1,7 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { Steps, type StepsContext } from '../claims/steps.js'
 import { fullJitter } from '../core/backoff.js'
-import { KEPT_ERRORS } from '../core/event.js'
+import { KEPT_ERRORS, NOT_ENDED } from '../core/event.js'
 import { crashPoint } from '../crash-points.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import { failureOf, type Report, type WebhookSubject } from '../events.js'
@@ -101,9 +101,14 @@ export class Run {
   async #execute(readPayload: () => unknown): Promise<RunOutcome> {
     const { settings, handler } = this.#endpoint
     crashPoint('event:claimed')
-    // Reached only by attempts that ended without saying so: the event kills its process.
-    if (this.#stored.attempts > settings.retry.attempts) {
-      return this.#die('its attempts are used up, and the last of them did not end', undefined)
+    // It kills its process. Where the last attempt did end, the option was lowered since, and one more
+    // attempt has an end that says why it is the last.
+    if (this.#stored.attempts > settings.retry.attempts && this.#lastIsLost) {
+      const why = 'its attempts are used up, and the last of them did not end'
+      this.#report({ kind: 'webhook_dead', attempt: this.#lease.attempt, why, failure: undefined })
+      // This one was none.
+      const attempts = this.#stored.attempts - 1
+      return this.#end('dead', { status: 'dead', dueInMs: null, attempts })
     }
     let payload: unknown
     try {
@@ -177,6 +182,13 @@ export class Run {
   /** Whether workers may run the event, and not only the request that it is. */
   get isServed(): boolean {
     return this.#endpoint.isServed
+  }
+
+  /** Whether the run before this one ended without a word. */
+  get #lastIsLost(): boolean {
+    const { errors, fence } = this.#stored
+    const last = errors.at(-1)
+    return last?.attempt === fence - 1 && last.message === NOT_ENDED
   }
 
   /** Whether a transaction has made the event processed. */

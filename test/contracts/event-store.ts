@@ -1,7 +1,7 @@
 // What every store of webhook events promises, run against each of them on each database.
 import { createHash, randomUUID } from 'node:crypto'
 import type { Test } from 'tap'
-import { KEPT_DELIVERIES } from '../../src/core/event.js'
+import { KEPT_DELIVERIES, KEPT_ERRORS, NOT_ENDED } from '../../src/core/event.js'
 import type { ModelDelegate } from '../../src/store/client.js'
 import type {
   Arrival,
@@ -325,6 +325,40 @@ export async function eventStoreContract(
     } finally {
       await events.deleteMany({})
       await sql(dropIndex('other_constraint', 'webhook_event'))
+    }
+  })
+
+  await test('a run that left no word is kept as an error, once the next one begins', async (t) => {
+    for (const start of [
+      (id: string) => store.claim(id, LEASE_MS),
+      async () => (await store.claimDue(100, SERVED)).at(-1),
+    ]) {
+      const a = processing()
+      await record(a)
+      await move(a.id, { dueAt: PAST })
+      const second = await start(a.id)
+      const lost = { attempt: 1, at: /^\d{4}-.*T.*\.\d{3}Z$/, message: NOT_ENDED }
+      t.match(second, { id: a.id, fence: 2, errors: [lost] })
+      t.equal(second?.errors.length, 1)
+      const failed = { attempt: 2, at: new Date(0).toISOString(), message: 'Error: broken' }
+      await end(
+        ending(
+          { id: a.id, fence: 2 },
+          { status: 'retrying', dueInMs: 0, errors: [...(second?.errors ?? []), failed] },
+        ),
+      )
+      await move(a.id, { dueAt: PAST })
+      // It failed, and said so.
+      t.match(await start(a.id), { fence: 3, errors: [lost, failed] })
+      t.equal((await found(a.id)).errors.length, 2)
+      for (let fence = 4; fence <= 14; fence += 1) {
+        await move(a.id, { dueAt: PAST })
+        t.equal((await start(a.id))?.fence, fence)
+      }
+      const { errors } = await found(a.id)
+      t.equal(errors.length, KEPT_ERRORS)
+      t.match(errors.at(-1), { attempt: 13, message: NOT_ENDED })
+      await end(ending({ id: a.id, fence: 14 }))
     }
   })
 

@@ -1,7 +1,7 @@
 // What the statements of src/store/event-statements.ts do in the model database, found by their names. The
 // contract of event stores (test/contracts/event-store.ts) holds them to what PostgreSQL does.
 import type { EventStatus } from '../../src/core/event.js'
-import { KEPT_DELIVERIES } from '../../src/core/event.js'
+import { KEPT_DELIVERIES, KEPT_ERRORS, NOT_ENDED } from '../../src/core/event.js'
 import { HEAD } from '../../src/store/event-statements.js'
 import { inAnyOrder } from './any-order.js'
 import type { ModelDatabase, Need, Statement, Transaction } from './model-database.js'
@@ -288,6 +288,12 @@ function* startRun(
     ...row,
     ...{ status: 'processing', fence: row.fence + 1, attempts: row.attempts + 1 },
     ...{ runningLane: row.lane, dueAt: dueIn(leaseMs, database) },
+    ...(row.status === 'processing' && {
+      errors: [
+        ...row.errors,
+        { attempt: row.fence, at: database.now().toISOString(), message: NOT_ENDED },
+      ].slice(-KEPT_ERRORS),
+    }),
   }
   yield* database.events.put(transaction, started)
   return started

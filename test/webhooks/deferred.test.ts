@@ -351,7 +351,10 @@ function deferredEvents(t: Test, dispatch: DispatchUnderTest): void {
       const app = await start(handler, { webhook, look: OFTEN })
       app.idempotency.work()
       const stored = await untilStatus(event, 'dead')
-      t.match(stored.errors, [{ message: /the last of them did not end/ }])
+      t.match(stored, {
+        attempts: 3,
+        errors: [{ attempt: 3, message: /^It did not end: its process died/ }],
+      })
       t.equal(runs, 0)
     },
   )

@@ -205,6 +205,28 @@ test('an event is dead when its attempts are used up, and acknowledged from then
   })
 })
 
+test('with fewer attempts than an event has had, it has one more, and its error is kept', async (t) => {
+  const seen: number[] = []
+  let isMended = false
+  const handler = ({ attempt }: { attempt: number }) => {
+    seen.push(attempt)
+    if (!isMended) throw new Error(`number ${attempt}`)
+  }
+  const patient = await inboxApp(t, database, handler)
+  const events = [stripeEvent(), stripeEvent()]
+  for (let delivery = 1; delivery <= 5; delivery += 1) {
+    for (const event of events) await postStripe(patient, event)
+  }
+  const strict = await inboxApp(t, database, handler, { webhook: { retry: { attempts: 2 } } })
+  const [first, second] = events as [(typeof events)[0], (typeof events)[0]]
+  t.equal((await postStripe(strict, first)).json().outcome, 'dead')
+  const stored = await eventOf(database, first.id)
+  t.match(stored, { status: 'dead', attempts: 6 })
+  t.match([stored?.errors].flat().at(-1), { attempt: 6, message: 'Error: number 6' })
+  isMended = true
+  t.equal((await postStripe(strict, second)).json().outcome, 'processed')
+})
+
 test('what a handler throws may be anything', async (t) => {
   const thrown = ['text', undefined, null, new Error('a\0b\ud800'), Object.create(null)]
   for (const value of thrown) {
