@@ -141,7 +141,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "where: { id, status: { in: ['processing', status] } },",
       ],
     ],
-    shownBy: 434,
+    shownBy: 5806,
   },
   {
     name: 'webhooks, Prisma: an event that runs is claimed',
