@@ -6,6 +6,7 @@ import { OptionInvalid } from '../errors.js'
 import type { Guards } from '../guards.js'
 import type { ApplicationTransaction } from '../register.js'
 import type { StoredEvent } from '../store/event-store.js'
+import { ANSWER_CHECKS, type Answer } from './provider.js'
 
 /** What a handler decided about its event, where it is not simply done. */
 export type Verdict =
@@ -53,6 +54,7 @@ export class WebhookEvent<Payload = any> implements Guards {
   readonly #steps: Steps
   readonly #signal: () => AbortSignal
   #verdict: Verdict | undefined
+  #answer: Answer | undefined
 
   constructor(
     stored: StoredEvent,
@@ -164,6 +166,20 @@ export class WebhookEvent<Payload = any> implements Guards {
     this.#decide({ kind: 'reject', reason })
   }
 
+  /**
+   * Answers the delivery that waits for this run, in place of the answer for its outcome: for providers that
+   * read it, such as slash commands of Slack, Twilio (TwiML) and interactions of Discord. The last call counts,
+   * once the handler has returned; a handler that fails is answered as its failure. It answers nobody where no
+   * delivery waits: deferred, run again by the inbox, one of several items of a batch. It is not stored, so that a
+   * duplicate is answered as one.
+   *
+   * @throws IDEMPOTENCY_OPTION_INVALID when it is no `{ status, headers, body }` that can be sent.
+   */
+  respond(answer: Answer): void {
+    check(' of respond()', ANSWER_CHECKS, answer, ['status'])
+    this.#answer = answer
+  }
+
   /** Within a transaction, it undoes that: what it found out must be asked again next time. */
   #decide(verdict: Verdict): void {
     this.#verdict = verdict
@@ -173,5 +189,10 @@ export class WebhookEvent<Payload = any> implements Guards {
   /** @internal What the handler decided. */
   static verdictOf(event: WebhookEvent): Verdict | undefined {
     return event.#verdict
+  }
+
+  /** @internal What the handler answers itself. */
+  static answerOf(event: WebhookEvent): Answer | undefined {
+    return event.#answer
   }
 }

@@ -9,9 +9,9 @@ import type { Arrival, Recorded, StoredEvent } from '../store/event-store.js'
 import { isOfItsData } from '../store/failures.js'
 import { within } from '../within.js'
 import { arrivalOf, type Endpoint, laneOf } from './endpoint.js'
-import type { DeliveryOutcome, Provider } from './provider.js'
+import type { Answer, DeliveryOutcome, Provider } from './provider.js'
 import { newRowId } from './row-id.js'
-import type { RunOutcome } from './run.js'
+import type { Ran } from './run.js'
 import { runErrorOf } from './run-error.js'
 import { Runner, type RunnerOptions } from './runner.js'
 import type { UnreadableEvent, VerifiedEvent } from './verify.js'
@@ -21,9 +21,15 @@ export interface InboxOptions extends RunnerOptions {
   readonly hasWorker: boolean
 }
 
-/** What a delivery did. */
-export interface Delivered {
+/** What a delivery is told of its event. */
+interface Told {
   readonly outcome: DeliveryOutcome
+  /** What the handler answers itself. */
+  readonly answer?: Answer | undefined
+}
+
+/** What a delivery did. */
+export interface Delivered extends Told {
   readonly id: string
   readonly deliveries: number
 }
@@ -147,11 +153,11 @@ export class Inbox {
     if (recorded.isNew && recorded.status === 'processing') {
       const stored = asStored(arrival, recorded)
       const run = await this.#runner.begin(endpoint, stored, askedAt, log, report)
-      const outcome = run && (await run.execute(() => event.payload))
-      return { outcome: outcomeOf(outcome), id, deliveries }
+      const ran = run && (await run.execute(() => event.payload))
+      return { ...toldOf(ran), id, deliveries }
     }
-    const outcome = await sealed('this event', () => this.#goOn(endpoint, recorded, log, report))
-    return { outcome, id, deliveries }
+    const goOn = () => this.#goOn(endpoint, recorded, log, report)
+    return { ...(await sealed('this event', goOn)), id, deliveries }
   }
 
   /** Records bytes that a provider signed but nobody can read: for a person. */
@@ -194,8 +200,8 @@ export class Inbox {
       this.#runner.enqueue({ id: found.id, fence: found.fence, inMs: 0 })
       return { kind: 'queued' }
     }
-    const outcome = await this.#runner.claimAndRun(endpoint, found.id, log)
-    return { kind: outcome === undefined || outcome === 'lost' ? 'running' : outcome }
+    const ran = await this.#runner.claimAndRun(endpoint, found.id, log)
+    return { kind: ran === undefined || ran.outcome === 'lost' ? 'running' : ran.outcome }
   }
 
   async #recordInTime(arrival: Arrival): Promise<Recorded> {
@@ -239,21 +245,20 @@ export class Inbox {
     { id, status, fence, dueInMs }: Recorded,
     log: FastifyBaseLogger,
     report: Report,
-  ): Promise<DeliveryOutcome> {
-    if (status === 'processed') return 'duplicate'
-    if (status === 'ignored' || status === 'dead') return status
+  ): Promise<Told> {
+    if (status === 'processed') return { outcome: 'duplicate' }
+    if (status === 'ignored' || status === 'dead') return { outcome: status }
     if (endpoint.settings.mode === 'deferred') {
       if (this.#options.hasWorker) this.work()
       const isRunning = status === 'processing'
       if (!isRunning) this.#runner.enqueue({ id, fence, inMs: Math.max(0, dueInMs ?? 0) })
-      return 'accepted'
+      return { outcome: 'accepted' }
     }
-    if (status === 'processing' && (dueInMs ?? 0) > 0) return 'running'
-    return outcomeOf(await this.#runner.claimAndRun(endpoint, id, log, report))
+    if (status === 'processing' && (dueInMs ?? 0) > 0) return { outcome: 'running' }
+    return toldOf(await this.#runner.claimAndRun(endpoint, id, log, report))
   }
 }
 
-/** What a run means to the delivery that it was for. */
 /** How an event starts that cannot be run. */
 function deadOf(error: unknown) {
   return { lane: null, status: 'dead', dueInMs: null, errors: [runErrorOf(0, error)] } as const
@@ -269,8 +274,10 @@ function tellDead(
   report({ kind: 'webhook_dead', provider, eventId, event: id, attempt: 0, why, failure })
 }
 
-function outcomeOf(outcome: RunOutcome | undefined): DeliveryOutcome {
-  return outcome === undefined || outcome === 'lost' ? 'running' : outcome
+/** What a run means to the delivery that it was for. */
+function toldOf(ran: Ran | undefined): Told {
+  if (ran === undefined || ran.outcome === 'lost') return { outcome: 'running' }
+  return { outcome: ran.outcome, answer: ran.answer }
 }
 
 /** A new event as it stands in the table, without asking for it. */

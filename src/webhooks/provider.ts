@@ -1,3 +1,4 @@
+import { validateHeaderName, validateHeaderValue } from 'node:http'
 import {
   type Check,
   check,
@@ -109,8 +110,37 @@ const OUTCOMES: readonly DeliveryOutcome[] = [
 const isObject = (value: unknown): value is object =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 
+const isSendableHeaders: Check = (value) => {
+  try {
+    for (const [name, text] of Object.entries(value as object)) {
+      validateHeaderName(name)
+      validateHeaderValue(name, text)
+    }
+    if (isObject(value)) return undefined
+  } catch {
+    // Said below, without the value.
+  }
+  return "must be text by header name that HTTP allows, such as { 'content-type': 'text/xml' }"
+}
+
+export const ANSWER_CHECKS: Record<keyof Answer, Check> = {
+  status: isInteger(200, 599),
+  headers: isSendableHeaders,
+  body: (value) =>
+    typeof value === 'string' || typeof value === 'object'
+      ? undefined
+      : 'must be text, or an object that becomes JSON',
+}
+
+const isAnswer = (answer: unknown): boolean =>
+  isObject(answer) &&
+  Object.keys(answer).every((name) => Object.hasOwn(ANSWER_CHECKS, name)) &&
+  Object.entries(ANSWER_CHECKS).every(([name, problemWith]) => {
+    const value: unknown = Reflect.get(answer, name)
+    return (value === undefined && name !== 'status') || problemWith(value) === undefined
+  })
+
 export const isAnswers: Check = (value) => {
-  const isAnswer = (answer: Answer) => isInteger(200, 599)(answer?.status) === undefined
   const isValid =
     isObject(value) &&
     Object.entries(value).every(

@@ -10,7 +10,6 @@ import { within } from '../within.js'
 import { answerOutcome, send, worstOf } from './answer.js'
 import { type Endpoint, keptOf } from './endpoint.js'
 import type { Delivered, Inbox } from './inbox.js'
-import type { DeliveryOutcome } from './provider.js'
 import { keysOf } from './secrets.js'
 import type { Incoming, Refusal } from './signature.js'
 import { type Verification, verifyIncoming } from './verify.js'
@@ -141,8 +140,11 @@ export function addWebhookRoute(
       return send(reply, verification.answer)
     }
     try {
-      const outcomes = await deliverAll(verification, tenantId, keptOf(endpoint, incoming), request)
-      return answerOutcome(reply, endpoint, worstOf(outcomes))
+      const all = await deliverAll(verification, tenantId, keptOf(endpoint, incoming), request)
+      const [only, ...others] = all
+      // Of a batch, no item speaks for the others.
+      if (only?.answer !== undefined && others.length === 0) return send(reply, only.answer)
+      return answerOutcome(reply, endpoint, worstOf(all.map(({ outcome }) => outcome)))
     } catch (error) {
       report({ kind: 'inbox_unavailable', failure: failureOf(error) })
       return reply.send(problem(reply, docs, new InboxUnavailable(), STORE_RETRY_S))
@@ -169,12 +171,11 @@ export function addWebhookRoute(
     tenantId: string,
     headers: Record<string, string>,
     { log }: FastifyRequest,
-  ): Promise<DeliveryOutcome[]> {
+  ): Promise<Delivered[]> {
     const isRead = verification.kind === 'verified'
-    const outcomes: DeliveryOutcome[] = []
+    const all: Delivered[] = []
     for (const unreadable of isRead ? verification.unreadable : [verification]) {
-      const kept = await inbox.keepUnreadable(endpoint, tenantId, unreadable, headers, log)
-      outcomes.push(kept.outcome)
+      all.push(await inbox.keepUnreadable(endpoint, tenantId, unreadable, headers, log))
     }
     const events = isRead ? verification.events : []
     // Those of one lane would find it taken.
@@ -190,9 +191,8 @@ export function addWebhookRoute(
         latest.set(event.eventId, delivery)
         return delivery
       })
-      const delivered = await Promise.all(deliveries)
-      outcomes.push(...delivered.map(({ outcome }) => outcome))
+      all.push(...(await Promise.all(deliveries)))
     }
-    return outcomes
+    return all
   }
 }

@@ -12,6 +12,7 @@ import type { DatabaseClock } from '../store/clock.js'
 import type { KeepEventSteps, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
 import type { Endpoint } from './endpoint.js'
 import { WebhookEvent } from './event.js'
+import type { Answer } from './provider.js'
 import { runErrorOf } from './run-error.js'
 
 /** What a run needs of its surroundings. */
@@ -40,6 +41,15 @@ export interface RunContext {
 /** What became of a run. `lost`: another one took over, or may, and its result counts. */
 export type RunOutcome = 'processed' | 'ignored' | 'postponed' | 'failed' | 'dead' | 'lost'
 
+/** A run that has ended, and what its handler answers itself. */
+export interface Ran {
+  readonly outcome: RunOutcome
+  readonly answer: Answer | undefined
+}
+
+/** Outcomes of a handler that returned. */
+const RETURNED: readonly RunOutcome[] = ['processed', 'ignored', 'postponed', 'dead']
+
 /** How long `defer()` puts an event back when it does not say. */
 const POSTPONE = { firstMs: 1_000, mostMs: 300_000 }
 
@@ -57,6 +67,8 @@ export class Run {
   readonly #lease: Lease<RunEnd>
   readonly #subject: WebhookSubject
   #steps: Steps | undefined
+  #event: WebhookEvent | undefined
+  #hasReturned = false
   /** Ends the run for who waits for it, while its handler goes on. */
   #endEarly: (outcome: RunOutcome) => void = () => {}
 
@@ -86,7 +98,7 @@ export class Run {
    * Runs the handler and stores how it ended. Never rejects, and is `lost` once its lease is over or the
    * event was handed back: a handler that never ends keeps neither a place nor a request.
    */
-  execute(readPayload: () => unknown): Promise<RunOutcome> {
+  async execute(readPayload: () => unknown): Promise<Ran> {
     const early = new Promise<RunOutcome>((resolve) => {
       this.#endEarly = resolve
     })
@@ -95,7 +107,10 @@ export class Run {
       this.#report({ kind: 'webhook_overdue', attempt: this.#lease.attempt, overdue })
       return 'lost'
     })
-    return Promise.race([this.#execute(readPayload), overdue, early])
+    const outcome = await Promise.race([this.#execute(readPayload), overdue, early])
+    const hasReturned = this.#hasReturned && RETURNED.includes(outcome)
+    const answer = hasReturned && this.#event ? WebhookEvent.answerOf(this.#event) : undefined
+    return { outcome, answer }
   }
 
   async #execute(readPayload: () => unknown): Promise<RunOutcome> {
@@ -131,8 +146,10 @@ export class Run {
         route: this.#endpoint.name,
       }),
     })
+    this.#event = event
     try {
       await handler(event)
+      this.#hasReturned = true
       const { isAwaited, over } = steps.close()
       await over
       if (!isAwaited) throw new StepNotAwaited()

@@ -20,7 +20,7 @@ import type {
 import type { PlaceLimits } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import { type Endpoint, payloadOf } from './endpoint.js'
-import { Run, type RunContext, type RunOutcome } from './run.js'
+import { type Ran, Run, type RunContext } from './run.js'
 
 export interface RunnerOptions {
   readonly store: EventStore
@@ -139,7 +139,7 @@ export class Runner implements Work {
     id: string,
     log: FastifyBaseLogger,
     report?: Report,
-  ): Promise<RunOutcome | undefined> {
+  ): Promise<Ran | undefined> {
     const askedAt = performance.now()
     const { store, limits } = this.#options
     const claiming = limits.begin(() => store.claim(id, endpoint.settings.leaseMs))
@@ -187,8 +187,8 @@ export class Runner implements Work {
     if (endpoint === undefined || found?.fence !== fence) return 'over'
     if (!['received', 'retrying', 'processing'].includes(found.status)) return 'over'
     if (this.#isStopped) return 'held'
-    const outcome = await this.claimAndRun(endpoint, id, log)
-    return outcome === undefined ? 'held' : 'ran'
+    const ran = await this.claimAndRun(endpoint, id, log)
+    return ran === undefined ? 'held' : 'ran'
   }
 
   listDue(limit: number): Promise<JobName[]> {
@@ -272,7 +272,7 @@ export class Runner implements Work {
     askedAt: number,
     log: FastifyBaseLogger,
     report = reporter(log, endpoint.name, { tenantId: stored.tenantId, key: stored.id }),
-  ): Promise<(() => Promise<RunOutcome>) | undefined> {
+  ): Promise<(() => Promise<Ran>) | undefined> {
     const run = await this.begin(endpoint, stored, askedAt, log, report)
     const { buffer, byteOffset, byteLength } = stored.payload
     const body = Buffer.from(buffer, byteOffset, byteLength)

@@ -1,13 +1,16 @@
 import { at, parseForm, parseJson } from '../payload.js'
-import type { Provider } from '../provider.js'
+import type { Answer, Provider } from '../provider.js'
 import { type Incoming, isForm } from '../signature.js'
 import { hmac } from './hmac.js'
 import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
+/** Slack shows the body to the user of a command, and reads that of an interaction. */
+const SILENT: Answer = { status: 200, body: '' }
+
 /**
  * Slack: events, and the forms of slash commands and interactivity. Basic Information → App
  * Credentials → Signing Secret. Window: 5 minutes. Commands and interactions have no id: Slack
- * sends them once.
+ * sends them once. They are answered with an empty body, or by `event.respond()`.
  */
 export function slack(options: TolerantOptions): Provider {
   const { secret, tolerance } = readOptions('slack', TOLERANT, options)
@@ -24,8 +27,11 @@ export function slack(options: TolerantOptions): Provider {
       type: (payload) => at(payload, 'event.type') ?? at(payload, 'type') ?? at(payload, 'command'),
       object: (payload) => at(payload, 'event.channel') ?? at(payload, 'channel_id'),
       keptHeaders: ['content-type', 'x-slack-retry-num', 'x-slack-retry-reason'],
-      // It will not be processed, however often it comes.
-      answers: { dead: { status: 200, headers: { 'x-slack-no-retry': '1' } } },
+      answers: {
+        ...{ processed: SILENT, duplicate: SILENT, accepted: SILENT, ignored: SILENT },
+        // It will not be processed, however often it comes.
+        dead: { status: 200, headers: { 'x-slack-no-retry': '1' }, body: '' },
+      },
     }),
     parse,
     handshake: (payload) => {

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { at, parseForm, parseJson } from '../payload.js'
-import { defineProvider, type Provider } from '../provider.js'
+import { type Answer, defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import {
   fromBase64,
@@ -21,10 +21,18 @@ export interface TwilioOptions {
   url: string
 }
 
+/** Twilio reads the answer to a message or a call, and takes anything but TwiML for an error. */
+const NOTHING: Answer = {
+  status: 200,
+  headers: { 'content-type': 'text/xml' },
+  body: '<?xml version="1.0" encoding="UTF-8"?><Response/>',
+}
+
 /**
  * Twilio signs the address, and the fields of a form; the address of a request with another body
  * carries that body's hash. No time is signed. `redelivers` is `false`: by default Twilio repeats
- * a request that it could not send, and none that was answered.
+ * a request that it could not send, and none that was answered. The answer is TwiML that does nothing, or what
+ * `event.respond()` says.
  */
 export function twilio(options: TwilioOptions): Provider {
   const { authToken, url } = readOptions(
@@ -47,6 +55,10 @@ export function twilio(options: TwilioOptions): Provider {
     // No type: what a request is about is said by the address that it was sent to.
     object: (payload) => at(payload, 'MessageSid') ?? at(payload, 'CallSid'),
     redelivers: false,
+    answers: {
+      ...{ processed: NOTHING, duplicate: NOTHING, accepted: NOTHING, ignored: NOTHING },
+      dead: NOTHING,
+    },
   })
 }
 

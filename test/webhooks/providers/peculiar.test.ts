@@ -83,6 +83,7 @@ t.test('a dead event is answered so that it does not come again', async (t) => {
   t.same(slack({ secret: 's' }).answers?.dead, {
     status: 200,
     headers: { 'x-slack-no-retry': '1' },
+    body: '',
   })
   t.same(mailgun({ signingKey: 's' }).answers?.dead, { status: 406 })
   t.equal(discord({ publicKey: '00'.repeat(32) }).answers?.dead?.status, 204)
