@@ -6,7 +6,7 @@ import type { TenantId } from '../options.js'
 import type { Arrival } from '../store/event-store.js'
 import type { WebhookEvent } from './event.js'
 import type { EndpointSettings } from './options.js'
-import { parseJson } from './payload.js'
+import { parseJson, returned } from './payload.js'
 import type { Provider } from './provider.js'
 import { headerOf, type Incoming } from './signature.js'
 import type { VerifiedEvent } from './verify.js'
@@ -68,7 +68,7 @@ export function laneOf(
   { eventId, type, object, payload }: VerifiedEvent,
 ): string | null {
   const facts = { provider: provider.name, eventId, type, object, payload }
-  const lane = laneName(name, settings.serialize(facts))
+  const lane = laneName(name, returned('serialize', settings.serialize(facts)))
   // Of this endpoint: what waits under a name that nobody serves any more holds up nothing else.
   return lane === undefined ? null : sha256(JSON.stringify([tenantId, name, lane]))
 }

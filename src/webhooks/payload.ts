@@ -32,6 +32,18 @@ export function parseForm(body: Uint8Array): Record<string, string | string[]> {
   )
 }
 
+/**
+ * What a function of a provider's returned, which must not be a promise.
+ *
+ * @throws TypeError for one: what it becomes is nobody's to wait for, and its rejection is nobody's to hear.
+ */
+export function returned(what: string, value: unknown): unknown {
+  const then: unknown = typeof value === 'object' && value !== null && Reflect.get(value, 'then')
+  if (typeof then !== 'function') return value
+  Promise.resolve(value).catch(() => {})
+  throw new TypeError(`${what} returned a promise; it must return at once`)
+}
+
 /** Text, or a number that is written as text; anything else names nothing. */
 export function nameOf(value: unknown): string | null {
   if (typeof value === 'number' && Number.isSafeInteger(value)) return String(value)

@@ -1,6 +1,6 @@
 import { type Check, check } from '../checks.js'
 import { OptionInvalid } from '../errors.js'
-import { nameOf, parseJson } from './payload.js'
+import { nameOf, parseJson, returned } from './payload.js'
 import {
   type Answer,
   checkProvider,
@@ -142,7 +142,9 @@ export async function verifyIncoming(
   const events: VerifiedEvent[] = []
   let items: readonly unknown[] | undefined
   try {
-    items = provider.items?.(payload)
+    const list = returned('items', provider.items?.(payload)) ?? undefined
+    if (list !== undefined && !Array.isArray(list)) throw new TypeError('items returned no list')
+    items = list
   } catch (error) {
     return { kind: 'unreadable', rawBody: incoming.body, error }
   }
@@ -168,9 +170,9 @@ export function eventOf(
 ): VerifiedEvent {
   const header: HeaderReader = (name) => headerOf(incoming, name)
   return {
-    eventId: nameOf(provider.eventId(payload, header)),
-    type: nameOf(provider.type?.(payload, header)),
-    object: nameOf(provider.object?.(payload, header)),
+    eventId: nameOf(returned('eventId', provider.eventId(payload, header))),
+    type: nameOf(returned('type', provider.type?.(payload, header))),
+    object: nameOf(returned('object', provider.object?.(payload, header))),
     payload,
     rawBody,
   }

@@ -69,6 +69,27 @@ for (const [what, over] of [
   ['object', { object: failing }],
   ['items', { items: failing }],
 ] as const) {
+  for (const [how, value] of [
+    ['resolves', async () => 'x'],
+    ['rejects', async () => failing()],
+  ] as const) {
+    test(`a function "${what}" whose promise ${how}: the event is dead, with the reason`, async (t) => {
+      const provider = bank({ name: `bank-${what}-${how}`, ...over, [what]: value })
+      const app = await inboxApp(t, database, () => t.fail('it was run'), {
+        url: '/webhooks/bank',
+        webhook: { provider },
+      })
+      for (let delivery = 1; delivery <= 2; delivery += 1) {
+        t.strictSame((await postBank(app, { id: 'x' })).json(), { outcome: 'dead' })
+      }
+      const [dead, ...others] = await deadOf(provider.name)
+      t.strictSame(others, [])
+      t.match(dead?.errors, [
+        { message: /^TypeError: .* returned a promise; it must return at once/ },
+      ])
+    })
+  }
+
   test(`a function "${what}" that throws: the event is dead, with the reason`, async (t) => {
     const provider = bank({ name: `bank-${what}`, ...over })
     const app = await inboxApp(t, database, () => t.fail('it was run'), {
@@ -87,7 +108,9 @@ for (const [what, over] of [
 
 for (const [what, serialize, says] of [
   ['throws', failing, 'Error: cannot read it'],
-  ['returns a promise', async () => 'lane', /"serialize" .* returned a value of type object/],
+  ['returns a promise', async () => 'lane', /serialize returned a promise/],
+  ['returns a promise that rejects', async () => failing(), /serialize returned a promise/],
+  ['returns an object', () => ({}), /"serialize" .* returned a value of type object/],
 ] as const) {
   test(`a function "serialize" that ${what}: the event is dead under its name, and can be replayed`, async (t) => {
     const events = collectEvents(t)
