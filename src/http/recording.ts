@@ -150,8 +150,6 @@ export class Recording {
       }
       return this.#isSending ? reply : value
     } catch (error) {
-      // The `onError` hook does not see what the application's error handler answers.
-      if (!this.#isSending && isOwnError(error)) this.#isRefused = true
       if (!this.#isSending) throw error
       request.log.error({ err: error }, 'The handler failed after it had sent its response')
       return reply

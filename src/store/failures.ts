@@ -38,7 +38,7 @@ export function isOfServer(error: unknown): boolean {
 const OF_THE_SERVER = new Set([
   // Ours and the socket's; Prisma's for a connection of its pool, a transaction, a file that is locked.
   ...['ETIMEDOUT', 'P2024', 'P2028', 'P1008', 'SQLITE_BUSY'],
-  // Nobody listens.
+  // The server refuses connections.
   ...['ECONNREFUSED', 'P1001'],
   // PostgreSQL: shut down by an administrator, crashed, starting; too many connections; read-only.
   ...['57P01', '57P02', '57P03', '53300', '25006'],

@@ -169,9 +169,9 @@ export class WebhookEvent<Payload = any> implements Guards {
   /**
    * Answers the delivery that waits for this run, in place of the answer for its outcome: for providers that
    * read it, such as slash commands of Slack, Twilio (TwiML) and interactions of Discord. The last call counts,
-   * once the handler has returned; a handler that fails is answered as its failure. It answers nobody where no
-   * delivery waits: deferred, run again by the inbox, one of several items of a batch. It is not stored, so that a
-   * duplicate is answered as one.
+   * once the handler has returned; a handler that fails is answered as its failure. It has no effect where no
+   * delivery waits: deferred, run again by the inbox, one of several items of a batch. It is not stored: a duplicate
+   * is answered as a duplicate.
    *
    * @throws IDEMPOTENCY_OPTION_INVALID when it is no `{ status, headers, body }` that can be sent.
    */

@@ -35,7 +35,7 @@ export function parseForm(body: Uint8Array): Record<string, string | string[]> {
 /**
  * What a function of a provider's returned, which must not be a promise.
  *
- * @throws TypeError for one: what it becomes is nobody's to wait for, and its rejection is nobody's to hear.
+ * @throws TypeError for one. The library does not wait for it, and ignores its rejection.
  */
 export function returned(what: string, value: unknown): unknown {
   const then: unknown = typeof value === 'object' && value !== null && Reflect.get(value, 'then')

@@ -151,7 +151,7 @@ export const isAnswers: Check = (value) => {
     : `must give { status, headers, body } by outcome, such as { dead: { status: 406 } }; the outcomes are ${OUTCOMES.join(', ')}`
 }
 
-/** What such a header carries would open doors to whoever can read the table. */
+/** Headers with credentials: stored, everyone who can read the table would have them. */
 const SECRET_HEADERS = [
   ...['authorization', 'proxy-authorization', 'cookie'],
   ...['x-gitlab-token', 'verif-hash'],

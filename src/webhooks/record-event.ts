@@ -165,7 +165,7 @@ export async function recordEvent(
   return { duplicate: false, event: first }
 }
 
-/** Told here: a call that is not awaited tells nobody. */
+/** Logged here: the rejection of a call that is not awaited is lost. */
 function tooLate({ log }: FastifyRequest, consequence: string): Error {
   const error = new OptionInvalid(
     `the reply was sent before recordEvent could record the event, and ${consequence}: write await request.idempotency.recordEvent(…), and answer after it`,

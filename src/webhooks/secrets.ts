@@ -31,8 +31,8 @@ export interface SecretOwner {
 const asked = new WeakMap<SecretOwner, Map<string, Promise<readonly Key[]>>>()
 
 /**
- * The keys of a tenant, from secrets that do not change or from whoever knows them. Who asks while a
- * lookup of the tenant is under way gets its answer: requests cost no more than one at a time.
+ * The keys of a tenant, from fixed secrets or from the application's function. Calls that overlap share one
+ * call of the function: requests cost no more than one at a time.
  *
  * @throws StoreTimeout when a function takes longer than `withinMs`. The next call asks it again.
  */

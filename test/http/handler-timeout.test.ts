@@ -1,5 +1,5 @@
-// Fastify's handlerTimeout answers for a handler that still runs. What the handler sends after that goes
-// to nobody, and says how the operation ended.
+// Fastify's handlerTimeout answers for a handler that still runs. What the handler sends after that is not
+// sent to the client, and says how the operation ended.
 import type { FastifyReply } from 'fastify'
 import t, { test } from 'tap'
 import { errors } from '../../src/index.js'

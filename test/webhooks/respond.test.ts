@@ -58,7 +58,7 @@ for (const [name, decide] of [
   })
 }
 
-test('nobody hears it of several items, and of a deferred event', async (t) => {
+test('respond() has no effect for several items, or for a deferred event', async (t) => {
   const batch = await inboxApp(t, database, (event) => event.respond(ANSWER), {
     url: '/webhooks/bank',
     webhook: { provider: bank() },
