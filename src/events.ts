@@ -48,6 +48,7 @@ export type WebhookHappening = WebhookSubject &
         readonly status: EventStatus
       }
     | { readonly kind: 'webhook_same_body'; readonly sameBodyAs: string }
+    | { readonly kind: 'webhook_other_body' }
     | { readonly kind: 'webhook_processed'; readonly attempt: number; readonly tookMs: number }
     | { readonly kind: 'webhook_ignored' }
     | {
@@ -69,6 +70,7 @@ export type WebhookHappening = WebhookSubject &
         readonly failure: Failure | undefined
       }
     | { readonly kind: 'webhook_handed_back'; readonly attempt: number }
+    | { readonly kind: 'webhook_left_to_provider'; readonly attempt: number }
     | {
         readonly kind: 'webhook_overdue'
         readonly attempt: number
@@ -287,12 +289,17 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   webhook_recorded: ['debug', 'Webhook event recorded'],
   webhook_duplicate: ['info', 'Duplicate webhook event detected'],
   webhook_same_body: ['warn', 'Webhook event has the body of another one'],
+  webhook_other_body: ['warn', 'Duplicate webhook event has another body than its first delivery'],
   webhook_processed: ['debug', 'Webhook event processed'],
   webhook_ignored: ['debug', 'Webhook event ignored'],
   webhook_postponed: ['info', 'Webhook event put back until later'],
   webhook_failed: ['warn', 'Webhook event failed'],
   webhook_dead: ['error', 'Webhook event is dead; it needs a person'],
   webhook_handed_back: ['info', 'Webhook event handed back: the server closes'],
+  webhook_left_to_provider: [
+    'info',
+    'Webhook event not run by a worker: its provider delivers it again as another event',
+  ],
   webhook_overdue: [
     'warn',
     'Handler of a webhook event still runs although its lease is over; its place was given up',

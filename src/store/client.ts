@@ -85,6 +85,7 @@ const MODELS = {
     'headers',
     'bodyHash',
     'sameBodyAs',
+    'otherBodies',
     'lane',
     'runningLane',
     'steps',

@@ -13,7 +13,7 @@ const DUE_IN_MS = `(extract(epoch FROM e.due_at - ${NOW}) * 1000)::float8`
 const WHOLE_ROW = `
   e.id, e.tenant_id, e.provider, e.event_id, e.endpoint, e.type, e.status, e.fence, e.attempts,
   e.deferrals, e.deliveries, e.delivered_at::text AS delivered_at, e.payload,
-  e.headers::text AS headers, e.body_hash, e.same_body_as, e.lane, e.steps::text AS steps,
+  e.headers::text AS headers, e.body_hash, e.same_body_as, e.other_bodies, e.lane, e.steps::text AS steps,
   e.errors::text AS errors, ${msOf('e.received_at')} AS received_at`
 
 // What makes a run of a row. The lane is unique among the rows that run.
@@ -91,9 +91,11 @@ FROM b ORDER BY tenant_id, provider, event_id
 ON CONFLICT (tenant_id, provider, event_id) DO UPDATE SET
   deliveries = e.deliveries + excluded.deliveries,
   delivered_at = jsonb_path_query_array(
-    e.delivered_at || excluded.delivered_at, '$[last - ${KEPT_DELIVERIES - 1} to last]')
+    e.delivered_at || excluded.delivered_at, '$[last - ${KEPT_DELIVERIES - 1} to last]'),
+  other_bodies = e.other_bodies
+    + CASE WHEN e.body_hash = excluded.body_hash THEN 0 ELSE excluded.deliveries END
 RETURNING e.id, e.tenant_id, e.provider, e.event_id, e.status, e.fence, e.attempts, e.deliveries,
-  ${DUE_IN_MS} AS due_in_ms, e.same_body_as, ${msOf('e.received_at')} AS received_at`
+  ${DUE_IN_MS} AS due_in_ms, e.body_hash, e.same_body_as, ${msOf('e.received_at')} AS received_at`
 
 // So many of those that are due are looked at by one statement: a few times what a process claims at
 // once, because others claim at the same time, and lanes are held.
@@ -220,6 +222,7 @@ WHERE e.tenant_id = (SELECT $1::text) AND e.provider = (SELECT $2::text)
 export const REOPEN = `
 UPDATE webhook_event e SET
   status = 'received', attempts = 0, deferrals = 0, due_at = ${fromNow('0')}, running_lane = NULL,
+  lane = coalesce($3::text, e.lane),
   steps = CASE WHEN e.status = 'processed' THEN '{}' ELSE e.steps END
 WHERE e.id = (SELECT $1::text WHERE ${WAITS_BRIEFLY}) AND (
   CASE e.status

@@ -38,6 +38,8 @@ export interface Recorded {
   readonly deliveries: number
   /** How long until it is due: the rest of a lease. `null` for never. */
   readonly dueInMs: number | null
+  /** Of the bytes that are stored: those of the first delivery. */
+  readonly bodyHash: string
   /** The id of another event with the same bytes. Only told of a new one. */
   readonly sameBodyAs: string | null
   readonly receivedAt: Date
@@ -62,6 +64,8 @@ export interface StoredEvent {
   readonly headers: Readonly<Record<string, string>>
   readonly bodyHash: string
   readonly sameBodyAs: string | null
+  /** How many deliveries carried other bytes than the first. */
+  readonly otherBodies: number
   readonly lane: string | null
   readonly steps: StepResults
   readonly errors: readonly RunError[]
@@ -132,9 +136,10 @@ export interface EventStore {
   ): Promise<StoredEvent | undefined>
   /**
    * Lets an event that is not being processed run again, from its first attempt, due now. One that
-   * is processed only when forced, and then its steps are forgotten, too.
+   * is processed only when forced, and then its steps are forgotten, too. `lane`: the one to run in from
+   * now on; `null` for the one that it has.
    */
-  reopen(id: string, force: boolean): Promise<boolean>
+  reopen(id: string, force: boolean, lane: string | null): Promise<boolean>
   /** Deletes at most `limit` processed or ignored events that are due; returns how many. */
   prune(limit: number): Promise<number>
 }

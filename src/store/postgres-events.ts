@@ -29,6 +29,7 @@ interface RecordedRow {
   attempts: number
   deliveries: number
   due_in_ms: number | null
+  body_hash: string
   same_body_as: string | null
   received_at: number
 }
@@ -46,7 +47,7 @@ interface EventRow extends Omit<RecordedRow, 'due_in_ms'> {
   delivered_at: string
   payload: Uint8Array
   headers: string
-  body_hash: string
+  other_bodies: number
   lane: string | null
   steps: string
   errors: string
@@ -89,48 +90,55 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
     return row && storedEvent(row)
   }
 
+  async function record(arrivals: readonly Arrival[]): Promise<Recorded[]> {
+    // A statement cannot touch a row twice: those of one event travel once, with their number.
+    const groups = new Map<string, Group>()
+    // Those with other bytes than the first of their event, which are told apart once it is there.
+    const others: number[] = []
+    for (const [place, arrival] of arrivals.entries()) {
+      const name = nameOf(arrival.tenantId, arrival.provider, arrival.eventId, arrival.id)
+      const group = groups.get(name)
+      if (group === undefined) groups.set(name, { first: arrival, places: [place] })
+      else if (group.first.bodyHash === arrival.bodyHash) group.places.push(place)
+      else others.push(place)
+    }
+    const list = [...groups.values()].map(({ first }) => first)
+    const rows = (await runForLanes('fi_event_record', RECORD, [
+      list.map(({ id }) => id),
+      list.map(({ tenantId }) => tenantId),
+      list.map(({ provider }) => provider),
+      list.map(({ eventId }) => eventId),
+      list.map(({ endpoint }) => endpoint),
+      list.map(({ type }) => type),
+      list.map(({ payload }) => base64(payload)),
+      list.map(({ headers }) => JSON.stringify(headers)),
+      list.map(({ bodyHash }) => bodyHash),
+      list.map(({ lane }) => lane),
+      list.map(({ status }) => status),
+      list.map(({ dueInMs }) => dueInMs),
+      list.map(({ errors }) => JSON.stringify(errors)),
+      [...groups.values()].map(({ places }) => places.length),
+      lockTimeoutFor(list),
+    ])) as readonly RecordedRow[]
+
+    const result = new Array<Recorded>(arrivals.length)
+    for (const row of rows) {
+      const group = groups.get(nameOf(row.tenant_id, row.provider, row.event_id, row.id))
+      const { first, places } = group as Group
+      for (const [n, place] of places.entries()) {
+        const isNew = n === 0 && row.id === first.id
+        result[place] = recorded(row, isNew, Number(row.deliveries) - (places.length - 1 - n))
+      }
+    }
+    if (others.length === 0) return result
+    const later = await record(others.map((place) => arrivals[place] as Arrival))
+    for (const [n, place] of others.entries()) result[place] = later[n] as Recorded
+    return result
+  }
+
   return {
     combinesLists: true,
-
-    async record(arrivals) {
-      // A statement cannot touch a row twice: those of one event travel once, with their number.
-      const groups = new Map<string, Group>()
-      for (const [place, first] of arrivals.entries()) {
-        const name = nameOf(first.tenantId, first.provider, first.eventId, first.id)
-        const group = groups.get(name)
-        if (group) group.places.push(place)
-        else groups.set(name, { first, places: [place] })
-      }
-      const list = [...groups.values()].map(({ first }) => first)
-      const rows = (await runForLanes('fi_event_record', RECORD, [
-        list.map(({ id }) => id),
-        list.map(({ tenantId }) => tenantId),
-        list.map(({ provider }) => provider),
-        list.map(({ eventId }) => eventId),
-        list.map(({ endpoint }) => endpoint),
-        list.map(({ type }) => type),
-        list.map(({ payload }) => base64(payload)),
-        list.map(({ headers }) => JSON.stringify(headers)),
-        list.map(({ bodyHash }) => bodyHash),
-        list.map(({ lane }) => lane),
-        list.map(({ status }) => status),
-        list.map(({ dueInMs }) => dueInMs),
-        list.map(({ errors }) => JSON.stringify(errors)),
-        [...groups.values()].map(({ places }) => places.length),
-        lockTimeoutFor(list),
-      ])) as readonly RecordedRow[]
-
-      const result = new Array<Recorded>(arrivals.length)
-      for (const row of rows) {
-        const group = groups.get(nameOf(row.tenant_id, row.provider, row.event_id, row.id))
-        const { first, places } = group as Group
-        for (const [n, place] of places.entries()) {
-          const isNew = n === 0 && row.id === first.id
-          result[place] = recorded(row, isNew, Number(row.deliveries) - (places.length - 1 - n))
-        }
-      }
-      return result
-    },
+    record,
 
     async claimDue(limit, { names, leasesMs }) {
       const claimed: StoredEvent[] = []
@@ -189,8 +197,8 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
         ? one('fi_event_find', FIND, [name])
         : one('fi_event_find_by_name', FIND_BY_NAME, [name.tenantId, name.provider, name.eventId]),
 
-    async reopen(id, force) {
-      return (await run('fi_event_reopen', REOPEN, [id, force])).length === 1
+    async reopen(id, force, lane) {
+      return (await run('fi_event_reopen', REOPEN, [id, force, lane])).length === 1
     },
 
     async prune(limit) {
@@ -259,6 +267,7 @@ function recorded(row: RecordedRow, isNew: boolean, deliveries: number): Recorde
     attempts: Number(row.attempts),
     deliveries,
     dueInMs: row.due_in_ms === null ? null : Number(row.due_in_ms),
+    bodyHash: row.body_hash,
     sameBodyAs: isNew ? row.same_body_as : null,
     receivedAt: new Date(Number(row.received_at)),
   }
@@ -282,6 +291,7 @@ function storedEvent(row: EventRow): StoredEvent {
     headers: JSON.parse(row.headers) as Record<string, string>,
     bodyHash: row.body_hash,
     sameBodyAs: row.same_body_as,
+    otherBodies: Number(row.other_bodies),
     lane: row.lane,
     steps: JSON.parse(row.steps) as StepResults,
     errors: JSON.parse(row.errors) as RunError[],

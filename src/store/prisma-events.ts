@@ -31,6 +31,8 @@ interface RecordedRow {
   attempts: number
   deliveries: number
   deliveredAt: string[]
+  bodyHash: string
+  otherBodies: number
   dueAt: Date | null
   receivedAt: Date
 }
@@ -41,7 +43,6 @@ interface Row extends RecordedRow {
   deferrals: number
   payload: Uint8Array
   headers: Record<string, string>
-  bodyHash: string
   sameBodyAs: string | null
   lane: string | null
   steps: StepResults
@@ -61,7 +62,7 @@ interface Candidate {
 
 const RECORDED = select<RecordedRow>(
   ...(['id', 'tenantId', 'provider', 'eventId', 'status', 'fence', 'attempts'] as const),
-  ...(['deliveries', 'deliveredAt', 'dueAt', 'receivedAt'] as const),
+  ...(['deliveries', 'deliveredAt', 'bodyHash', 'otherBodies', 'dueAt', 'receivedAt'] as const),
 )
 const CANDIDATE = select<Candidate>(
   ...(['id', 'fence', 'endpoint', 'lane', 'runningLane', 'dueAt', 'status', 'errors'] as const),
@@ -123,7 +124,7 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
         ...stored,
         ...{ status, fence: run, attempts: run, deferrals: 0, deliveries: 1 },
         ...{ dueAt: later(now, dueInMs), deliveredAt: [now.toISOString()], receivedAt: now },
-        ...{ sameBodyAs: twin?.id ?? null, runningLane: isFree ? lane : null },
+        ...{ sameBodyAs: twin?.id ?? null, otherBodies: 0, runningLane: isFree ? lane : null },
         steps: {},
       }
       try {
@@ -156,9 +157,10 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
       const now = await clock.estimate()
       const deliveries = row.deliveries + 1
       const deliveredAt = [...row.deliveredAt, now.toISOString()].slice(-KEPT_DELIVERIES)
+      const otherBodies = row.otherBodies + (row.bodyHash === arrival.bodyHash ? 0 : 1)
       const count = await updateMany({
         where: { id: row.id, deliveries: row.deliveries },
-        data: { deliveries, deliveredAt },
+        data: { deliveries, deliveredAt, otherBodies },
       })
       if (count === 1) return recorded({ ...row, deliveries }, now)
       const pauseMs = backoff(NEXT_TURN, turn, Math.random())
@@ -359,9 +361,12 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
       return storedEvent(row)
     },
 
-    async reopen(id, force) {
+    async reopen(id, force, lane) {
       const now = await clock.ask()
-      const again = { status: 'received', attempts: 0, deferrals: 0, dueAt: now, runningLane: null }
+      const again = {
+        ...{ status: 'received', attempts: 0, deferrals: 0, dueAt: now, runningLane: null },
+        ...(lane !== null && { lane }),
+      }
       const count = await updateMany({
         where: {
           id,
@@ -436,9 +441,9 @@ function refuseOtherName(row: Name, name: Name): void {
 }
 
 function recorded(row: Omit<RecordedRow, 'deliveredAt'>, now: Date): Recorded {
-  const { id, status, fence, attempts, deliveries, dueAt, receivedAt } = row
+  const { id, status, fence, attempts, deliveries, bodyHash, dueAt, receivedAt } = row
   const dueInMs = dueAt === null ? null : dueAt.getTime() - now.getTime()
-  const seen = { id, status, fence, attempts, deliveries, dueInMs, receivedAt }
+  const seen = { id, status, fence, attempts, deliveries, bodyHash, dueInMs, receivedAt }
   return { ...seen, isNew: false, sameBodyAs: null }
 }
 
@@ -460,6 +465,7 @@ function storedEvent(row: Row): StoredEvent {
     headers: row.headers,
     bodyHash: row.bodyHash,
     sameBodyAs: row.sameBodyAs,
+    otherBodies: row.otherBodies,
     lane: row.lane,
     steps: row.steps,
     errors: row.errors,

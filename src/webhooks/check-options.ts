@@ -12,7 +12,7 @@ import {
 } from '../checks.js'
 import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
-import { LONGEST_NAME } from './endpoint.js'
+import { LONGEST_NAME } from './names.js'
 import { type EndpointSettings, WEBHOOK_DEFAULTS, type WebhookOptions } from './options.js'
 import {
   checkProvider,

@@ -1,15 +1,14 @@
-import { createHash } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
-import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
 import type { TenantId } from '../options.js'
-import type { Arrival } from '../store/event-store.js'
+import type { Arrival, StoredEvent } from '../store/event-store.js'
 import type { WebhookEvent } from './event.js'
+import { sha256, storableName, unreadableIn } from './names.js'
 import type { EndpointSettings } from './options.js'
 import { parseJson, returned } from './payload.js'
 import type { Provider } from './provider.js'
 import { headerOf, type Incoming } from './signature.js'
-import type { VerifiedEvent } from './verify.js'
+import { eventOf, type VerifiedEvent } from './verify.js'
 
 /** What an application does with an event. What it returns does not matter; that it returns, does. */
 export type WebhookHandler = (event: WebhookEvent) => unknown
@@ -27,28 +26,17 @@ export interface Endpoint {
   readonly settings: EndpointSettings
 }
 
-/** The width on MySQL of the columns that name an event and its endpoint. */
-export const LONGEST_NAME = 191
-
-/** A name from a payload as a column can hold it: an unusual one is told apart by its hash. */
-export function storableName(name: string): string {
-  if (isStorableText(name, LONGEST_NAME)) return name
-  // Of its code units: as UTF-8, all lone surrogates are the same character.
-  return `sha256:${sha256(Buffer.from(name, 'utf16le'))}`
-}
-
 /** Everything of a new event but its row's name, its lane and how it starts. */
 export function arrivalOf(
   { name, provider }: Endpoint,
   tenantId: string,
-  event: VerifiedEvent,
+  { eventId, type, rawBody }: Pick<VerifiedEvent, 'eventId' | 'type' | 'rawBody'>,
   headers: Readonly<Record<string, string>>,
 ): Omit<Arrival, 'id' | 'lane' | 'status' | 'dueInMs' | 'errors'> {
-  const { eventId, type, rawBody } = event
   return {
     tenantId,
     provider: provider.name,
-    eventId: eventId === null ? null : storableName(eventId),
+    eventId,
     endpoint: name,
     type: type === null ? null : storableName(type),
     payload: rawBody,
@@ -83,14 +71,33 @@ function laneName(endpoint: string, value: unknown): string | undefined {
   )
 }
 
-/** Decodes the bytes of a stored event as they were decoded when they came. @throws like `parse`. */
-export function payloadOf(
-  { provider }: Endpoint,
-  body: Buffer,
-  headers: Readonly<Record<string, string>>,
-): unknown {
+/**
+ * Decodes the bytes of a stored event as they were decoded when they came; `undefined` for bytes that could not
+ * be read.
+ *
+ * @throws what `parse` throws.
+ */
+export function payloadOf({ provider }: Endpoint, stored: StoredEvent): unknown {
+  if (unreadableIn(stored.eventId) !== undefined) return undefined
   const isJson = provider.parse === undefined || provider.items !== undefined
-  return isJson ? parseJson(body) : provider.parse({ method: 'POST', url: '/', headers, body })
+  const incoming = incomingOf(stored)
+  return isJson ? parseJson(incoming.body) : provider.parse(incoming)
+}
+
+/** The lane of an event that is stored. @throws what reading it throws, and what `laneOf` throws. */
+export function laneOfStored(endpoint: Endpoint, stored: StoredEvent): string | null {
+  const { provider } = endpoint
+  const { eventId, type, tenantId } = stored
+  const incoming = incomingOf(stored)
+  const isItem = provider.items !== undefined
+  const read = { payload: payloadOf(endpoint, stored), rawBody: incoming.body, isItem }
+  return laneOf(endpoint, tenantId, { ...eventOf(provider, incoming, read), eventId, type })
+}
+
+/** The request that brought a stored event, as far as it is kept. */
+export function incomingOf({ payload, headers }: StoredEvent): Incoming {
+  const { buffer, byteOffset, byteLength } = payload
+  return { method: 'POST', url: '/', headers, body: Buffer.from(buffer, byteOffset, byteLength) }
 }
 
 /**
@@ -130,8 +137,4 @@ function jsonOf(payload: unknown): string | undefined {
     // Without the cause: it quotes the payload, and may be anything that a `toJSON` throws.
     return undefined
   }
-}
-
-function sha256(value: string | Uint8Array): string {
-  return createHash('sha256').update(value).digest('base64url')
 }

@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto'
 import type { FastifyBaseLogger } from 'fastify'
 import type { EventStatus } from '../core/event.js'
 import { crashPoint } from '../crash-points.js'
@@ -8,13 +7,15 @@ import { batched } from '../store/batcher.js'
 import type { Arrival, Recorded, StoredEvent } from '../store/event-store.js'
 import { isOfItsData } from '../store/failures.js'
 import { within } from '../within.js'
-import { arrivalOf, type Endpoint, laneOf } from './endpoint.js'
+import { arrivalOf, type Endpoint, laneOf, laneOfStored } from './endpoint.js'
+import type { WebhookEvent } from './event.js'
+import { nameOfDelivery, nameOfUnreadable, unreadableIn } from './names.js'
 import type { Answer, DeliveryOutcome, Provider } from './provider.js'
 import { newRowId } from './row-id.js'
 import type { Ran } from './run.js'
 import { runErrorOf } from './run-error.js'
 import { Runner, type RunnerOptions } from './runner.js'
-import type { UnreadableEvent, VerifiedEvent } from './verify.js'
+import { readGenuine, type UnreadableEvent, type VerifiedEvent } from './verify.js'
 
 export interface InboxOptions extends RunnerOptions {
   /** Whether this process runs events that wait without being told to. */
@@ -34,9 +35,24 @@ export interface Delivered extends Told {
   readonly deliveries: number
 }
 
+/** How an event came to the inbox. */
+export interface Delivery {
+  readonly tenantId: string
+  /** Those that are kept. */
+  readonly headers: Readonly<Record<string, string>>
+  /** Whether its sender delivers it again if it is told that it failed. */
+  readonly isRepeated: boolean
+  readonly log: FastifyBaseLogger
+}
+
 /** What `replay` did. `refused`: it is processed, and nobody said `force`. */
 export type Replayed =
   | { readonly kind: 'processed' | 'ignored' | 'postponed' | 'failed' | 'dead' | 'running' }
+  /**
+   * It could not be read when it came, and now can: its events were delivered, under their own names. `outcomes`
+   * has one for each of them; those that failed are run again.
+   */
+  | { readonly kind: 'read'; readonly outcomes: readonly DeliveryOutcome[] }
   /** It waits for a process that serves its endpoint, as `queue` asked. */
   | { readonly kind: 'queued' }
   /** This process does not have its endpoint. Nothing was changed. */
@@ -54,7 +70,7 @@ export class Inbox {
   constructor(options: InboxOptions) {
     const { store, storeTimeoutMs, limits } = options
     this.#options = options
-    this.#runner = new Runner(options, this.#endpoints)
+    this.#runner = new Runner(options, this.#endpoints, (endpoint) => this.#reading(endpoint, []))
     this.#record = batched(
       store,
       store.record,
@@ -119,13 +135,16 @@ export class Inbox {
    */
   async deliver(
     endpoint: Endpoint,
-    tenantId: string,
     event: VerifiedEvent,
-    headers: Readonly<Record<string, string>>,
-    log: FastifyBaseLogger,
+    { tenantId, headers, isRepeated, log }: Delivery,
   ): Promise<Delivered> {
     const { settings } = endpoint
-    const arrived = { ...arrivalOf(endpoint, tenantId, event, headers), id: newRowId() }
+    const id = newRowId()
+    // Until an inline run has succeeded, the provider delivers the event again, perhaps under another name.
+    const isNamedAnew = event.namedBy === 'signed_bytes' || event.namedBy === 'nothing'
+    const isLeftToProvider = isNamedAnew && isRepeated && settings.mode === 'inline'
+    const eventId = isLeftToProvider ? nameOfDelivery(event.eventId ?? id) : event.eventId
+    const arrived = { ...arrivalOf(endpoint, tenantId, { ...event, eventId }, headers), id }
     const isHandled = event.type === null || (settings.types?.has(event.type) ?? true)
     let arrival: Arrival
     let unserialized: { error: unknown } | undefined
@@ -145,7 +164,7 @@ export class Inbox {
     const askedAt = performance.now()
     const recorded = await sealed('this event', () => this.#recordInTime(arrival))
     crashPoint('event:recorded')
-    const { id, deliveries } = recorded
+    const { deliveries } = recorded
     const report = this.#tell(endpoint, arrival, recorded, log)
     if (recorded.isNew && unserialized !== undefined) {
       tellDead(report, arrival, 'its option "serialize" failed', unserialized.error)
@@ -154,24 +173,19 @@ export class Inbox {
       const stored = asStored(arrival, recorded)
       const run = await this.#runner.begin(endpoint, stored, askedAt, log, report)
       const ran = run && (await run.execute(() => event.payload))
-      return { ...toldOf(ran), id, deliveries }
+      return { ...toldOf(ran), id: recorded.id, deliveries }
     }
     const goOn = () => this.#goOn(endpoint, recorded, log, report)
-    return { ...(await sealed('this event', goOn)), id, deliveries }
+    return { ...(await sealed('this event', goOn)), id: recorded.id, deliveries }
   }
 
-  /** Records bytes that a provider signed but nobody can read: for a person. */
+  /** Records bytes that a provider signed and that cannot be read: for a person. */
   async keepUnreadable(
     endpoint: Endpoint,
-    tenantId: string,
-    { rawBody, error }: UnreadableEvent,
-    headers: Readonly<Record<string, string>>,
-    log: FastifyBaseLogger,
+    { rawBody, isItem, error }: UnreadableEvent,
+    { tenantId, headers, log }: Delivery,
   ): Promise<Delivered> {
-    // Named after its bytes, so that its other deliveries are duplicates and not more of the same.
-    const hash = createHash('sha256').update(rawBody).digest('base64url')
-    const type = 'unreadable'
-    const named = { eventId: `${type}:${hash}`, type, object: null, payload: null, rawBody }
+    const named = { eventId: nameOfUnreadable(rawBody, isItem), type: 'unreadable', rawBody }
     const arrival: Arrival = {
       ...arrivalOf(endpoint, tenantId, named, headers),
       id: newRowId(),
@@ -193,15 +207,59 @@ export class Inbox {
     const found = await inTime(() => store.find(name))
     if (found === undefined) return { kind: 'missing' }
     if (found.status === 'processed' && !force) return { kind: 'refused' }
+    const { id, eventId, fence, status } = found
+    const isUnreadable = unreadableIn(eventId) !== undefined
+    // Its `serialize` failed when it came: what it must not run beside is asked again, of its endpoint.
+    const isWithoutLane = status === 'dead' && fence === 0 && !isUnreadable
     const endpoint = this.#endpoints.get(found.endpoint)
-    if (endpoint === undefined && !queue) return { kind: 'unserved' }
-    if (!(await inTime(() => store.reopen(found.id, force)))) return { kind: 'running' }
+    if (endpoint === undefined && (!queue || isWithoutLane)) return { kind: 'unserved' }
+    let lane: string | null = null
+    try {
+      if (endpoint !== undefined && isWithoutLane) lane = laneOfStored(endpoint, found)
+    } catch (error) {
+      const subject = { provider: found.provider, eventId, id }
+      const report = reporter(log, endpoint?.name, { tenantId: found.tenantId, key: id })
+      tellDead(report, subject, 'its option "serialize" failed', error)
+      return { kind: 'dead' }
+    }
+    if (!(await inTime(() => store.reopen(id, force, lane)))) return { kind: 'running' }
     if (endpoint === undefined) {
-      this.#runner.enqueue({ id: found.id, fence: found.fence, inMs: 0 })
+      this.#runner.enqueue({ id, fence, inMs: 0 })
       return { kind: 'queued' }
     }
-    const ran = await this.#runner.claimAndRun(endpoint, found.id, log)
-    return { kind: ran === undefined || ran.outcome === 'lost' ? 'running' : ran.outcome }
+    const outcomes: DeliveryOutcome[] = []
+    const reading = isUnreadable ? this.#reading(endpoint, outcomes) : endpoint
+    const ran = await this.#runner.claimAndRun(reading, id, log)
+    if (ran === undefined || ran.outcome === 'lost') return { kind: 'running' }
+    return isUnreadable && ran.outcome === 'processed'
+      ? { kind: 'read', outcomes }
+      : { kind: ran.outcome }
+  }
+
+  /**
+   * The endpoint as it handles an event that could not be read when it came: it reads the bytes again, and
+   * delivers what they hold. An event that has been delivered meanwhile is a duplicate.
+   */
+  #reading(endpoint: Endpoint, outcomes: DeliveryOutcome[]): Endpoint {
+    const handler = async ({ eventId, tenantId, rawBody, headers, log }: WebhookEvent) => {
+      const incoming = { method: 'POST', url: '/', headers, body: rawBody }
+      const isItem = unreadableIn(eventId) === 'item'
+      const reading = readGenuine(endpoint.provider, incoming, isItem)
+      if (reading.kind === 'unreadable') throw reading.error
+      // The first answer has acknowledged them: none of them comes again by itself.
+      const delivery = { tenantId, headers, isRepeated: false, log }
+      for (const unreadable of reading.unreadable) {
+        await this.keepUnreadable(endpoint, unreadable, delivery)
+        outcomes.push('dead')
+      }
+      for (const event of reading.events) {
+        const { outcome } = await this.deliver(endpoint, event, delivery)
+        outcomes.push(outcome)
+      }
+    }
+    // What cannot be read now cannot be read in a minute, either.
+    const retry = { ...endpoint.settings.retry, attempts: 1 }
+    return { ...endpoint, handler, settings: { ...endpoint.settings, retry } }
   }
 
   async #recordInTime(arrival: Arrival): Promise<Recorded> {
@@ -212,13 +270,14 @@ export class Inbox {
       recording.then(
         (recorded) => {
           if (!recorded.isNew || recorded.status !== 'processing') return
-          this.#runner.giveBack({ ...recorded, deferrals: 0, errors: [] })
+          const { eventId } = arrival
+          this.#runner.giveBack({ ...recorded, eventId, deferrals: 0, errors: [] })
         },
         (failure) => {
           // It may be there all the same, under an id that no other delivery has.
           if (arrival.status !== 'processing' || isOfItsData(failure)) return
-          const { id } = arrival
-          this.#runner.giveBack({ id, fence: 1, attempts: 1, deferrals: 0, errors: [] })
+          const { id, eventId } = arrival
+          this.#runner.giveBack({ id, eventId, fence: 1, attempts: 1, deferrals: 0, errors: [] })
         },
       )
       throw error
@@ -235,7 +294,10 @@ export class Inbox {
       report({ kind: 'webhook_recorded', ...subject, type })
       if (sameBodyAs !== null) report({ kind: 'webhook_same_body', ...subject, sameBodyAs })
       if (status === 'ignored') report({ kind: 'webhook_ignored', ...subject })
-    } else report({ kind: 'webhook_duplicate', ...subject, deliveries, status })
+    } else {
+      report({ kind: 'webhook_duplicate', ...subject, deliveries, status })
+      if (recorded.bodyHash !== arrival.bodyHash) report({ kind: 'webhook_other_body', ...subject })
+    }
     return report
   }
 
@@ -266,7 +328,7 @@ function deadOf(error: unknown) {
 
 function tellDead(
   report: Report,
-  { provider, eventId, id }: Arrival,
+  { provider, eventId, id }: Pick<Arrival, 'provider' | 'eventId' | 'id'>,
   why: string,
   error: unknown,
 ): void {
@@ -289,6 +351,7 @@ function asStored(arrival: Arrival, recorded: Recorded): StoredEvent {
     status,
     deferrals: 0,
     deliveredAt: [recorded.receivedAt.toISOString()],
+    otherBodies: 0,
     steps: {},
     errors: [],
   }

@@ -1,8 +1,9 @@
 import { type Check, check, isColumnText } from '../checks.js'
 import { isStorableText } from '../core/text.js'
 import { OptionInvalid } from '../errors.js'
-import { bytesOf, type Endpoint, keptOf, LONGEST_NAME } from './endpoint.js'
-import { parseJson } from './payload.js'
+import { bytesOf, type Endpoint, keptOf } from './endpoint.js'
+import { LONGEST_NAME, storableName } from './names.js'
+import { parseJson, returnedList } from './payload.js'
 import type { Incoming } from './signature.js'
 import { eventOf, type VerifiedEvent } from './verify.js'
 
@@ -85,21 +86,28 @@ export function ingestedEvent(
       `the "payload" of ingest cannot be read as ${provider.name} sends it: give an object, or the bytes with their content-type among the "headers"`,
     )
   }
-  const items = provider.items?.(payload) ?? [payload]
+  const list = returnedList('items', provider.items?.(payload))
+  const items = list ?? [payload]
   if (items.length !== 1) {
     throw new OptionInvalid(
       `ingest takes one event at a time, and this payload has ${items.length}`,
     )
   }
+  const isItem = list !== undefined
   const rawBody = provider.items ? Buffer.from(JSON.stringify(items[0])) : body
-  const event = eventOf(provider, incoming, items[0], rawBody)
-  if (event.eventId === null && eventId === undefined) {
-    throw new OptionInvalid(
-      `ingest found no name for this event of ${provider.name}, and would run it each time: give the "headers" that name it or an "eventId", or eventId: null if that is meant`,
-    )
-  }
-  return {
-    event: eventId === undefined ? event : { ...event, eventId },
-    headers: keptOf(endpoint, incoming),
-  }
+  const event = eventOf(provider, incoming, { payload: items[0], rawBody, isItem })
+  return { event: { ...event, ...nameGiven(event, eventId) }, headers: keptOf(endpoint, incoming) }
+}
+
+/** The bytes that the provider would have sent are not known, so that they name nothing. @throws OptionInvalid */
+function nameGiven(
+  { eventId: found, namedBy }: VerifiedEvent,
+  given: string | null | undefined,
+): Pick<VerifiedEvent, 'eventId' | 'namedBy'> {
+  if (given === null) return { eventId: null, namedBy: 'nothing' }
+  if (given !== undefined) return { eventId: storableName(given), namedBy: 'provider' }
+  if (namedBy === 'provider') return { eventId: found, namedBy }
+  throw new OptionInvalid(
+    'ingest found no id of the provider for this event, and would run it each time: give the "headers" that name it or an "eventId", or eventId: null if that is meant',
+  )
 }

@@ -1,4 +1,5 @@
 // Reading what somebody has sent: it may be anything.
+import { types } from 'node:util'
 
 const utf8 = new TextDecoder('utf-8', { fatal: true })
 
@@ -38,16 +39,56 @@ export function parseForm(body: Uint8Array): Record<string, string | string[]> {
  * @throws TypeError for one. The library does not wait for it, and ignores its rejection.
  */
 export function returned(what: string, value: unknown): unknown {
-  const then: unknown = typeof value === 'object' && value !== null && Reflect.get(value, 'then')
-  if (typeof then !== 'function') return value
-  Promise.resolve(value).catch(() => {})
-  throw new TypeError(`${what} returned a promise; it must return at once`)
+  if (isAwaitable(value)) throw new TypeError(`${what} returned a promise; it must return at once`)
+  return value
+}
+
+/**
+ * The same of a list, or of nothing.
+ *
+ * @throws TypeError for a promise, for a list with promises in it, and for what is no list.
+ */
+export function returnedList(what: string, value: unknown): readonly unknown[] | undefined {
+  const list = returned(what, value) ?? undefined
+  if (list === undefined) return undefined
+  if (!Array.isArray(list)) throw new TypeError(`${what} returned no list`)
+  // All of them are looked at: each may reject.
+  const awaitable = list.filter(isAwaitable)
+  if (awaitable.length === 0) return list
+  throw new TypeError(`${what} returned a list of promises; it must return its items at once`)
+}
+
+/** Whether somebody would await it. The rejection of a promise is ignored from now on. */
+function isAwaitable(value: unknown): boolean {
+  if (types.isPromise(value)) {
+    // Its own `then` and `catch` may be anything.
+    Promise.prototype.then.call(value, undefined, () => {})
+    return true
+  }
+  const isObject = typeof value === 'object' || typeof value === 'function'
+  return isObject && value !== null && typeof Reflect.get(value, 'then') === 'function'
 }
 
 /** Text, or a number that is written as text; anything else names nothing. */
 export function nameOf(value: unknown): string | null {
   if (typeof value === 'number' && Number.isSafeInteger(value)) return String(value)
   return typeof value === 'string' && value !== '' ? value : null
+}
+
+/**
+ * What a function of a provider's calls an event. A number that is no exact integer names nothing: two events
+ * may share it.
+ *
+ * @throws TypeError for what can be no name.
+ */
+export function idOf(value: unknown): string | null {
+  if (typeof value === 'bigint') return String(value)
+  if (value === undefined || value === null || ['string', 'number'].includes(typeof value)) {
+    return nameOf(value)
+  }
+  throw new TypeError(
+    `eventId returned a value of type ${typeof value}; it must return text, an integer or null`,
+  )
 }
 
 /** Names that only together name something; none if one of them is missing. */

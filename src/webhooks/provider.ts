@@ -57,8 +57,16 @@ export interface Provider {
   readonly parse?: (incoming: Incoming) => unknown
   /** Splits a batch into its items; `undefined` and by default, the body is one event. */
   readonly items?: (payload: unknown) => readonly unknown[] | undefined
-  /** What the provider calls the event: the same in every delivery of it, never the object's id. */
+  /**
+   * What the provider calls the event: the same in every delivery of it, never the object's id. `null` where it
+   * gives none: then the event is named after its bytes and, where one is signed, its time.
+   */
   readonly eventId: (payload: unknown, header: HeaderReader) => unknown
+  /**
+   * Whether deliveries of the same bytes are one event, where `eventId` returns nothing. Default `true`. `false`
+   * for notifications that say the same of two changes: then no two deliveries are the same event.
+   */
+  readonly mergesUnnamed?: boolean
   /** What kind of event it is. Left out by a provider that does not say so. */
   readonly type?: (payload: unknown, header: HeaderReader) => unknown
   /** What the event is about, for `serialize`. */
@@ -188,6 +196,7 @@ const CHECKS: Record<keyof Provider, Check> = {
   parse: isFunction,
   items: isFunction,
   eventId: isFunction,
+  mergesUnnamed: isBoolean,
   type: isFunction,
   object: isFunction,
   handshake: isFunction,

@@ -10,13 +10,15 @@ import { InboxUnavailable, OptionInvalid } from '../errors.js'
 import { failureOf, reporter } from '../events.js'
 import { sealIn } from '../sealed.js'
 import { readWebhookOptions } from './check-options.js'
-import { bytesOf, type Endpoint, storableName } from './endpoint.js'
+import { bytesOf, type Endpoint } from './endpoint.js'
 import type { WebhookEvent } from './event.js'
 import type { Delivered, Inbox } from './inbox.js'
 import { isEventId } from './ingest.js'
+import { storableName } from './names.js'
 import { parseJson } from './payload.js'
 import { isProviderName, type Provider } from './provider.js'
 import { type Ending, RecordedEvents } from './recorded-events.js'
+import type { VerifiedEvent } from './verify.js'
 
 /** An event that came to a route of the application's own. */
 export interface EventToRecord {
@@ -138,8 +140,14 @@ export async function recordEvent(
     if (!(await ended)) throw new RequestFailed('the route did not answer with success')
   })
   const rawBody = bytesOf('recordEvent', given.payload)
-  const event = { eventId, type, object: null, payload: given.payload, rawBody }
-  const delivering = inbox.deliver(endpoint, tenantId, event, {}, request.log)
+  const event: VerifiedEvent = {
+    ...(eventId === null
+      ? { eventId, namedBy: 'nothing' }
+      : { eventId: storableName(eventId), namedBy: 'provider' }),
+    ...{ type, object: null, payload: given.payload, rawBody, isItem: false },
+  }
+  const delivery = { tenantId, headers: {}, isRepeated: true, log: request.log }
+  const delivering = inbox.deliver(endpoint, event, delivery)
   let first: WebhookEvent | Delivered
   try {
     first = await Promise.race([opened, delivering])

@@ -9,10 +9,11 @@ import { hasStatus } from '../sealed.js'
 import { within } from '../within.js'
 import { answerOutcome, send, worstOf } from './answer.js'
 import { type Endpoint, keptOf } from './endpoint.js'
-import type { Delivered, Inbox } from './inbox.js'
+import type { Delivered, Delivery, Inbox } from './inbox.js'
+import { returned } from './payload.js'
 import { keysOf } from './secrets.js'
 import type { Incoming, Refusal } from './signature.js'
-import { type Verification, verifyIncoming } from './verify.js'
+import { type Reading, type Verification, verifyIncoming } from './verify.js'
 
 export interface RouteContext {
   readonly inbox: Inbox
@@ -25,8 +26,9 @@ export interface RouteContext {
   readonly storeTimeoutMs: number
 }
 
-/** So many events of one batch run side by side. */
+/** So many events of one batch run side by side; and so many are stored, where a worker runs them later. */
 const SIDE_BY_SIDE = 10
+const STORED_AT_ONCE = 500
 
 const TENANT = Symbol('fastify-idempotency.webhookTenant')
 
@@ -128,7 +130,8 @@ export function addWebhookRoute(
     let verification: Verification
     try {
       const keys = () => keysOf(provider, tenantId, storeTimeoutMs)
-      verification = await verifyIncoming(provider, keys, incoming, settings.clock())
+      const now = returned('clock', settings.clock()) as number
+      verification = await verifyIncoming(provider, keys, incoming, now)
     } catch (error) {
       return notVerified(request, reply, error)
     }
@@ -140,7 +143,10 @@ export function addWebhookRoute(
       return send(reply, verification.answer)
     }
     try {
-      const all = await deliverAll(verification, tenantId, keptOf(endpoint, incoming), request)
+      const headers = keptOf(endpoint, incoming)
+      const isRepeated = provider.redelivers ?? true
+      const delivery = { tenantId, headers, isRepeated, log: request.log }
+      const all = await deliverAll(verification, delivery)
       const [only, ...others] = all
       // Of a batch, no item speaks for the others.
       if (only?.answer !== undefined && others.length === 0) return send(reply, only.answer)
@@ -166,32 +172,28 @@ export function addWebhookRoute(
     return reply.send(problem(reply, docs, new SignatureRefused(), undefined, { reason }))
   }
 
-  async function deliverAll(
-    verification: Extract<Verification, { kind: 'verified' | 'unreadable' }>,
-    tenantId: string,
-    headers: Record<string, string>,
-    { log }: FastifyRequest,
-  ): Promise<Delivered[]> {
-    const isRead = verification.kind === 'verified'
+  async function deliverAll(reading: Reading, delivery: Delivery): Promise<Delivered[]> {
+    const isRead = reading.kind === 'verified'
     const all: Delivered[] = []
-    for (const unreadable of isRead ? verification.unreadable : [verification]) {
-      all.push(await inbox.keepUnreadable(endpoint, tenantId, unreadable, headers, log))
+    for (const unreadable of isRead ? reading.unreadable : [reading]) {
+      all.push(await inbox.keepUnreadable(endpoint, unreadable, delivery))
     }
-    const events = isRead ? verification.events : []
+    const events = isRead ? reading.events : []
     // Those of one lane would find it taken.
-    const sideBySide = settings.isSerialized ? 1 : SIDE_BY_SIDE
+    const runAtOnce = settings.isSerialized ? 1 : SIDE_BY_SIDE
+    const sideBySide = settings.mode === 'deferred' ? STORED_AT_ONCE : runAtOnce
     for (let start = 0; start < events.length; start += sideBySide) {
       const some = events.slice(start, start + sideBySide)
       // The same event twice is one and its duplicate, which would find it running.
       const latest = new Map<string | null, Promise<Delivered>>()
-      const deliveries = some.map((event) => {
-        const deliver = () => inbox.deliver(endpoint, tenantId, event, headers, log)
+      const delivered = some.map((event) => {
+        const deliver = () => inbox.deliver(endpoint, event, delivery)
         const before = event.eventId === null ? undefined : latest.get(event.eventId)
-        const delivery = before === undefined ? deliver() : before.then(deliver)
-        latest.set(event.eventId, delivery)
-        return delivery
+        const one = before === undefined ? deliver() : before.then(deliver)
+        latest.set(event.eventId, one)
+        return one
       })
-      all.push(...(await Promise.all(deliveries)))
+      all.push(...(await Promise.all(delivered)))
     }
     return all
   }

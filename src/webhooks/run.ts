@@ -12,6 +12,7 @@ import type { DatabaseClock } from '../store/clock.js'
 import type { KeepEventSteps, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
 import type { Endpoint } from './endpoint.js'
 import { WebhookEvent } from './event.js'
+import { isOfDelivery } from './names.js'
 import type { Answer } from './provider.js'
 import { runErrorOf } from './run-error.js'
 
@@ -113,6 +114,19 @@ export class Run {
     return { outcome, answer }
   }
 
+  /** The same for a worker, which leaves to the provider what comes again under another name. */
+  async executeByWorker(readPayload: () => unknown): Promise<Ran> {
+    const { attempts, fence } = this.#stored
+    // It waited for its lane, or its run has left no word. What a person has replayed is run.
+    const hasFailed = fence > 1 && !this.#lastIsLost
+    if (!this.#isLeftToProvider || hasFailed) return this.execute(readPayload)
+    const end = { status: 'retrying', dueInMs: null, attempts: attempts - 1 } as const
+    if ((await this.#end('failed', end)) === 'failed') {
+      this.#report({ kind: 'webhook_left_to_provider', attempt: this.#lease.attempt })
+    }
+    return { outcome: 'lost', answer: undefined }
+  }
+
   async #execute(readPayload: () => unknown): Promise<RunOutcome> {
     const { settings, handler } = this.#endpoint
     crashPoint('event:claimed')
@@ -201,6 +215,11 @@ export class Run {
     return this.#endpoint.isServed
   }
 
+  /** Whether only its next delivery can run it: no worker is to look at it. */
+  get #isLeftToProvider(): boolean {
+    return !this.#endpoint.isServed || isOfDelivery(this.#stored.eventId)
+  }
+
   /** Whether the run before this one ended without a word. */
   get #lastIsLost(): boolean {
     const { errors, fence } = this.#stored
@@ -262,7 +281,9 @@ export class Run {
     if (attempts >= retry.attempts) return this.#die('its attempts are used up', error)
     const isProvidersTurn = mode === 'inline' && (provider.redelivers ?? true)
     const pauseMs = fullJitter(retry, attempts - 1, Math.random())
-    const retryInMs = Math.round((isProvidersTurn ? PROVIDER_FIRST_MS : 0) + pauseMs)
+    const retryInMs = this.#isLeftToProvider
+      ? null
+      : Math.round((isProvidersTurn ? PROVIDER_FIRST_MS : 0) + pauseMs)
     this.#report({ kind: 'webhook_failed', attempt: this.#lease.attempt, retryInMs, failure })
     return this.#end('failed', { status: 'retrying', dueInMs: retryInMs, error })
   }
@@ -308,7 +329,7 @@ export class Run {
     }: Pick<RunEnd, 'status' | 'dueInMs'> & Partial<RunEnd> & { error?: unknown },
   ): Promise<RunOutcome> {
     const { id, attempts, deferrals, errors } = this.#stored
-    const isLeft = ending.status === 'retrying' && !this.#endpoint.isServed
+    const isLeft = ending.status === 'retrying' && this.#isLeftToProvider
     const end: RunEnd = {
       id,
       fence: this.#lease.attempt,
@@ -320,7 +341,6 @@ export class Run {
           ? errors
           : [...errors, runErrorOf(this.#lease.attempt, error)].slice(-KEPT_ERRORS),
       ...ending,
-      // Only its next delivery can run it: no worker is to look at it.
       ...(isLeft && { dueInMs: null }),
     }
     if (this.#lease.isSettled) return 'lost'

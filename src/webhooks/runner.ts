@@ -20,6 +20,7 @@ import type {
 import type { PlaceLimits } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import { type Endpoint, payloadOf } from './endpoint.js'
+import { isOfDelivery, unreadableIn } from './names.js'
 import { type Ran, Run, type RunContext } from './run.js'
 
 export interface RunnerOptions {
@@ -42,6 +43,7 @@ export class Runner implements Work {
   readonly #options: RunnerOptions
   readonly #ownPrisma: PrismaClientLike
   readonly #endpoints: ReadonlyMap<string, Endpoint>
+  readonly #reading: (endpoint: Endpoint) => Endpoint
   readonly #open = new Set<Run>()
   /** Runs whose leases are over and whose handlers are not. Nothing waits for them. */
   readonly #overdue = new Set<Run>()
@@ -55,11 +57,17 @@ export class Runner implements Work {
   #isStopped = false
   #onEmpty: (() => void) | undefined
 
-  constructor(options: RunnerOptions, endpoints: ReadonlyMap<string, Endpoint>) {
+  /** `reading`: an endpoint as it handles events that could not be read when they came. */
+  constructor(
+    options: RunnerOptions,
+    endpoints: ReadonlyMap<string, Endpoint>,
+    reading: (endpoint: Endpoint) => Endpoint,
+  ) {
     const { store, prisma, storeTimeoutMs, limits, log } = options
     this.#options = options
     this.#ownPrisma = boundedClient(prisma, { limit: limits.hold, timeoutMs: storeTimeoutMs })
     this.#endpoints = endpoints
+    this.#reading = reading
     this.#drain = new Drain(options.drainMs, () => this.#handBackServed())
     this.report = reporter(log, undefined, undefined)
     const identify = ({ id }: RunHold) => id
@@ -139,22 +147,26 @@ export class Runner implements Work {
     id: string,
     log: FastifyBaseLogger,
     report?: Report,
+    isWorker = false,
   ): Promise<Ran | undefined> {
     const askedAt = performance.now()
     const { store, limits } = this.#options
     const claiming = limits.begin(() => store.claim(id, endpoint.settings.leaseMs))
     const claimed = this.#claimInTime(claiming.then((stored) => (stored ? [stored] : [])))
     const starting = claimed.then(
-      ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, log, report),
+      ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, log, isWorker, report),
     )
     const start = await this.#tracked(starting)
     return start?.()
   }
 
   /** Claimed too late, for somebody who is gone: free for the next one, and no attempt. */
-  giveBack(claimed: Pick<StoredEvent, 'id' | 'fence' | 'attempts' | 'deferrals' | 'errors'>): void {
-    const { id, fence, attempts, deferrals, errors } = claimed
-    const end = { status: 'retrying', dueInMs: 0, attempts: attempts - 1, wakes: null } as const
+  giveBack(
+    claimed: Pick<StoredEvent, 'id' | 'eventId' | 'fence' | 'attempts' | 'deferrals' | 'errors'>,
+  ): void {
+    const { id, eventId, fence, attempts, deferrals, errors } = claimed
+    const dueInMs = isOfDelivery(eventId) ? null : 0
+    const end = { status: 'retrying', dueInMs, attempts: attempts - 1, wakes: null } as const
     this.#end({ id, fence, deferrals, errors, ...end }).catch(() => {})
   }
 
@@ -170,10 +182,10 @@ export class Runner implements Work {
       limits.begin(() => store.claimDue(limit, this.#served())),
     )
     return claimed.map(async (stored) => {
-      const endpoint = this.#endpoints.get(stored.endpoint)
+      const endpoint = this.#endpointOf(stored)
       // The store was asked for these endpoints only.
       if (endpoint === undefined) return
-      const start = await this.#tracked(this.#beginStored(endpoint, stored, askedAt, log))
+      const start = await this.#tracked(this.#beginStored(endpoint, stored, askedAt, log, true))
       await start?.()
     })
   }
@@ -182,12 +194,12 @@ export class Runner implements Work {
     const { store, storeTimeoutMs, limits, log } = this.#options
     const finding = limits.begin(() => store.find(id))
     const found = await within(finding, storeTimeoutMs)
-    const endpoint = found && this.#endpoints.get(found.endpoint)
+    const endpoint = found && this.#endpointOf(found)
     // A job of an earlier run: the pause that this one waits for is another.
     if (endpoint === undefined || found?.fence !== fence) return 'over'
     if (!['received', 'retrying', 'processing'].includes(found.status)) return 'over'
     if (this.#isStopped) return 'held'
-    const ran = await this.claimAndRun(endpoint, id, log)
+    const ran = await this.claimAndRun(endpoint, id, log, undefined, true)
     return ran === undefined ? 'held' : 'ran'
   }
 
@@ -271,11 +283,17 @@ export class Runner implements Work {
     stored: StoredEvent,
     askedAt: number,
     log: FastifyBaseLogger,
+    isWorker: boolean,
     report = reporter(log, endpoint.name, { tenantId: stored.tenantId, key: stored.id }),
   ): Promise<(() => Promise<Ran>) | undefined> {
     const run = await this.begin(endpoint, stored, askedAt, log, report)
-    const { buffer, byteOffset, byteLength } = stored.payload
-    const body = Buffer.from(buffer, byteOffset, byteLength)
-    return run && (() => run.execute(() => payloadOf(endpoint, body, stored.headers)))
+    const read = () => payloadOf(endpoint, stored)
+    return run && (() => (isWorker ? run.executeByWorker(read) : run.execute(read)))
+  }
+
+  /** Of this process, and as it handles this event. */
+  #endpointOf({ endpoint: name, eventId }: StoredEvent): Endpoint | undefined {
+    const endpoint = this.#endpoints.get(name)
+    return endpoint && unreadableIn(eventId) !== undefined ? this.#reading(endpoint) : endpoint
   }
 }

@@ -80,6 +80,12 @@ export type Read = Refusal | Signed | readonly Signed[]
 
 export type Key = Uint8Array | KeyObject
 
+/** What a request was signed with, and when, where a time is signed. */
+export interface Genuine {
+  readonly signers: readonly Key[]
+  readonly signedAtMs: number | undefined
+}
+
 /** What is needed to know whether a request is genuine cannot be had now. */
 export class CertificateUnreachable extends Error {
   override readonly name = 'CertificateUnreachable'
@@ -92,7 +98,7 @@ const MOST_SIGNATURES = 16
  * The one place where signatures are checked: every current key, every signature, both sides of
  * the window. What was signed is hashed once for each key, however many signatures there are.
  *
- * @returns the keys that the request was signed with, or why it is not believed.
+ * @returns what it was signed with, or why it is not believed.
  * @throws OptionInvalid when there is no time to compare the signature's with: no window holds it then.
  */
 export async function checkSignature(
@@ -100,7 +106,7 @@ export async function checkSignature(
   keysOf: () => Promise<readonly Key[]>,
   incoming: Incoming,
   nowMs: number,
-): Promise<Refusal | readonly Key[]> {
+): Promise<Refusal | Genuine> {
   if (!Number.isFinite(nowMs)) {
     throw new OptionInvalid(
       'the time that signatures are compared with must be finite: option "clock" of a webhook returns milliseconds, and "at" of verify() is a Date or milliseconds',
@@ -114,20 +120,21 @@ export async function checkSignature(
   // Last: what has no signature in the right form costs no look-up of a secret.
   const keys = await keysOf()
   const signers = new Set<Key>()
+  let firstSignedAtMs: number | undefined
   for (const signed of all) {
     const signer = signerOf(scheme.algorithm, keys, signed)
     if (signer === undefined) return 'no_match'
     signers.add(signer)
     // After the signature: a forged time says nothing, and a true one tells of clocks.
-    if (scheme.toleranceMs === undefined) continue
     const { signedAtMs: time } = signed
     const signedAtMs = typeof time === 'function' ? time() : time
-    if (signedAtMs === undefined) continue
+    firstSignedAtMs ??= signedAtMs
+    if (scheme.toleranceMs === undefined || signedAtMs === undefined) continue
     if (!Number.isFinite(signedAtMs)) return 'malformed'
     if (signedAtMs < nowMs - scheme.toleranceMs) return 'too_old'
     if (signedAtMs > nowMs + scheme.toleranceMs) return 'from_future'
   }
-  return [...signers]
+  return { signers: [...signers], signedAtMs: firstSignedAtMs }
 }
 
 async function readSafely(

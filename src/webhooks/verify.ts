@@ -1,6 +1,7 @@
 import { type Check, check } from '../checks.js'
 import { OptionInvalid } from '../errors.js'
-import { nameOf, parseJson, returned } from './payload.js'
+import { nameOfBytes, storableName } from './names.js'
+import { idOf, nameOf, parseJson, returned, returnedList } from './payload.js'
 import {
   type Answer,
   checkProvider,
@@ -13,33 +14,53 @@ import { checkSignature, headerOf, type Incoming, type Key, type Refusal } from 
 
 /** One event of a verified request. */
 export interface VerifiedEvent {
-  /** `null` when the provider gave it none: such events are never merged. */
+  /**
+   * What the provider calls the event: the same in every delivery of it. Where it gives none, the library names
+   * the event after its bytes (`bytes:…`).
+   */
   readonly eventId: string | null
+  /**
+   * What `eventId` comes from.
+   *
+   * - `provider`: its id. One that does not fit into a column is its hash, `sha256:…`.
+   * - `bytes`: the bytes. Another event of the same bytes is taken for a duplicate.
+   * - `signed_bytes`: the bytes and the time at which they were signed. A delivery that is signed anew is
+   *   another event.
+   * - `nothing`: it is `null`, and no two deliveries are the same event (`Provider.mergesUnnamed`).
+   */
+  readonly namedBy: 'provider' | 'bytes' | 'signed_bytes' | 'nothing'
   readonly type: string | null
   readonly object: string | null
   readonly payload: unknown
   /** The bytes as they came; those of one item as JSON when the request carried several. */
   readonly rawBody: Buffer
+  /** Whether it is one item of a batch. */
+  readonly isItem: boolean
 }
 
 /** Bytes that the provider has signed and that are no event. */
 export interface UnreadableEvent {
   readonly rawBody: Buffer
+  readonly isItem: boolean
   /** What decoding them, or a function of the provider's such as `eventId`, has thrown. */
   readonly error: unknown
 }
 
-export type Verification =
+/** What a genuine body says. */
+export type Reading =
   /** `unreadable`: the items of a batch that cannot be read. The others are among the events. */
   | {
       readonly kind: 'verified'
       readonly events: readonly VerifiedEvent[]
       readonly unreadable: readonly UnreadableEvent[]
     }
-  /** Signed by the provider, but no event: what to answer. */
-  | { readonly kind: 'handshake'; readonly answer: Answer }
   /** Signed by the provider, but what it says cannot be read. */
   | ({ readonly kind: 'unreadable' } & UnreadableEvent)
+
+export type Verification =
+  | Reading
+  /** Signed by the provider, but no event: what to answer. */
+  | { readonly kind: 'handshake'; readonly answer: Answer }
   | { readonly kind: 'refused'; readonly reason: Refusal }
 
 export interface VerifyOptions {
@@ -127,35 +148,63 @@ export async function verifyIncoming(
   incoming: Incoming,
   nowMs: number,
 ): Promise<Verification> {
-  const signers = await checkSignature(provider.scheme, keys, incoming, nowMs)
-  if (typeof signers === 'string') return { kind: 'refused', reason: signers }
+  const genuine = await checkSignature(provider.scheme, keys, incoming, nowMs)
+  if (typeof genuine === 'string') return { kind: 'refused', reason: genuine }
+  const { signers, signedAtMs } = genuine
   let payload: unknown
   try {
-    payload = provider.parse ? provider.parse(incoming) : parseJson(incoming.body)
+    payload = decoded(provider, incoming)
   } catch (error) {
-    return { kind: 'unreadable', rawBody: incoming.body, error }
+    return { kind: 'unreadable', rawBody: incoming.body, isItem: false, error }
   }
   const answer = await provider.handshake?.(payload, incoming, signers)
   if (answer !== undefined) return { kind: 'handshake', answer }
-  // Once it is signed, what cannot be read is kept for a person: the provider would send the same again.
+  return eventsOf(provider, incoming, payload, signedAtMs)
+}
+
+/**
+ * Reads what is known to be genuine, such as the stored bytes of an event that could not be read when it came:
+ * a whole request, or one item of a batch. The time of signing is not known any more.
+ */
+export function readGenuine(provider: Provider, incoming: Incoming, isItem: boolean): Reading {
+  const { body: rawBody } = incoming
+  try {
+    if (!isItem) return eventsOf(provider, incoming, decoded(provider, incoming), undefined)
+    const item = { payload: parseJson(rawBody), rawBody, isItem }
+    return { kind: 'verified', events: [eventOf(provider, incoming, item)], unreadable: [] }
+  } catch (error) {
+    return { kind: 'unreadable', rawBody, isItem, error }
+  }
+}
+
+function decoded(provider: Provider, incoming: Incoming): unknown {
+  return provider.parse ? provider.parse(incoming) : parseJson(incoming.body)
+}
+
+/** Once it is signed, what cannot be read is kept for a person: the provider would send the same again. */
+function eventsOf(
+  provider: Provider,
+  incoming: Incoming,
+  payload: unknown,
+  signedAtMs: number | undefined,
+): Reading {
   const unreadable: UnreadableEvent[] = []
   const events: VerifiedEvent[] = []
   let items: readonly unknown[] | undefined
   try {
-    const list = returned('items', provider.items?.(payload)) ?? undefined
-    if (list !== undefined && !Array.isArray(list)) throw new TypeError('items returned no list')
-    items = list
+    items = returnedList('items', provider.items?.(payload))
   } catch (error) {
-    return { kind: 'unreadable', rawBody: incoming.body, error }
+    return { kind: 'unreadable', rawBody: incoming.body, isItem: false, error }
   }
+  const isItem = items !== undefined
   for (const item of items ?? [payload]) {
     let rawBody = incoming.body
     try {
-      if (items !== undefined) rawBody = Buffer.from(JSON.stringify(item) ?? 'null')
-      events.push(eventOf(provider, incoming, item, rawBody))
+      if (isItem) rawBody = Buffer.from(JSON.stringify(item) ?? 'null')
+      events.push(eventOf(provider, incoming, { payload: item, rawBody, isItem }, signedAtMs))
     } catch (error) {
-      if (items === undefined) return { kind: 'unreadable', rawBody, error }
-      unreadable.push({ rawBody, error })
+      if (!isItem) return { kind: 'unreadable', rawBody, isItem, error }
+      unreadable.push({ rawBody, isItem, error })
     }
   }
   return { kind: 'verified', events, unreadable }
@@ -165,15 +214,17 @@ export async function verifyIncoming(
 export function eventOf(
   provider: Provider,
   incoming: Incoming,
-  payload: unknown,
-  rawBody: Buffer,
+  event: Pick<VerifiedEvent, 'payload' | 'rawBody' | 'isItem'>,
+  signedAtMs?: number,
 ): VerifiedEvent {
+  const { payload, rawBody } = event
   const header: HeaderReader = (name) => headerOf(incoming, name)
-  return {
-    eventId: nameOf(returned('eventId', provider.eventId(payload, header))),
-    type: nameOf(returned('type', provider.type?.(payload, header))),
-    object: nameOf(returned('object', provider.object?.(payload, header))),
-    payload,
-    rawBody,
-  }
+  const id = idOf(returned('eventId', provider.eventId(payload, header)))
+  const type = nameOf(returned('type', provider.type?.(payload, header)))
+  const object = nameOf(returned('object', provider.object?.(payload, header)))
+  const read = { ...event, type, object }
+  if (id !== null) return { ...read, eventId: storableName(id), namedBy: 'provider' }
+  if (provider.mergesUnnamed === false) return { ...read, eventId: null, namedBy: 'nothing' }
+  const namedBy = signedAtMs === undefined ? 'bytes' : 'signed_bytes'
+  return { ...read, eventId: nameOfBytes(rawBody, type, signedAtMs), namedBy }
 }

@@ -5,7 +5,7 @@ import { EventMissing, OptionInvalid } from '../errors.js'
 import type { PluginSettings } from '../options.js'
 import { sealed } from '../sealed.js'
 import { readWebhookOptions } from './check-options.js'
-import { type Endpoint, LONGEST_NAME, storableName, type WebhookHandler } from './endpoint.js'
+import type { Endpoint, WebhookHandler } from './endpoint.js'
 import type { Delivered, Inbox, Replayed } from './inbox.js'
 import {
   type EventToIngest,
@@ -14,6 +14,7 @@ import {
   isTenantName,
   readEventToIngest,
 } from './ingest.js'
+import { LONGEST_NAME, writtenName } from './names.js'
 import type { WebhookOptions } from './options.js'
 import {
   bindRecordedEvents,
@@ -87,7 +88,7 @@ function readEventName(
       'replay needs a "tenantId" beside "provider" and "eventId": two tenants may have an event of the same name',
     )
   }
-  return { tenantId, provider, eventId: storableName(eventId) }
+  return { tenantId, provider, eventId: writtenName(eventId) }
 }
 
 /** `recordEvent` of a request. */
@@ -189,7 +190,8 @@ export function bindWebhooks(
         )
       }
       const { event: ingested, headers } = ingestedEvent(endpoint, given)
-      return inbox().deliver(endpoint, tenantId, ingested, headers, app.log)
+      const delivery = { tenantId, headers, isRepeated: false, log: app.log }
+      return inbox().deliver(endpoint, ingested, delivery)
     },
     async replay(event, options = {}) {
       check(' of replay', REPLAY_CHECKS, options)

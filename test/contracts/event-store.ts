@@ -109,7 +109,7 @@ export async function eventStoreContract(
     t.strictSame(stored, {
       ...kept,
       ...{ status: 'received', fence: 0, attempts: 0, deferrals: 0, deliveries: 2 },
-      ...{ sameBodyAs: null, steps: {}, errors: [] },
+      ...{ sameBodyAs: null, otherBodies: 0, steps: {}, errors: [] },
     })
     t.ok(Buffer.from(payload).equals(sent), 'the bytes of the first delivery')
     t.strictSame(receivedAt, first.receivedAt)
@@ -315,6 +315,40 @@ export async function eventStoreContract(
     }
   })
 
+  await test('deliveries with other bytes than the first are told and counted', async (t) => {
+    const a = arrival({ bodyHash: 'first' })
+    const other = (bodyHash: string) => again(a, { bodyHash })
+    t.equal((await record(a)).bodyHash, 'first')
+    t.match(await record(other('first')), { isNew: false, bodyHash: 'first' })
+    t.equal((await found(a.id)).otherBodies, 0)
+    t.match(await record(other('second')), { isNew: false, bodyHash: 'first' })
+    // Of the row, too: nothing of it changes.
+    t.equal((await found(a.id)).otherBodies, 1)
+    const told = await store.record([
+      other('first'),
+      other('third'),
+      other('third'),
+      other('first'),
+    ])
+    t.strictSame([...new Set(told.map(({ bodyHash }) => bodyHash))], ['first'])
+    t.match(await found(a.id), { otherBodies: 3, deliveries: 7 })
+    // Those that make the row, in one list: any of them may be the first.
+    const b = arrival({ bodyHash: 'first' })
+    const made = await store.record([b, again(b, { bodyHash: 'second' }), again(b)])
+    const { id, bodyHash } = made[0] as Recorded
+    t.match(await found(id), { bodyHash, deliveries: 3, otherBodies: bodyHash === 'first' ? 1 : 2 })
+    t.match(made, [{ bodyHash }, { bodyHash }, { bodyHash }])
+  })
+
+  await test('an event without a lane is reopened in one, and keeps it afterwards', async (t) => {
+    const a = arrival({ status: 'dead', dueInMs: null, lane: null })
+    await record(a)
+    t.equal(await store.reopen(a.id, false, 'lane-1'), true)
+    t.equal((await found(a.id)).lane, 'lane-1')
+    t.equal(await store.reopen(a.id, false, null), true)
+    t.equal((await found(a.id)).lane, 'lane-1', 'the one that it has')
+  })
+
   await test('a unique constraint other than the name is no duplicate, but an error', async (t) => {
     await sql('CREATE UNIQUE INDEX other_constraint ON webhook_event (endpoint)')
     try {
@@ -424,7 +458,7 @@ export async function eventStoreContract(
     t.strictSame(event, {
       ...sent,
       ...{ status: 'processing', fence: 1, attempts: 1, deferrals: 0, deliveries: 1 },
-      ...{ sameBodyAs: null, steps: {}, errors: [] },
+      ...{ sameBodyAs: null, otherBodies: 0, steps: {}, errors: [] },
     })
     t.ok(Buffer.from(payload).equals(list[5]?.payload ?? Buffer.from('')))
     t.equal(deliveredAt.length, 1)
@@ -770,7 +804,7 @@ export async function eventStoreContract(
       const a = arrival({ lane: 'l' })
       await record(a)
       await move(a.id, { status, fence: 5, attempts: 5, deferrals: 3, steps, errors, ...data })
-      t.equal(await store.reopen(a.id, false), true, status)
+      t.equal(await store.reopen(a.id, false, null), true, status)
       const event = await found(a.id)
       t.match(event, { status: 'received', fence: 5, attempts: 0, deferrals: 0 })
       t.strictSame(event.steps, steps)
@@ -779,26 +813,26 @@ export async function eventStoreContract(
       t.ok(Math.abs((await record(again(a))).dueInMs ?? Number.NaN) < 10_000, 'due now')
       t.equal(await end(ending({ id: a.id, fence: 5 })), false, 'a run of before is over')
       t.match(await store.claim(a.id, LEASE_MS), { fence: 6, attempts: 1 })
-      t.equal(await store.reopen(a.id, true), false, 'not while it is being processed')
+      t.equal(await store.reopen(a.id, true, null), false, 'not while it is being processed')
       await end(ending({ id: a.id, fence: 6 }))
     }
-    t.equal(await store.reopen(randomUUID(), true), false)
+    t.equal(await store.reopen(randomUUID(), true, null), false)
   })
 
   await test('one that is processed is reopened by force alone, without its steps', async (t) => {
     const a = arrival({ status: 'processed', dueInMs: 60_000 })
     await record(a)
     await move(a.id, { steps: { charge: 'ch_1' }, fence: 2 })
-    t.equal(await store.reopen(a.id, false), false)
+    t.equal(await store.reopen(a.id, false, null), false)
     t.match(await found(a.id), { status: 'processed', steps: { charge: 'ch_1' } })
-    t.equal(await store.reopen(a.id, true), true)
+    t.equal(await store.reopen(a.id, true, null), true)
     const event = await found(a.id)
     t.match(event, { status: 'received', fence: 2 })
     t.strictSame(event.steps, {})
     const dead = arrival({ status: 'dead', dueInMs: null })
     await record(dead)
     await move(dead.id, { steps: { charge: 'ch_1' } })
-    t.equal(await store.reopen(dead.id, true), true)
+    t.equal(await store.reopen(dead.id, true, null), true)
     t.strictSame((await found(dead.id)).steps, { charge: 'ch_1' }, 'what never ended keeps them')
   })
 
@@ -843,7 +877,7 @@ export async function eventStoreContract(
       t.ok(Math.abs(made.receivedAt.getTime() - now()) < 60_000)
       t.strictSame(await store.claimDue(10, SERVED), [])
       t.equal(await store.claim(a.id, LEASE_MS), undefined)
-      t.equal(await store.reopen(a.id, false), false)
+      t.equal(await store.reopen(a.id, false, null), false)
       const later = arrival({ dueInMs: 60_000 })
       await record(later)
       t.strictSame(await store.listDue(10, SERVED), [])

@@ -20,6 +20,7 @@ export interface Party {
 
 /** What an event is called. */
 export interface Names {
+  /** `null`: the provider gives it no id, and its bytes name it. */
   readonly eventId: string | null
   readonly type: string | null
   readonly object?: string | null
@@ -52,6 +53,14 @@ export interface ProviderCase {
   }[]
 }
 
+/** What `verify` says of it. */
+const named = ({ eventId, ...names }: Names) => ({
+  ...names,
+  ...(eventId === null
+    ? { eventId: /^bytes:/, namedBy: /^(bytes|signed_bytes)$/ }
+    : { eventId, namedBy: 'provider' }),
+})
+
 export const NOW = Date.UTC(2027, 0, 15, 12)
 
 export function ask(
@@ -81,7 +90,7 @@ export async function providerContract(t: Test, of: ProviderCase): Promise<void>
 
   await t.test('what the provider signed is verified, and named as documented', async (t) => {
     const result = await ask(provider, sent)
-    t.match(result, { kind: 'verified', events: [of.event] })
+    t.match(result, { kind: 'verified', events: [named(of.event)] })
     if (result.kind === 'verified') t.equal(result.events.length, 1)
   })
 
@@ -93,10 +102,18 @@ export async function providerContract(t: Test, of: ProviderCase): Promise<void>
       t.equal((await ask(provider, withHeader(sent, signedHeader, 'another'))).kind, 'refused')
     })
   } else {
-    await t.test('an event that was given no id has none', async (t) => {
+    await t.test('an event that was given no id is named after what was signed', async (t) => {
       const { body = of.body, without: names } = nameless
-      const result = await ask(provider, without(first.sign(body, NOW), names))
-      t.match(result, { kind: 'verified', events: [{ eventId: null }] })
+      const eventAt = async (atMs: number) => {
+        const sent = without(first.sign(body, atMs), names)
+        const result = await ask(provider, sent, { at: atMs })
+        t.match(result, { kind: 'verified', events: [{ eventId: /^bytes:/ }] })
+        return result.kind === 'verified' ? result.events[0] : undefined
+      }
+      const event = await eventAt(NOW)
+      t.equal((await eventAt(NOW))?.eventId, event?.eventId, 'in each delivery')
+      const isSame = (await eventAt(NOW - 1_000))?.eventId === event?.eventId
+      t.equal(isSame, event?.namedBy === 'bytes', 'a time that is signed is a part of it')
     })
   }
 
@@ -243,7 +260,7 @@ export async function providerContract(t: Test, of: ProviderCase): Promise<void>
         return value === undefined ? [] : [[name, value] as const]
       })
       const stored = { ...sent, headers: Object.fromEntries(kept), body: result.events[0]?.rawBody }
-      t.match(await ask(provider, stored as Sent), { kind: 'verified', events: [of.event] })
+      t.match(await ask(provider, stored as Sent), { kind: 'verified', events: [named(of.event)] })
     },
   )
 
@@ -251,7 +268,7 @@ export async function providerContract(t: Test, of: ProviderCase): Promise<void>
     const { body, events } = of.batch
     await t.test('each item of a batch is an event', async (t) => {
       const result = await ask(provider, first.sign(body, NOW))
-      t.match(result, { kind: 'verified', events })
+      t.match(result, { kind: 'verified', events: events.map(named) })
       if (result.kind !== 'verified') return
       t.equal(result.events.length, events.length)
       for (const { payload, rawBody } of result.events) {

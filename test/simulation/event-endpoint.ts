@@ -10,6 +10,7 @@ import type { Endpoint } from '../../src/webhooks/endpoint.js'
 import type { WebhookEvent } from '../../src/webhooks/event.js'
 import { Inbox } from '../../src/webhooks/inbox.js'
 import type { Provider } from '../../src/webhooks/provider.js'
+import type { VerifiedEvent } from '../../src/webhooks/verify.js'
 import type { Answers, ServerContext } from './answers.js'
 import { workOnEvent } from './handler.js'
 import { eventNameOf } from './model-rows.js'
@@ -75,9 +76,13 @@ export class EventEndpoints {
     const endpoint = this.#inbox.endpoint(mode) as Endpoint
     const payload = { eventId }
     const rawBody = Buffer.from(JSON.stringify(payload))
-    const event = { eventId, type: null, object: object ?? null, payload, rawBody }
+    const event: VerifiedEvent = {
+      ...{ eventId, namedBy: 'provider', type: null, object: object ?? null },
+      ...{ payload, rawBody, isItem: false },
+    }
     try {
-      const { outcome, id } = await this.#inbox.deliver(endpoint, '', event, {}, log)
+      const delivery = { tenantId: '', headers: {}, isRepeated: true, log }
+      const { outcome, id } = await this.#inbox.deliver(endpoint, event, delivery)
       const isAcknowledged = ['processed', 'duplicate', 'accepted', 'ignored'].includes(outcome)
       if (!isAcknowledged) return { kind: 'again', why: outcome }
       const row = network.database.events.see(eventNameOf({ id }))

@@ -182,7 +182,7 @@ export const EVENT_STATEMENTS: Readonly<Record<string, OfEvents>> = {
     return reading(({ events }) => [...events.rows].find((row) => eventKeyOf(row) === name))
   },
 
-  fi_event_reopen: (_, [id, isForced]) =>
+  fi_event_reopen: (_, [id, isForced, lane]) =>
     function* (transaction, database) {
       const { events } = database
       const mayReopen = (row: EventRow) =>
@@ -196,7 +196,8 @@ export const EVENT_STATEMENTS: Readonly<Record<string, OfEvents>> = {
       if (row === undefined) return []
       const steps = row.status === 'processed' ? {} : row.steps
       const anew = { attempts: 0, deferrals: 0, dueAt: database.now(), runningLane: null, steps }
-      yield* events.put(transaction, { ...row, ...anew, status: 'received' })
+      const inLane = { lane: (lane as string | null) ?? row.lane }
+      yield* events.put(transaction, { ...row, ...anew, ...inLane, status: 'received' })
       return [{ reopened: 1 }]
     },
 
@@ -231,7 +232,9 @@ function* insertOrCount(
     const now = events.see(eventNameOf(known), transaction)
     if (now === undefined) break
     const deliveredAt = [...now.deliveredAt, ...row.deliveredAt].slice(-KEPT_DELIVERIES)
-    const counted = { ...now, deliveries: now.deliveries + row.deliveries, deliveredAt }
+    const others = now.bodyHash === row.bodyHash ? 0 : row.deliveries
+    const deliveries = now.deliveries + row.deliveries
+    const counted = { ...now, deliveries, deliveredAt, otherBodies: now.otherBodies + others }
     yield* events.put(transaction, counted)
     return counted
   }
@@ -346,7 +349,12 @@ function rowOf(item: EventItem, database: ModelDatabase): EventRow {
     ...{ dueAt: dueIn(item.due_ms, database), deliveries: item.deliveries },
     deliveredAt: deliveredAt.fill(database.now().toISOString()),
     payload: Buffer.from(item.payload, 'base64'),
-    ...{ headers: JSON.parse(item.headers), bodyHash: item.body_hash, sameBodyAs: null },
+    ...{
+      headers: JSON.parse(item.headers),
+      bodyHash: item.body_hash,
+      sameBodyAs: null,
+      otherBodies: 0,
+    },
     ...{ lane: item.lane, runningLane: null, steps: {}, errors: JSON.parse(item.errors) },
     receivedAt: database.now(),
   }
@@ -378,7 +386,8 @@ function shown(row: EventRow): object {
     ...{ attempts: row.attempts, deferrals: row.deferrals, deliveries: row.deliveries },
     ...{ delivered_at: JSON.stringify(row.deliveredAt), payload: row.payload },
     ...{ headers: JSON.stringify(row.headers), body_hash: row.bodyHash },
-    ...{ same_body_as: row.sameBodyAs, lane: row.lane, steps: JSON.stringify(row.steps) },
+    ...{ same_body_as: row.sameBodyAs, other_bodies: row.otherBodies, lane: row.lane },
+    steps: JSON.stringify(row.steps),
     ...{ errors: JSON.stringify(row.errors), received_at: row.receivedAt.getTime() },
   }
 }

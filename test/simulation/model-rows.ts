@@ -59,6 +59,7 @@ export interface EventRow extends Version {
   readonly headers: Readonly<Record<string, string>>
   readonly bodyHash: string
   readonly sameBodyAs: string | null
+  readonly otherBodies: number
   readonly lane: string | null
   readonly runningLane: string | null
   readonly steps: StepResults
@@ -68,7 +69,7 @@ export interface EventRow extends Version {
 
 export const EMPTY_EVENT = {
   ...{ fence: 0, attempts: 0, deferrals: 0, dueAt: null, deliveries: 1 },
-  ...{ sameBodyAs: null, lane: null, runningLane: null },
+  ...{ sameBodyAs: null, otherBodies: 0, lane: null, runningLane: null },
 }
 
 export const eventNameOf = ({ id }: Pick<EventRow, 'id'>): string => `event\0${id}`

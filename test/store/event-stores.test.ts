@@ -170,7 +170,7 @@ t.test('with Prisma alone, a lease that was renewed since the look is seen', asy
   const late = interrupted(prisma, () => store.extend([hold]))
   t.strictSame(await late.claimDue(1, served), [])
   await runOut()
-  t.equal(await late.reopen('e', true), false)
+  t.equal(await late.reopen('e', true, null), false)
   t.match(await store.find('e'), { status: 'processing', fence: 1 })
   await runOut()
   t.equal((await store.claimDue(1, served)).length, 1, 'it would have been claimed')
@@ -191,7 +191,7 @@ t.test('with Prisma alone, an event that was reopened since the look is not prun
   const { prisma } = await sqliteDatabase(t)
   const store = portable(prisma, 'sqlite')
   await store.record([{ ...anArrival, status: 'processed', dueInMs: 0 }])
-  t.equal(await interrupted(prisma, () => store.reopen('e', true)).prune(10), 0)
+  t.equal(await interrupted(prisma, () => store.reopen('e', true, null)).prune(10), 0)
   t.match(await store.find('e'), { status: 'received' })
 })
 
@@ -291,7 +291,7 @@ t.test(
         await explain.extend(list(() => ({ ...hold, leaseMs: 1 })))
         await explain.find('e')
         await explain.find(anArrival as Arrival & { eventId: string })
-        await explain.reopen('e', true)
+        await explain.reopen('e', true, null)
         await explain.prune(count)
         t.equal(plans.size, 10)
         for (const [name, plan] of plans) {

@@ -126,6 +126,37 @@ const EVENTS: Record<InboxHappening['kind'], Provoked> = {
     event: { eventId: 'same-body', sameBodyAs: String },
     hasSubject: false,
   },
+  webhook_other_body: {
+    level: 'warn',
+    text: 'Duplicate webhook event has another body than its first delivery',
+    async run({ post }) {
+      await post()
+      await post({ note: 'another' })
+    },
+    event: {},
+  },
+  webhook_left_to_provider: {
+    level: 'info',
+    text: 'Webhook event not run by a worker: its provider delivers it again as another event',
+    plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+    webhook: {
+      provider: { ...provider, eventId: () => null, mergesUnnamed: false },
+      serialize: () => 'a lane',
+    },
+    handler: hold,
+    async run({ app, post, began, go, events }) {
+      const first = post()
+      await began
+      // Its lane is taken: the provider delivers it again.
+      await post({ note: 'the second' })
+      go()
+      await first
+      await listen(app)
+      await events.first('webhook_left_to_provider')
+    },
+    event: { provider: 'bank', eventId: /^delivery:/, attempt: 1 },
+    hasSubject: false,
+  },
   webhook_processed: {
     level: 'debug',
     text: 'Webhook event processed',

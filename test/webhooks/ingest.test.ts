@@ -72,7 +72,7 @@ test('where requests say whose events arrive, an ingested one must say it', asyn
 test('an event that nothing names is refused, unless that is meant', async (t) => {
   const app = await appOf(t)
   const given = { endpoint: '/github', payload: { action: 'opened', n: randomUUID() } }
-  const refused = { code: 'IDEMPOTENCY_OPTION_INVALID', message: /found no name/ }
+  const refused = { code: 'IDEMPOTENCY_OPTION_INVALID', message: /found no id of the provider/ }
   await t.rejects(app.idempotency.ingest(given), refused)
   const headers = { 'X-GitHub-Delivery': randomUUID() }
   t.equal((await app.idempotency.ingest({ ...given, headers })).outcome, 'processed')

@@ -577,27 +577,6 @@ test('a batch without an event is nothing to do', async (t) => {
   t.equal(`${answer.statusCode} ${answer.json().outcome}`, '200 ignored')
 })
 
-test('an event without a name is stored without one, and never merged', async (t) => {
-  let runs = 0
-  const app = await inboxApp(
-    t,
-    database,
-    ({ eventId }) => {
-      t.equal(eventId, null)
-      runs += 1
-    },
-    { url: '/webhooks/bank', webhook: { provider: bank({ name: 'nameless' }) } },
-  )
-  const nameless = [{}, { id: null }, { id: '' }, { id: {} }, { id: 1.5 }, { id: ['a'] }, {}]
-  for (const payload of nameless) {
-    t.equal((await postBank(app, payload)).json().outcome, 'processed')
-  }
-  t.equal(runs, nameless.length)
-  const stored = await prisma.webhookEvent.findMany({ where: { provider: 'nameless' } })
-  t.equal(stored.length, nameless.length)
-  t.ok(stored.every(({ eventId }) => eventId === null))
-})
-
 test('numbers are names; what no column can hold is told apart by its hash', async (t) => {
   const app = await inboxApp(t, database, () => {}, {
     url: '/webhooks/bank',

@@ -1,0 +1,279 @@
+// Events that their provider gives no id: what names them, and which of their deliveries are one event.
+
+import { createHmac } from 'node:crypto'
+import t, { test } from 'tap'
+import type { WebhookEvent } from '../../src/index.js'
+import { inProcess } from '../../src/index.js'
+import { verify } from '../../src/webhooks/verify.js'
+import { collectEvents, latch, listen, newKey } from '../fixtures/app.js'
+import { anyDatabase } from '../fixtures/database.js'
+import { bank, inboxApp, postBank, SECRET, signedByBank } from '../fixtures/webhooks.js'
+
+const database = await anyDatabase(t)
+const { prisma } = database
+
+/** A provider without ids, of its own for each test. */
+const unnamed = (more: Parameters<typeof bank>[0] = {}) =>
+  bank({ name: `bank-${newKey()}`, eventId: () => null, ...more })
+
+/** The same, where a time is signed with the bytes. */
+const timed = () => unnamed({ timestampHeader: 'x-bank-time' })
+
+function signedAt(body: string, atMs: number): Record<string, string> {
+  const at = String(Math.trunc(atMs / 1_000))
+  const signature = createHmac('sha256', SECRET).update(`${at}.${body}`).digest('hex')
+  return { 'x-bank-signature': signature, 'x-bank-time': at }
+}
+
+const rowsOf = (provider: { name: string }) =>
+  prisma.webhookEvent.findMany({ where: { provider: provider.name }, orderBy: { id: 'asc' } })
+
+test('the bytes name an event: the same ones again are a duplicate, others are another event', async (t) => {
+  const seen: unknown[] = []
+  const provider = unnamed()
+  const app = await inboxApp(t, database, ({ eventId }) => void seen.push(eventId), {
+    url: '/webhooks/bank',
+    webhook: { provider },
+  })
+  for (const [body, outcome] of [
+    [{ n: 1 }, 'processed'],
+    [{ n: 1 }, 'duplicate'],
+    [{ n: 2 }, 'processed'],
+  ] as const) {
+    t.equal((await postBank(app, body)).json().outcome, outcome)
+  }
+  t.match(seen, [/^bytes:/, /^bytes:/])
+  t.equal((await rowsOf(provider)).length, 2)
+})
+
+test('the type is part of the name, because a header may say it', async (t) => {
+  const provider = unnamed({ type: (_payload, header) => header('x-topic') })
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/bank',
+    webhook: { provider },
+  })
+  for (const topic of ['created', 'updated']) {
+    const answer = await postBank(app, { n: 1 }, { headers: { 'x-topic': topic } })
+    t.equal(answer.json().outcome, 'processed', topic)
+  }
+})
+
+test('values that are no exact name do not name an event', async (t) => {
+  const provider = bank({ name: `bank-${newKey()}` })
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/bank',
+    webhook: { provider },
+  })
+  // As numbers of JavaScript, the first two are the same.
+  for (const id of ['9007199254740992', '9007199254740993', '1.5', 'null', '""']) {
+    t.equal((await postBank(app, `{"id":${id}}`)).json().outcome, 'processed', id)
+  }
+  t.equal((await rowsOf(provider)).length, 5)
+  t.ok((await rowsOf(provider)).every(({ eventId }) => eventId?.startsWith('bytes:')))
+  for (const id of ['true', '{}', '["a"]']) {
+    t.equal((await postBank(app, `{"id":${id}}`)).json().outcome, 'dead', id)
+  }
+  const [dead] = await prisma.webhookEvent.findMany({
+    where: { provider: provider.name, status: 'dead' },
+  })
+  t.match(dead?.errors, [{ message: /^TypeError: eventId returned a value of type/ }])
+  const big = await verify(bank({ eventId: () => 2n ** 64n }), signedByBank('{}'), '{}')
+  t.match(big, { events: [{ eventId: '18446744073709551616', namedBy: 'provider' }] })
+})
+
+test("an id that looks like one of the inbox's own names is another one", async (t) => {
+  const provider = bank({ name: `bank-${newKey()}` })
+  const app = await inboxApp(t, database, () => Promise.reject(new Error('no')), {
+    url: '/webhooks/bank',
+    webhook: { provider, retry: { attempts: 1 } },
+  })
+  const own = ['bytes:x', 'delivery:x', 'unreadable:x', 'unreadable-item:x']
+  for (const id of own) t.equal((await postBank(app, { id })).json().outcome, 'dead', id)
+  const rows = await rowsOf(provider)
+  t.strictSame([...new Set(rows.map(({ eventId }) => eventId?.slice(0, 7)))], ['sha256:'])
+  t.equal(rows.length, own.length)
+})
+
+test('a signed time is part of the name: the same bytes at two times are two events', async (t) => {
+  const provider = timed()
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/bank',
+    webhook: { provider },
+  })
+  const body = '{"ping":true}'
+  const now = Date.now()
+  for (const [atMs, outcome] of [
+    [now, 'processed'],
+    [now, 'duplicate'],
+    [now - 2_000, 'processed'],
+  ] as const) {
+    const answer = await app.inject({
+      ...{ method: 'POST', url: '/webhooks/bank', payload: body },
+      headers: signedAt(body, atMs),
+    })
+    t.equal(answer.json().outcome, outcome)
+  }
+})
+
+for (const [what, providerOf] of [
+  ['that are signed anew', timed],
+  ['that are never merged', () => ({ ...unnamed(), mergesUnnamed: false })],
+] as const) {
+  // Its provider delivers it again, as another event: the inbox would be the second one to run it.
+  test(`deliveries ${what}: a failed one is left to its provider, inline`, async (t) => {
+    const events = collectEvents(t)
+    const provider = providerOf()
+    const runs: WebhookEvent[] = []
+    const app = await inboxApp(
+      t,
+      database,
+      (event) => {
+        runs.push(event)
+        if (runs.length === 1) throw new Error('the first one fails')
+      },
+      {
+        url: '/webhooks/bank',
+        plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+        webhook: { provider },
+      },
+    )
+    const body = '{"ping":true}'
+    const post = (atMs: number) =>
+      app.inject({
+        ...({ method: 'POST', url: '/webhooks/bank', payload: body } as const),
+        headers: provider.keptHeaders.includes('x-bank-time')
+          ? signedAt(body, atMs)
+          : signedByBank(body),
+      })
+    const now = Date.now()
+    t.equal((await post(now - 2_000)).statusCode, 500)
+    t.match(await events.first('webhook_failed'), { retryInMs: null })
+    const [failed] = await rowsOf(provider)
+    t.match(failed, { status: 'retrying', dueAt: null, eventId: /^delivery:/ })
+    t.equal((await post(now)).json().outcome, 'processed')
+    t.equal(runs.length, 2)
+    t.equal((await rowsOf(provider)).length, 2)
+    // A person can still run it.
+    t.strictSame(await app.idempotency.replay(failed?.id ?? ''), { kind: 'processed' })
+    t.equal(runs.length, 3)
+  })
+
+  test(`deliveries ${what}: one whose process died is left to its provider`, async (t) => {
+    const events = collectEvents(t)
+    const provider = providerOf()
+    const app = await inboxApp(t, database, () => t.fail('a worker ran it'), {
+      url: '/webhooks/bank',
+      plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+      webhook: { provider },
+    })
+    const id = newKey()
+    await prisma.webhookEvent.create({ data: crashed(id, provider.name) })
+    await listen(app)
+    t.match(await events.first('webhook_left_to_provider'), { event: id })
+    const over = { status: 'retrying', dueAt: null, fence: 2, attempts: 1 }
+    t.match(await rowsOf(provider), [{ ...over, errors: [{ message: /did not end/ }] }])
+  })
+
+  test(`deliveries ${what}: the inbox runs one that was acknowledged`, async (t) => {
+    const events = collectEvents(t)
+    const provider = providerOf()
+    let runs = 0
+    const app = await inboxApp(
+      t,
+      database,
+      () => {
+        runs += 1
+        if (runs === 1) throw new Error('the first one fails')
+      },
+      {
+        url: '/webhooks/bank',
+        plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+        webhook: { provider, mode: 'deferred', retry: { first: 1, most: 1 } },
+      },
+    )
+    await listen(app)
+    const body = '{"ping":true}'
+    const headers = provider.keptHeaders.includes('x-bank-time')
+      ? signedAt(body, Date.now())
+      : signedByBank(body)
+    await app.inject({ method: 'POST', url: '/webhooks/bank', payload: body, headers })
+    await events.first('webhook_processed')
+    t.equal(runs, 2)
+  })
+}
+
+test('a delivery that a closing server hands back is left to its provider', async (t) => {
+  const provider = { ...unnamed(), mergesUnnamed: false }
+  const began = latch()
+  const go = latch()
+  const app = await inboxApp(
+    t,
+    database,
+    async () => {
+      began.open()
+      await go.opened
+    },
+    { url: '/webhooks/bank', plugin: { drain: 0 }, webhook: { provider } },
+  )
+  const answered = postBank(app, { n: 1 })
+  await began.opened
+  const closing = app.close()
+  t.equal((await answered).statusCode, 503)
+  go.open()
+  await closing
+  t.match(await rowsOf(provider), [{ status: 'retrying', dueAt: null }])
+})
+
+test('a provider that does not deliver again: the inbox runs its events, whatever names them', async (t) => {
+  const events = collectEvents(t)
+  const provider = { ...timed(), redelivers: false }
+  let runs = 0
+  const app = await inboxApp(
+    t,
+    database,
+    () => {
+      runs += 1
+      if (runs === 1) throw new Error('the first one fails')
+    },
+    {
+      url: '/webhooks/bank',
+      plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+      webhook: { provider, retry: { first: 1, most: 1 } },
+    },
+  )
+  await listen(app)
+  const body = '{"ping":true}'
+  const answer = await app.inject({
+    ...{ method: 'POST', url: '/webhooks/bank', payload: body },
+    headers: signedAt(body, Date.now()),
+  })
+  t.equal(answer.statusCode, 200)
+  await events.first('webhook_processed')
+  t.equal(runs, 2)
+})
+
+test('a duplicate with other bytes is a duplicate, told and counted', async (t) => {
+  const events = collectEvents(t)
+  const provider = bank({ name: `bank-${newKey()}` })
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/bank',
+    webhook: { provider },
+  })
+  await postBank(app, { id: 'a', n: 1 })
+  await postBank(app, { id: 'a', n: 1 })
+  t.notOk(events.kinds().includes('webhook_other_body'))
+  t.equal((await postBank(app, { id: 'a', n: 2 })).json().outcome, 'duplicate')
+  t.match(await events.first('webhook_other_body'), { eventId: 'a' })
+  t.match(await rowsOf(provider), [{ deliveries: 3, otherBodies: 1 }])
+})
+
+/** An inline event as a process leaves it behind that has died. */
+function crashed(id: string, provider: string) {
+  const past = new Date(Date.now() - 60_000)
+  return {
+    ...{ id, provider, tenantId: '', eventId: `delivery:${id}`, endpoint: '/webhooks/bank' },
+    ...{ status: 'processing', fence: 1, attempts: 1, dueAt: past, receivedAt: past },
+    ...{ deliveredAt: [past.toISOString()], payload: Buffer.from('{"ping":true}'), headers: {} },
+    ...{ bodyHash: id, steps: {}, errors: [] },
+  }
+}
