@@ -29,6 +29,8 @@ const isEventType = (value: unknown) => isStorableText(value, LONGEST_NAME)
 const isObject = (value: unknown): value is object =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 
+const { retry: DEFAULT_RETRY } = WEBHOOK_DEFAULTS
+
 const isRetry: Check = (value) => {
   const { attempts, first, most, ...others } = Object(value)
   const isValid =
@@ -36,10 +38,11 @@ const isRetry: Check = (value) => {
     Object.keys(others).length === 0 &&
     (attempts === undefined || isInteger(1, 1_000)(attempts) === undefined) &&
     (first === undefined || isDuration(1, '1s')(first) === undefined) &&
-    (most === undefined || isDuration(1, '12h')(most) === undefined)
+    (most === undefined || isDuration(1, '12h')(most) === undefined) &&
+    toMs(first ?? DEFAULT_RETRY.first) <= toMs(most ?? DEFAULT_RETRY.most)
   return isValid
     ? undefined
-    : "must be { attempts, first, most } such as { attempts: 20, first: '1s', most: '12h' }"
+    : 'must be { attempts, first, most }, with a "first" that is no longer than "most", such as { attempts: 20, first: \'1s\', most: \'12h\' }'
 }
 
 const CHECKS: Record<keyof WebhookOptions, Check> = {

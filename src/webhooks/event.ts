@@ -6,7 +6,7 @@ import { OptionInvalid } from '../errors.js'
 import type { Guards } from '../guards.js'
 import type { ApplicationTransaction } from '../register.js'
 import type { StoredEvent } from '../store/event-store.js'
-import { ANSWER_CHECKS, type Answer } from './provider.js'
+import { ANSWER_CHECKS, type Answer, writtenAnswer } from './provider.js'
 
 /** What a handler decided about its event, where it is not simply done. */
 export type Verdict =
@@ -177,7 +177,7 @@ export class WebhookEvent<Payload = any> implements Guards {
    */
   respond(answer: Answer): void {
     check(' of respond()', ANSWER_CHECKS, answer, ['status'])
-    this.#answer = answer
+    this.#answer = writtenAnswer(answer)
   }
 
   /** Within a transaction, it undoes that: what it found out must be asked again next time. */

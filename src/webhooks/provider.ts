@@ -135,10 +135,32 @@ export const ANSWER_CHECKS: Record<keyof Answer, Check> = {
   status: isInteger(200, 599),
   headers: isSendableHeaders,
   body: (value) =>
-    typeof value === 'string' || typeof value === 'object'
-      ? undefined
-      : 'must be text, or an object that becomes JSON',
+    textOf(value) === undefined
+      ? 'must be text, or an object that can be written as JSON, without cycles and without BigInt'
+      : undefined,
 }
+
+/** The text of a body that is sent; `undefined` for what cannot be one. */
+function textOf(body: unknown): string | undefined {
+  if (typeof body === 'string') return body
+  if (typeof body !== 'object' || body === null || body instanceof Uint8Array) return undefined
+  try {
+    return JSON.stringify(body)
+  } catch {
+    // Without the cause: it may be anything that a `toJSON` throws.
+    return undefined
+  }
+}
+
+/** An answer as it is when it is given: what is done to its objects afterwards changes nothing. */
+export function writtenAnswer({ status, headers = {}, body }: Answer): Answer {
+  if (body === undefined) return { status, headers: { ...headers } }
+  const isTyped = Object.keys(headers).some((name) => name.toLowerCase() === 'content-type')
+  const type = typeof body === 'string' || isTyped ? {} : { 'content-type': JSON_TYPE }
+  return { status, headers: { ...type, ...headers }, body: textOf(body) ?? '' }
+}
+
+const JSON_TYPE = 'application/json; charset=utf-8'
 
 const isAnswer = (answer: unknown): boolean =>
   isObject(answer) &&

@@ -77,9 +77,10 @@ const OPTIONS: Record<string, { wrong: unknown[]; right: unknown[]; says: RegExp
     wrong: [
       ...[null, [], 5, '1s', { attempts: 0 }, { attempts: 1.5 }, { attempts: 1_001 }],
       ...[{ first: 0 }, { first: '1x' }, { most: -1 }, { most: null }, { max: 5 }],
+      ...[{ first: '13h' }, { most: 500 }, { first: '2s', most: '1s' }],
     ],
     right: [{}, { attempts: 1 }, { attempts: 3, first: '1s', most: '1h' }],
-    says: /must be \{ attempts, first, most \} such as/,
+    says: /must be \{ attempts, first, most \}, with a "first" that is no longer than "most"/,
   },
   deferrals: {
     wrong: [-1, 1.5, '1', null],
@@ -105,6 +106,7 @@ const OPTIONS: Record<string, { wrong: unknown[]; right: unknown[]; says: RegExp
       ...[null, [], 'x', 5, { ok: { status: 200 } }, { dead: 200 }, { dead: null }],
       ...[{ dead: {} }, { dead: { status: 199 } }, { dead: { status: 600 } }],
       ...[{ dead: { status: '200' } }, { dead: undefined }],
+      ...[{ dead: { status: 200, body: 1n } }, { dead: { status: 200, body: { n: 1n } } }],
     ],
     right: [{}, { dead: { status: 406 } }, { failed: { status: 599, body: 'x', headers: {} } }],
     says: /must give \{ status, headers, body \} by outcome.*the outcomes are processed, duplicate/,
@@ -135,10 +137,13 @@ test('verify() says what it needs, and believes nothing without a time', async (
 })
 
 test('a clock that tells no time makes an endpoint believe nothing', async (t) => {
-  for (const time of [Number.NaN, undefined, 'now']) {
+  const late = async () => {
+    throw new Error('late')
+  }
+  for (const clock of [() => Number.NaN, () => undefined, () => 'now', async () => 5, late]) {
     const app = await buildApp(t, database, {
       routes: (app) =>
-        app.webhook('/webhooks/stripe', { provider, clock: () => time as number }, handler),
+        app.webhook('/webhooks/stripe', { provider, clock: clock as never }, handler),
     })
     t.equal((await postStripe(app, stripeEvent())).statusCode, 503)
   }

@@ -11,6 +11,9 @@ import { bank, inboxApp, postBank, postStripe, SECRET, stripeEvent } from '../fi
 
 const database = await anyDatabase(t)
 
+const cyclic: { self?: object } = {}
+cyclic.self = cyclic
+
 const ANSWER = { status: 202, headers: { 'x-own': 'y' }, body: { text: 'done' } }
 
 test('a handler answers its delivery; a duplicate is answered as one', async (t) => {
@@ -83,6 +86,12 @@ test('what cannot be sent is refused with what to write', async (t) => {
     ],
     [{ status: 200, headers: [] }, /"headers"/],
     [{ status: 200, body: 5 }, /"body" of respond\(\) must be text, or an object/],
+    [{ status: 200, body: null }, /"body"/],
+    [{ status: 200, body: { n: 1n } }, /"body" of respond\(\) must be text, or an object that can/],
+    [{ status: 200, body: cyclic }, /"body"/],
+    [{ status: 200, body: { toJSON: () => undefined } }, /"body"/],
+    [{ status: 200, body: { toJSON: () => Promise.reject.call(0) } }, /"body"/],
+    [{ status: 200, body: Buffer.from('x') }, /"body"/],
     [{ status: 200, text: 'x' }, /"text" of respond\(\) is not known/],
   ]
   for (const [answer, message] of wrong) {
@@ -97,6 +106,29 @@ test('what cannot be sent is refused with what to write', async (t) => {
     t.strictSame((await postStripe(app, stripeEvent())).json(), { outcome: 'processed' })
     t.match(thrown, { code: 'IDEMPOTENCY_OPTION_INVALID', message })
   }
+})
+
+test('an answer is what it was when it was given', async (t) => {
+  const body = { text: 'given' }
+  const headers: Record<string, string> = { 'x-own': 'given' }
+  const app = await inboxApp(t, database, async (event) => {
+    event.respond({ status: 200, headers, body })
+    body.text = 'changed'
+    headers['x-own'] = 'changed'
+  })
+  const answer = await postStripe(app, stripeEvent())
+  t.strictSame([answer.headers['x-own'], answer.json()], ['given', { text: 'given' }])
+  t.match(answer.headers['content-type'], /^application\/json/)
+})
+
+test('JSON has the type that the handler gives it', async (t) => {
+  const headers = { 'Content-Type': 'application/vnd.bank+json' }
+  const app = await inboxApp(t, database, (event) =>
+    event.respond({ status: 200, headers, body: { ok: true } }),
+  )
+  const answer = await postStripe(app, stripeEvent())
+  t.match(answer.headers['content-type'], /^application\/vnd\.bank\+json/)
+  t.strictSame(answer.json(), { ok: true })
 })
 
 const URL_OF_TWILIO = 'https://example.com/webhooks/twilio'

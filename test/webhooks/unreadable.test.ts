@@ -2,8 +2,9 @@
 // person, and costs the other events of its delivery nothing.
 import t, { test } from 'tap'
 import type { WebhookEvent } from '../../src/index.js'
+import { inProcess } from '../../src/index.js'
 import { verify } from '../../src/webhooks/verify.js'
-import { collectEvents, newKey } from '../fixtures/app.js'
+import { buildApp, collectEvents, listen, newKey } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import {
   bank,
@@ -25,6 +26,7 @@ const named = (name: string) =>
 const deadOf = (provider: string) =>
   prisma.webhookEvent.findMany({ where: { provider, status: 'dead' }, orderBy: { id: 'asc' } })
 
+const THEN = 'then'
 const LEVELS = 20_000
 const DEEP = `{"id":"deep","in":${'['.repeat(LEVELS)}${']'.repeat(LEVELS)}}`
 
@@ -138,6 +140,222 @@ for (const [what, serialize, says] of [
     t.match(seen, [{ eventId: event.id, attempt: 1 }])
   })
 }
+
+/** An endpoint of the bank whose functions can be mended. */
+async function mendable(
+  t: Parameters<typeof inboxApp>[0],
+  mended: Parameters<typeof bank>[0] = {},
+  {
+    broken = 'eventId',
+    handler = () => {},
+    webhook = {},
+    plugin = {},
+  }: {
+    broken?: 'eventId' | 'items'
+    handler?: (event: WebhookEvent) => unknown
+    webhook?: object
+    plugin?: object
+  } = {},
+) {
+  let isMended = false
+  const name = `bank-${newKey()}`
+  const whole = bank({ name, type: (payload) => payload.type, ...mended })
+  const seen: WebhookEvent[] = []
+  const provider = {
+    ...whole,
+    [broken]: (...given: [never, never]) => (isMended ? whole[broken]?.(...given) : failing()),
+  }
+  const run = (event: WebhookEvent) => {
+    seen.push(event)
+    return handler(event)
+  }
+  const app = await inboxApp(t, database, run, {
+    url: '/webhooks/bank',
+    plugin,
+    webhook: { provider, ...webhook },
+  })
+  const rows = () =>
+    prisma.webhookEvent.findMany({ where: { provider: name }, orderBy: { receivedAt: 'asc' } })
+  const replay = async (options = {}) => {
+    const [unreadable] = await rows()
+    return app.idempotency.replay(unreadable?.id ?? '', options)
+  }
+  const mend = () => {
+    isMended = true
+  }
+  return { app, mend, seen, rows, replay }
+}
+
+test('a replay reads an unreadable event again, and delivers it under its own name', async (t) => {
+  const { app, mend, seen, rows, replay } = await mendable(t)
+  const body = { id: newKey(), type: 'paid' }
+  t.equal((await postBank(app, body)).json().outcome, 'dead')
+  mend()
+  t.strictSame(await replay(), { kind: 'read', outcomes: ['processed'] })
+  t.match(seen, [{ eventId: body.id, type: 'paid', payload: body, attempt: 1 }])
+  t.match(await rows(), [
+    { eventId: /^unreadable:/, type: 'unreadable', status: 'processed' },
+    { eventId: body.id, type: 'paid', status: 'processed' },
+  ])
+  t.equal((await postBank(app, body)).json().outcome, 'duplicate')
+  t.strictSame(await replay(), { kind: 'refused' })
+  t.strictSame(await replay({ force: true }), { kind: 'read', outcomes: ['duplicate'] })
+  t.equal(seen.length, 1)
+})
+
+test('an unreadable event that was delivered again meanwhile is a duplicate when it is replayed', async (t) => {
+  const { app, mend, seen, replay } = await mendable(t)
+  const body = { id: newKey(), type: 'paid' }
+  await postBank(app, body)
+  mend()
+  t.equal((await postBank(app, body)).json().outcome, 'processed')
+  t.strictSame(await replay(), { kind: 'read', outcomes: ['duplicate'] })
+  t.equal(seen.length, 1)
+})
+
+test('an event that still cannot be read is dead again, with the reason', async (t) => {
+  const { app, seen, rows, replay } = await mendable(t)
+  await postBank(app, { id: 'x' })
+  t.strictSame(await replay(), { kind: 'dead' })
+  t.strictSame(await replay(), { kind: 'dead' })
+  const message = 'Error: cannot read it'
+  t.match(await rows(), [{ status: 'dead', errors: [{ message }, { message }, { message }] }])
+  t.equal(seen.length, 0)
+})
+
+test('a replay of an unreadable request delivers each event in it', async (t) => {
+  const items = (payload: { list: unknown[] }) => payload.list
+  const { app, mend, seen, rows, replay } = await mendable(t, { items }, { broken: 'items' })
+  const list = [{ id: newKey() }, null, { id: newKey() }, { id: newKey() }]
+  t.equal((await postBank(app, { list })).json().outcome, 'dead')
+  mend()
+  t.strictSame(await replay(), {
+    kind: 'read',
+    outcomes: ['dead', 'processed', 'processed', 'processed'],
+  })
+  t.strictSame(
+    seen.map(({ eventId }) => eventId),
+    list.flatMap((item) => item?.id ?? []),
+  )
+  t.match((await rows())[1], { eventId: /^unreadable-item:/, status: 'dead' })
+})
+
+test('a replay of an unreadable item does not take it for a request', async (t) => {
+  // An item of this bank has a list of the same name as the request.
+  const items = (payload: { list: unknown[] }) => payload.list
+  const { app, mend, seen, replay } = await mendable(t, { items })
+  const item = { id: newKey(), list: [{ id: 'a line of the invoice' }] }
+  t.equal((await postBank(app, { list: [item] })).json().outcome, 'dead')
+  mend()
+  t.strictSame(await replay(), { kind: 'read', outcomes: ['processed'] })
+  t.match(seen, [{ eventId: item.id, payload: item }])
+})
+
+test('a replayed event that could not be read obeys types and lanes', async (t) => {
+  const webhook = { types: ['paid'], serialize: (event: { type: string }) => event.type }
+  const { app, mend, seen, rows } = await mendable(t, {}, { webhook })
+  await postBank(app, [
+    { id: 'a', type: 'paid' },
+    { id: 'b', type: 'other' },
+  ])
+  const unreadable = await rows()
+  mend()
+  const outcomes = []
+  for (const { id } of unreadable) outcomes.push(await app.idempotency.replay(id))
+  t.match(outcomes, [{ kind: 'read' }, { kind: 'read' }])
+  t.match(seen, [{ type: 'paid' }])
+  const ofPaid = (await rows()).find(({ eventId }) => eventId === 'a')
+  t.match(ofPaid, { status: 'processed', lane: String })
+  t.match(
+    (await rows()).find(({ eventId }) => eventId === 'b'),
+    { status: 'ignored' },
+  )
+})
+
+test('a handler that fails after a replay is run again by the inbox', async (t) => {
+  const events = collectEvents(t)
+  let runs = 0
+  const { app, mend, replay } = await mendable(
+    t,
+    {},
+    {
+      handler: () => {
+        runs += 1
+        if (runs === 1) throw new Error('the first one fails')
+      },
+      plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+      webhook: { retry: { first: 1, most: 1 }, mode: 'deferred' },
+    },
+  )
+  await postBank(app, { id: 'x' })
+  mend()
+  await listen(app)
+  t.strictSame(await replay(), { kind: 'read', outcomes: ['accepted'] })
+  await events.first('webhook_processed', 2)
+  t.equal(runs, 2)
+})
+
+test('a worker reads an event again that was queued by a process without its endpoint', async (t) => {
+  const events = collectEvents(t)
+  const { app, mend, seen, rows } = await mendable(
+    t,
+    {},
+    { plugin: { dispatch: inProcess({ pollEvery: 10 }) } },
+  )
+  const body = { id: newKey(), type: 'paid' }
+  await postBank(app, body)
+  const [unreadable] = await rows()
+  const other = await buildApp(t, database, { routes: () => {} })
+  t.strictSame(await other.idempotency.replay(unreadable?.id ?? ''), { kind: 'unserved' })
+  const queued = await other.idempotency.replay(unreadable?.id ?? '', { queue: true })
+  t.strictSame(queued, { kind: 'queued' })
+  mend()
+  await listen(app)
+  await events.first('webhook_processed', 2)
+  t.match(seen, [{ eventId: body.id, type: 'paid' }])
+  t.match(await rows(), [{ status: 'processed' }, { status: 'processed' }])
+})
+
+for (const [how, item] of [
+  ['resolve', async (item: unknown) => item],
+  ['reject', async () => failing()],
+  ['are thenables', (item: unknown) => Object.assign(() => {}, { [THEN]: () => item })],
+  [
+    'hide that they are promises',
+    () => Object.assign(Promise.reject(new Error('hidden')), { [THEN]: 5, catch: 5 }),
+  ],
+] as const) {
+  test(`a list of items that ${how}: the request is dead, with its bytes`, async (t) => {
+    const name = `bank-${newKey()}`
+    const provider = bank({ name, items: (payload) => payload.list.map(item) })
+    const app = await inboxApp(t, database, () => t.fail('it was run'), {
+      url: '/webhooks/bank',
+      webhook: { provider },
+    })
+    const body = '{"list":[{"id":"a"},{"id":"b"}]}'
+    t.equal((await postBank(app, body)).json().outcome, 'dead')
+    const [dead, ...others] = await deadOf(name)
+    t.strictSame(others, [])
+    t.match(dead?.errors, [{ message: /^TypeError: items returned a list of promises/ }])
+    t.equal(Buffer.from(dead?.payload ?? []).toString(), body)
+  })
+}
+
+test('an event whose lane is not known is replayed where its endpoint is, and in its lane', async (t) => {
+  let isMended = false
+  const serialize = () => (isMended ? 'a lane' : failing())
+  const app = await inboxApp(t, database, () => {}, { webhook: { serialize } })
+  const event = stripeEvent()
+  await postStripe(app, event)
+  const name = { tenantId: '', provider: 'stripe', eventId: event.id }
+  const other = await buildApp(t, database, { routes: () => {} })
+  t.strictSame(await other.idempotency.replay(name, { queue: true }), { kind: 'unserved' })
+  t.strictSame(await app.idempotency.replay(name), { kind: 'dead' })
+  t.match(await eventOf(database, event.id), { status: 'dead', fence: 0 })
+  isMended = true
+  t.strictSame(await app.idempotency.replay(name), { kind: 'processed' })
+  t.match(await eventOf(database, event.id), { status: 'processed', lane: String })
+})
 
 test('verify() of a batch gives the events, and what is none beside them', async (t) => {
   const body = '[{"id":"a"},null]'
