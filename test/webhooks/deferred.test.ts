@@ -5,13 +5,22 @@ import t, { type Test } from 'tap'
 import { bullmq } from '../../src/dispatch/bullmq.js'
 import { inProcess } from '../../src/dispatch/in-process.js'
 import type { Dispatch, WebhookEvent, WebhookHandler, WebhookOptions } from '../../src/index.js'
-import { type AppSetup, collectEvents, latch, listen, newKey } from '../fixtures/app.js'
+import {
+  type AppSetup,
+  collectEvents,
+  latch,
+  listen,
+  newKey,
+  WatchedPool,
+} from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import { redisClient } from '../fixtures/redis.js'
 import { missing } from '../fixtures/services.js'
 import {
+  bank,
   eventOf,
   inboxApp,
+  postBank,
   postStripe,
   type StripeEvent,
   stripeEvent,
@@ -774,4 +783,17 @@ t.test('BullMQ', { skip: await missing('redis') }, async (t) => {
       bullmq({ connection, prefix, queue, sweepEvery: look, concurrency }),
     tellsOthers: true,
   })
+})
+
+t.test('a large batch is stored by few statements', async (t) => {
+  const pool = new WatchedPool(database)
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/bank',
+    plugin: { pool, worker: false },
+    webhook: { provider: bank(), mode: 'deferred', serialize: () => 'one lane' },
+  })
+  const items = Array.from({ length: 1_000 }, () => ({ id: newKey() }))
+  t.strictSame((await postBank(app, items)).json(), { outcome: 'accepted' })
+  const statements = pool.asked.filter((name) => name === 'fi_event_record').length
+  t.ok(statements <= 50, `${statements} statements`)
 })
