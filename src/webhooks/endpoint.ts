@@ -79,9 +79,15 @@ function laneName(endpoint: string, value: unknown): string | undefined {
  */
 export function payloadOf({ provider }: Endpoint, stored: StoredEvent): unknown {
   if (unreadableIn(stored.eventId) !== undefined) return undefined
-  const isJson = provider.parse === undefined || provider.items !== undefined
   const incoming = incomingOf(stored)
-  return isJson ? parseJson(incoming.body) : provider.parse(incoming)
+  if (provider.parse === undefined) return parseJson(incoming.body)
+  if (provider.items === undefined) return provider.parse(incoming)
+  // An item is JSON in whatever form its request came; a request without items is as it came.
+  try {
+    return parseJson(incoming.body)
+  } catch {
+    return provider.parse(incoming)
+  }
 }
 
 /** The lane of an event that is stored. @throws what reading it throws, and what `laneOf` throws. */

@@ -1,6 +1,8 @@
 // What becomes of a delivery that is processed in its request, and what it is answered.
+
 import t, { test } from 'tap'
 import { github, slack } from '../../src/webhooks/providers/index.js'
+import type { Incoming } from '../../src/webhooks/signature.js'
 import { collectEvents, latch, listen, openSocket, postText, WatchedPool } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import {
@@ -672,4 +674,29 @@ test('answers: those of the endpoint, over those of the provider, over the usual
 test('providers that are built in want to hear something of their own', async (t) => {
   t.same(slack({ secret: 's' }).answers?.dead?.headers, { 'x-slack-no-retry': '1' })
   t.equal(github({ secret: 's' }).redelivers, false)
+})
+
+test('a provider that sends forms, and batches of JSON: a later run reads both', async (t) => {
+  const seen: unknown[] = []
+  const provider = {
+    ...bank({ name: 'forms', keptHeaders: ['content-type'] }),
+    parse: ({ body, headers }: Incoming) =>
+      headers['content-type'] === 'application/json'
+        ? JSON.parse(body.toString())
+        : Object.fromEntries(new URLSearchParams(body.toString())),
+  }
+  const app = await inboxApp(t, database, ({ payload }) => void seen.push(payload), {
+    url: '/webhooks/bank',
+    webhook: { provider },
+  })
+  const json = { 'content-type': 'application/json' }
+  await postBank(app, 'id=f1&note=a+b', { headers: { 'content-type': 'text/form' } })
+  await postBank(app, [{ id: 'f2' }], { headers: json })
+  await postBank(app, { id: 'f3' }, { headers: json })
+  const events = [{ id: 'f1', note: 'a b' }, { id: 'f2' }, { id: 'f3' }]
+  for (const { id } of events) {
+    const name = { tenantId: '', provider: 'forms', eventId: id }
+    t.strictSame(await app.idempotency.replay(name, { force: true }), { kind: 'processed' })
+  }
+  t.strictSame(seen, [...events, ...events])
 })
