@@ -5,7 +5,7 @@ import t, { test } from 'tap'
 import type { WebhookEvent } from '../../src/index.js'
 import { inProcess } from '../../src/index.js'
 import { verify } from '../../src/webhooks/verify.js'
-import { collectEvents, latch, listen, newKey } from '../fixtures/app.js'
+import { buildApp, collectEvents, latch, listen, newKey, WatchedPool } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import { bank, inboxApp, postBank, SECRET, signedByBank } from '../fixtures/webhooks.js'
 
@@ -222,6 +222,49 @@ test('a delivery that a closing server hands back is left to its provider', asyn
   go.open()
   await closing
   t.match(await rowsOf(provider), [{ status: 'retrying', dueAt: null }])
+})
+
+test('a delivery that is recorded too late to be run is left to its provider', async (t) => {
+  const provider = { ...unnamed(), mergesUnnamed: false }
+  const pool = new WatchedPool(database)
+  const go = latch()
+  pool.after = (name) => (name === 'fi_event_record' ? go.opened : undefined)
+  const app = await inboxApp(t, database, () => t.fail('it was run'), {
+    url: '/webhooks/bank',
+    plugin: { pool, storeTimeout: 200 },
+    webhook: { provider },
+  })
+  t.equal((await postBank(app, { n: 1 })).statusCode, 503)
+  go.open()
+  await pool.untilAnswered('fi_event_end', 1)
+  t.match(await rowsOf(provider), [{ status: 'retrying', dueAt: null, attempts: 0 }])
+})
+
+test('a worker runs a failed delivery that a person has queued', async (t) => {
+  const events = collectEvents(t)
+  const provider = { ...unnamed(), mergesUnnamed: false }
+  let runs = 0
+  const app = await inboxApp(
+    t,
+    database,
+    () => {
+      runs += 1
+      if (runs === 1) throw new Error('the first one fails')
+    },
+    {
+      url: '/webhooks/bank',
+      plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+      webhook: { provider },
+    },
+  )
+  t.equal((await postBank(app, { n: 1 })).statusCode, 500)
+  const [failed] = await rowsOf(provider)
+  const other = await buildApp(t, database, { routes: () => {} })
+  const queued = await other.idempotency.replay(failed?.id ?? '', { queue: true })
+  t.strictSame(queued, { kind: 'queued' })
+  await listen(app)
+  await events.first('webhook_processed')
+  t.equal(runs, 2)
 })
 
 test('a provider that does not deliver again: the inbox runs its events, whatever names them', async (t) => {
