@@ -17,7 +17,7 @@ export type CreateDispatch = (options: DispatchOptions) => Dispatch
 
 /** Looks at what is due once, and then no more while a test runs. */
 const NEVER = 3_600_000
-const TIMEOUT_MS = 8_000
+const TIMEOUT_MS = 60_000
 
 interface ShelfEvent {
   fence: number

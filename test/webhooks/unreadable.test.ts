@@ -150,11 +150,13 @@ async function mendable(
     handler = () => {},
     webhook = {},
     plugin = {},
+    more = {},
   }: {
     broken?: 'eventId' | 'items'
     handler?: (event: WebhookEvent) => unknown
     webhook?: object
     plugin?: object
+    more?: object
   } = {},
 ) {
   let isMended = false
@@ -164,6 +166,7 @@ async function mendable(
   const provider = {
     ...whole,
     [broken]: (...given: [never, never]) => (isMended ? whole[broken]?.(...given) : failing()),
+    ...more,
   }
   const run = (event: WebhookEvent) => {
     seen.push(event)
@@ -293,6 +296,18 @@ test('a handler that fails after a replay is run again by the inbox', async (t) 
   t.strictSame(await replay(), { kind: 'read', outcomes: ['accepted'] })
   await events.first('webhook_processed', 2)
   t.equal(runs, 2)
+})
+
+test('what a replay reads is acknowledged: the inbox retries it, whatever names it', async (t) => {
+  const { app, mend, rows, replay } = await mendable(
+    t,
+    { eventId: () => null },
+    { handler: failing, more: { mergesUnnamed: false } },
+  )
+  await postBank(app, { id: 'x' })
+  mend()
+  t.strictSame(await replay(), { kind: 'read', outcomes: ['failed'] })
+  t.match((await rows())[1], { eventId: null, status: 'retrying', dueAt: Date })
 })
 
 test('a worker reads an event again that was queued by a process without its endpoint', async (t) => {
