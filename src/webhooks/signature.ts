@@ -42,6 +42,8 @@ export interface Signed {
   readonly key?: KeyObject
   /** The algorithm that the request names, if the provider has several that are safe. */
   readonly algorithm?: Algorithm
+  /** Other readings of the same request, one of which may hold instead: another address or algorithm. */
+  readonly or?: readonly Omit<Signed, 'or' | 'signedAtMs'>[]
 }
 
 export type Algorithm =
@@ -116,13 +118,16 @@ export async function checkSignature(
   if (typeof read === 'string') return read
   const all = Array.isArray(read) ? (read as readonly Signed[]) : [read as Signed]
   if (all.length === 0) return 'malformed'
-  if (all.some(({ signatures }) => signatures.length > MOST_SIGNATURES)) return 'malformed'
+  const readings = all.flatMap((signed) => [signed, ...(signed.or ?? [])])
+  if (readings.some(({ signatures }) => signatures.length > MOST_SIGNATURES)) return 'malformed'
   // Last: what has no signature in the right form costs no look-up of a secret.
   const keys = await keysOf()
   const signers = new Set<Key>()
   let firstSignedAtMs: number | undefined
   for (const signed of all) {
-    const signer = signerOf(scheme.algorithm, keys, signed)
+    const signer = [signed, ...(signed.or ?? [])]
+      .map((reading) => signerOf(scheme.algorithm, keys, reading))
+      .find((key) => key !== undefined)
     if (signer === undefined) return 'no_match'
     signers.add(signer)
     // After the signature: a forged time says nothing, and a true one tells of clocks.
@@ -176,12 +181,14 @@ function matches(
   content: readonly Part[],
   given: readonly Uint8Array[],
 ): boolean {
+  // A provider may have keys of both kinds, and a reading of the request for each kind.
   if (algorithm.kind === 'public-key') {
-    if (key instanceof Uint8Array) throw new TypeError('a public key is needed')
+    if (key instanceof Uint8Array) return false
     const bytes = Buffer.concat(content.map((part) => Buffer.from(part as string)))
     return given.some((signature) => isSignedBy(key, algorithm.hash, bytes, signature))
   }
-  if (algorithm.kind === 'equality') return given.some((one) => isEqual(key as Uint8Array, one))
+  if (!(key instanceof Uint8Array)) return false
+  if (algorithm.kind === 'equality') return given.some((one) => isEqual(key, one))
   const possible = given.filter((one) => one.byteLength === DIGEST_BYTES[algorithm.hash])
   if (possible.length === 0) return false
   const hmac = createHmac(algorithm.hash, key)

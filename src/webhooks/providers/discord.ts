@@ -1,7 +1,7 @@
 import { createPublicKey, type KeyObject } from 'node:crypto'
 import { toMs } from '../../checks.js'
 import type { Duration } from '../../core/duration.js'
-import { at } from '../payload.js'
+import { at, nameOfAll } from '../payload.js'
 import { type Answer, defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { fromHex, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
@@ -19,8 +19,8 @@ const NOTED: Answer = { status: 204, headers: { 'content-type': 'application/jso
 
 /**
  * Discord: webhook events, and the pings of both kinds of endpoints. Window: 15 minutes, because it repeats for 10.
- * Events have no id, interactions do. Discord tests an endpoint with wrong signatures, and
- * wants 401 for them.
+ * Interactions have an id. Webhook events have none: their kind, their time in microseconds and the id of
+ * what they are about name them. Discord tests an endpoint with wrong signatures, and wants 401 for them.
  */
 export function discord(options: DiscordOptions): Provider {
   const { publicKey, tolerance = '15m' } = readOptions(
@@ -41,8 +41,12 @@ export function discord(options: DiscordOptions): Provider {
     },
     keptHeaders: ['x-signature-ed25519', 'x-signature-timestamp'],
     // The `type` of a webhook event is 1 as well, like that of an interaction's ping.
-    eventId: (payload) => (isEvent(payload) ? undefined : at(payload, 'id')),
+    eventId: (payload) =>
+      isEvent(payload)
+        ? nameOfAll(at(payload, 'event.type'), at(payload, 'event.timestamp'), objectOf(payload))
+        : at(payload, 'id'),
     type: (payload) => at(payload, 'event.type') ?? at(payload, 'type'),
+    object: objectOf,
     handshake: (payload) => {
       if (at(payload, 'type') === 0) return NOTED
       const isPing = at(payload, 'type') === 1 && !isEvent(payload)
@@ -54,6 +58,11 @@ export function discord(options: DiscordOptions): Provider {
 
 function isEvent(payload: unknown): boolean {
   return at(payload, 'event') !== undefined
+}
+
+/** An entitlement or a message; of an authorization, the user. */
+function objectOf(payload: unknown): unknown {
+  return at(payload, 'event.data.id') ?? at(payload, 'event.data.user.id')
 }
 
 function toKey(text: string): KeyObject {

@@ -5,8 +5,9 @@ import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * Flutterwave. Settings → Webhooks → Secret hash. Version 4 signs the body with it; version 3 sends
- * it along as `verif-hash`, which is never kept. No time is signed. Events have no id: the kind, the
- * object and its status together are one. `redelivers` is `false`: repeating has to be switched on.
+ * it along as `verif-hash`, which is never kept. No time is signed. Events have no id. The kind, the
+ * object and its status name what is completed; other kinds can repeat for one object and have no
+ * id. `redelivers` is `false`: repeating has to be switched on.
  */
 export function flutterwave(options: SecretOptions): Provider {
   const { secret } = readOptions('flutterwave', SECRET, options)
@@ -16,8 +17,11 @@ export function flutterwave(options: SecretOptions): Provider {
     scheme: { algorithm: { kind: 'hmac', hash: 'sha256' }, read },
     keptHeaders: ['flutterwave-signature'],
     secretHeaders: ['verif-hash'],
-    eventId: (payload) =>
-      nameOfAll(typeOf(payload), at(payload, 'data.id'), at(payload, 'data.status')),
+    eventId: (payload) => {
+      const kind = typeOf(payload)
+      const isFinal = typeof kind === 'string' && kind.endsWith('.completed')
+      return isFinal ? nameOfAll(kind, at(payload, 'data.id'), at(payload, 'data.status')) : null
+    },
     type: typeOf,
     object: (payload) => at(payload, 'data.id'),
     redelivers: false,

@@ -35,14 +35,31 @@ export function hubspot(options: HubspotOptions): Provider {
     ],
     ...(tolerance !== undefined && { tolerance }),
     items: (payload) => (Array.isArray(payload) ? payload : undefined),
-    // HubSpot does not promise that its eventId is unique. A repeated one differs in attemptNumber.
-    eventId: (item) =>
-      nameOfAll(
-        ...['eventId', 'subscriptionId', 'occurredAt', 'objectId'].map((name) => at(item, name)),
-      ),
+    eventId,
     type: (item) => at(item, 'subscriptionType'),
-    object: (item) => at(item, 'objectId'),
+    object: (item) =>
+      at(item, 'objectId') ?? at(item, 'primaryObjectId') ?? at(item, 'fromObjectId'),
   })
+}
+
+const TIMES = ['eventId', 'subscriptionId', 'occurredAt']
+// What an event is about, as far as its kind has it: a change or message, a merge, an association.
+const SUBJECTS = [
+  ...['objectId', 'messageId'],
+  ...['primaryObjectId', 'mergedObjectIds'],
+  ...['fromObjectId', 'toObjectId', 'associationType', 'associationTypeId', 'associationRemoved'],
+]
+
+/** HubSpot does not promise that its `eventId` is unique. A repeated event differs in `attemptNumber`. */
+function eventId(item: unknown): string | null {
+  const subjects = SUBJECTS.map((name) => at(item, name)).filter((value) => value != null)
+  if (subjects.length === 0) return null
+  return nameOfAll(...TIMES.map((name) => at(item, name)), ...subjects.map(textOf))
+}
+
+function textOf(value: unknown): unknown {
+  if (Array.isArray(value)) return nameOfAll(...value)
+  return typeof value === 'boolean' ? String(value) : value
 }
 
 /** HubSpot decodes these before it signs an address, and no others. */

@@ -1,6 +1,6 @@
 import { toMs } from '../../checks.js'
 import type { Duration } from '../../core/duration.js'
-import { at, nameOf, parseForm, parseJson } from '../payload.js'
+import { at, nameOf, nameOfAll, parseForm, parseJson } from '../payload.js'
 import { defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { fromHex, type Incoming, isForm, type Read, wholeNumber } from '../signature.js'
@@ -35,12 +35,20 @@ export function mailgun(options: MailgunOptions): Provider {
     },
     keptHeaders: ['content-type'],
     parse,
-    eventId: (payload) => at(payload, 'event-data.id'),
+    eventId,
     type: (payload) => at(payload, 'event-data.event'),
     object: (payload) => at(payload, 'event-data.message.headers.message-id'),
     // Everything else but 200 is repeated.
     answers: { dead: { status: 406 } },
   })
+}
+
+/** Mailgun promises that an id is unique within a day. The event's time is in seconds, with a fraction. */
+function eventId(payload: unknown): unknown {
+  const seconds = at(payload, 'event-data.timestamp')
+  return typeof seconds === 'number'
+    ? nameOfAll(at(payload, 'event-data.id'), String(seconds))
+    : null
 }
 
 function parse(incoming: Incoming): unknown {

@@ -1,5 +1,6 @@
+import { createHash } from 'node:crypto'
 import { isFunction } from '../../checks.js'
-import { at } from '../payload.js'
+import { at, nameOf, nameOfAll } from '../payload.js'
 import type { Answer, Provider } from '../provider.js'
 import { checkSecrets, keysOf, type SecretOwner, type Secrets } from '../secrets.js'
 import { isEqual } from '../signature.js'
@@ -9,22 +10,25 @@ import { isSecret, readOptions, SECRET, type SecretOptions } from './options.js'
 export interface MetaOptions extends SecretOptions {
   /** What you wrote into the field "Verify token" beside the callback URL. */
   verifyToken: Secrets
-  /** Finds an id, where what you subscribed to has one. Default: none. */
+  /**
+   * Finds the id of an event. Default: that of a message, with its status if that is what is reported,
+   * and nothing for changes of other kinds.
+   */
   eventId?: (payload: Payload) => unknown
 }
 
 /**
  * Meta: Facebook, Instagram, Messenger, WhatsApp. The app secret, under App settings → Basic. No
- * time is signed. A request carries several changes of several objects; each change is an event,
- * whose payload is the request as it would be with this one change. They have no id, so that a
- * change which Meta repeats is processed again, unless `eventId` finds one:
- * `(payload) => payload.entry[0].changes[0].value.messages?.[0].id` for messages of WhatsApp.
+ * time is signed. A request carries several changes of several objects, and a change of WhatsApp
+ * carries several messages or statuses. Each is an event, whose payload is the request as it would be
+ * with this one alone. Messages have an id; what happens to a message is named by its id, its status
+ * and its time, or by a hash. Changes of other kinds have none.
  */
 export function meta(options: MetaOptions): Provider {
   const {
     secret,
     verifyToken,
-    eventId = () => null,
+    eventId = eventIdOf,
   } = readOptions('meta', { ...SECRET, verifyToken: isSecret, eventId: isFunction }, options)
   const tokens: SecretOwner = {
     name: 'meta',
@@ -61,6 +65,8 @@ export function meta(options: MetaOptions): Provider {
 
 /** Where an entry lists what happened. */
 const LISTS = ['changes', 'messaging', 'standby']
+/** Where the value of a change does: WhatsApp. */
+const VALUE_LISTS = ['messages', 'statuses', 'message_echoes', 'calls']
 
 function changesOf(payload: unknown): readonly unknown[] | undefined {
   const entries = at(payload, 'entry')
@@ -69,13 +75,67 @@ function changesOf(payload: unknown): readonly unknown[] | undefined {
 }
 
 function splitEntry(entry: unknown): unknown[] {
-  const lists = LISTS.filter((name) => Array.isArray(at(entry, name)))
   // Without included values, an entry only names the fields that changed.
-  if (lists.length === 0) return [entry]
-  const rest = Object.entries(entry as object).filter(([name]) => !lists.includes(name))
+  return split(entry, LISTS).flatMap((alone) => {
+    const change = first(at(alone, 'changes'))
+    return split(at(change, 'value'), VALUE_LISTS).map((value) =>
+      isObject(value)
+        ? { ...(alone as object), changes: [{ ...(change as object), value: withContact(value) }] }
+        : alone,
+    )
+  })
+}
+
+/** A copy for each item of these lists, which has no other item; the whole, if they have none. */
+function split(whole: unknown, names: readonly string[]): unknown[] {
+  const lists = names.filter((name) => first(at(whole, name)) !== undefined)
+  if (lists.length === 0) return [whole]
+  const rest = Object.entries(whole as object).filter(([name]) => !lists.includes(name))
   return lists.flatMap((name) =>
-    (at(entry, name) as unknown[]).map((one) => ({ ...Object.fromEntries(rest), [name]: [one] })),
+    (at(whole, name) as unknown[]).map((one) => ({ ...Object.fromEntries(rest), [name]: [one] })),
   )
+}
+
+/** Contacts stand beside the messages, so that the first would be taken for the sender of each. */
+function withContact(value: object): object {
+  const message = first(at(value, 'messages'))
+  const sender = at(message, 'from') ?? at(message, 'from_user_id')
+  const contacts = at(value, 'contacts')
+  if (sender === undefined || !Array.isArray(contacts)) return value
+  const own = contacts.filter(
+    (contact) => at(contact, 'wa_id') === sender || at(contact, 'user_id') === sender,
+  )
+  return own.length === 0 ? value : { ...value, contacts: own }
+}
+
+function eventIdOf(payload: unknown): unknown {
+  const entry = first(at(payload, 'entry'))
+  const value = at(first(at(entry, 'changes')), 'value')
+  const message = first(at(value, 'messages')) ?? first(at(value, 'message_echoes'))
+  if (message !== undefined) return at(message, 'id')
+  const status = first(at(value, 'statuses'))
+  if (status !== undefined) return named(status, ['id', 'status', 'timestamp'])
+  const call = first(at(value, 'calls'))
+  if (call !== undefined) return named(call, ['id', 'event', 'timestamp'])
+  // Instagram sends the same under `changes` as under `messaging`.
+  const item = first(at(entry, 'messaging')) ?? first(at(entry, 'standby')) ?? value
+  const id = at(item, 'message.mid')
+  if (id === undefined) return item === value ? null : hashOf(entry, item)
+  // A message can come back as an echo, in standby and as deleted, under one id.
+  const marks = ['is_echo', 'is_deleted'].filter((mark) => at(item, `message.${mark}`) === true)
+  return nameOfAll(id, ...(at(entry, 'standby') === undefined ? [] : ['standby']), ...marks)
+}
+
+function named(item: unknown, names: readonly string[]): string | null {
+  return nameOfAll(...names.map((name) => at(item, name)))
+}
+
+/** Deliveries, reads, postbacks and reactions have no id, and their time in milliseconds. */
+function hashOf(entry: unknown, item: unknown): string | null {
+  if (nameOf(at(item, 'timestamp')) === null) return null
+  return createHash('sha256')
+    .update(JSON.stringify([at(entry, 'id'), item]))
+    .digest('base64url')
 }
 
 function typeOf(object: unknown, entry: unknown): unknown {
@@ -86,4 +146,8 @@ function typeOf(object: unknown, entry: unknown): unknown {
 
 function first(list: unknown): unknown {
   return Array.isArray(list) ? list[0] : undefined
+}
+
+function isObject(value: unknown): value is object {
+  return typeof value === 'object' && value !== null
 }

@@ -1,7 +1,17 @@
+import { createPublicKey, type KeyObject } from 'node:crypto'
 import { toMs } from '../../checks.js'
 import { at } from '../payload.js'
 import { defineProvider, type HeaderReader, isName, type Provider } from '../provider.js'
-import { fromBase64, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
+import {
+  type Algorithm,
+  fromBase64,
+  headerOf,
+  type Incoming,
+  type Read,
+  type Refusal,
+  type Signed,
+  wholeNumber,
+} from '../signature.js'
 import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
 export interface StandardWebhooksOptions extends TolerantOptions {
@@ -11,7 +21,8 @@ export interface StandardWebhooksOptions extends TolerantOptions {
 
 /**
  * Everybody who signs by standardwebhooks.com, with `webhook-*` or `svix-*` headers. The secret is
- * the text `whsec_…`. Window: 5 minutes. Only `v1` counts, and a time of digits only.
+ * the text `whsec_…`, or the sender's public key `whpk_…`. Window: 5 minutes. Only `v1` counts, with a
+ * public key only `v1a` (Ed25519), and a time of digits only.
  */
 export function standardWebhooks(options: StandardWebhooksOptions): Provider {
   const { name = 'standard-webhooks', ...rest } = readOptions(
@@ -19,11 +30,11 @@ export function standardWebhooks(options: StandardWebhooksOptions): Provider {
     { ...TOLERANT, name: isName },
     options,
   )
-  return signedBy(name, rest, keyOf)
+  return signedBy(name, rest, keyOfEither)
 }
 
-/** Svix. The secret `whsec_…` is that of the endpoint. Window: 5 minutes. */
-export const svix = (options: TolerantOptions): Provider => signedBy('svix', options, keyOf)
+/** Svix. The secret is that of the endpoint, `whsec_…`, or its public key, `whpk_…`. Window: 5 minutes. */
+export const svix = (options: TolerantOptions): Provider => signedBy('svix', options, keyOfEither)
 
 /** Clerk. Dashboard → Webhooks → the endpoint's signing secret, `whsec_…`. Window: 5 minutes. */
 export const clerk = (options: TolerantOptions): Provider => signedBy('clerk', options, keyOf)
@@ -50,10 +61,22 @@ export function keyOf(secret: string): Uint8Array {
   return key
 }
 
+function keyOfEither(secret: string): Uint8Array | KeyObject {
+  if (!secret.startsWith(PUBLIC_KEY)) return keyOf(secret)
+  const bytes = fromBase64(secret.slice(PUBLIC_KEY.length))
+  if (bytes?.length !== 32) throw new TypeError('no Ed25519 key')
+  return createPublicKey({
+    key: { kty: 'OKP', crv: 'Ed25519', x: bytes.toString('base64url') },
+    format: 'jwk',
+  })
+}
+
+const PUBLIC_KEY = 'whpk_'
+
 function signedBy(
   name: string,
   options: TolerantOptions,
-  toKey: (secret: string) => Uint8Array,
+  toKey: (secret: string) => Uint8Array | KeyObject,
 ): Provider {
   const { secret, tolerance = '5m' } = readOptions(name, TOLERANT, options)
   return defineProvider({
@@ -83,13 +106,23 @@ function prefixOf(header: HeaderReader): 'webhook' | 'svix' {
 }
 
 function readStandard(incoming: Incoming): Read {
-  return readSigned(
-    incoming,
-    prefixOf((name) => headerOf(incoming, name)),
-  )
+  const prefix = prefixOf((name) => headerOf(incoming, name))
+  const symmetric = readSigned(incoming, prefix)
+  const asymmetric = readSigned(incoming, prefix, 'v1a')
+  if (typeof asymmetric === 'string') return symmetric
+  const or = { ...asymmetric, algorithm: ED25519 }
+  return typeof symmetric === 'string' ? or : { ...symmetric, or: [or] }
 }
 
-export function readSigned(incoming: Incoming, prefix: 'webhook' | 'svix'): Read {
+const ED25519: Algorithm = { kind: 'public-key', hash: null }
+
+const SIGNATURE_BYTES = { v1: 32, v1a: 64 }
+
+export function readSigned(
+  incoming: Incoming,
+  prefix: 'webhook' | 'svix',
+  version: keyof typeof SIGNATURE_BYTES = 'v1',
+): Signed | Refusal {
   const id = headerOf(incoming, `${prefix}-id`)
   const timestamp = headerOf(incoming, `${prefix}-timestamp`)
   const given = headerOf(incoming, `${prefix}-signature`)
@@ -97,7 +130,9 @@ export function readSigned(incoming: Incoming, prefix: 'webhook' | 'svix'): Read
   const seconds = wholeNumber(timestamp)
   const signatures = given
     .split(' ')
-    .flatMap((part) => (part.startsWith('v1,') ? (fromBase64(part.slice(3)) ?? []) : []))
+    .filter((part) => part.startsWith(`${version},`))
+    .flatMap((part) => fromBase64(part.slice(version.length + 1)) ?? [])
+    .filter(({ length }) => length === SIGNATURE_BYTES[version])
   if (seconds === undefined || signatures.length === 0) return 'malformed'
   const content = [id, '.', timestamp, '.', incoming.body]
   return { content, signatures, signedAtMs: seconds * 1_000 }

@@ -27,6 +27,7 @@ export function stripe(options: TolerantOptions): Provider {
     keptHeaders: ['stripe-signature'],
     eventId: (payload) => at(payload, 'id'),
     type: (payload) => at(payload, 'type'),
-    object: (payload) => at(payload, 'data.object.id'),
+    // Thin events carry no object, and name what they are about.
+    object: (payload) => at(payload, 'data.object.id') ?? at(payload, 'related_object.id'),
   })
 }

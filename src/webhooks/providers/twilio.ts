@@ -10,12 +10,16 @@ import {
   isEqual,
   isForm,
   type Read,
+  type Refusal,
 } from '../signature.js'
 import { isSecret, readOptions } from './options.js'
 import { checkPublicUrl, isPublicUrl, queryOf } from './public-url.js'
 
 export interface TwilioOptions {
-  /** The account's auth token, from the console's start page. */
+  /**
+   * The account's auth token, from the console's start page. Where a webhook rule signs with a shared
+   * key, that key, or both in a list.
+   */
   authToken: Secrets
   /** The address as it is written in the console, without a query. */
   url: string
@@ -29,8 +33,9 @@ const NOTHING: Answer = {
 }
 
 /**
- * Twilio signs the address, and the fields of a form; the address of a request with another body
- * carries that body's hash. No time is signed. `redelivers` is `false`: by default Twilio repeats
+ * Twilio signs the address, with or without its port, and the fields of a form; the address of a
+ * request with another body carries that body's hash. The hash of the signature is SHA-1, or SHA-256
+ * where a webhook rule says so. No time is signed. `redelivers` is `false`: by default Twilio repeats
  * a request that it could not send, and none that was answered. The answer is TwiML that does nothing, or what
  * `event.respond()` says.
  */
@@ -49,10 +54,14 @@ export function twilio(options: TwilioOptions): Provider {
       algorithm: { kind: 'hmac', hash: 'sha1' },
       read: (incoming) => read(incoming, address + queryOf(incoming)),
     },
-    keptHeaders: ['content-type', 'x-twilio-signature', 'i-twilio-idempotency-token'],
+    keptHeaders: ['content-type', 'x-twilio-signature', SETTINGS, 'i-twilio-idempotency-token'],
     parse: (incoming) => (isForm(incoming) ? parseForm(incoming.body) : parseJson(incoming.body)),
-    eventId: (_payload, header) => header('i-twilio-idempotency-token'),
-    // No type: what a request is about is said by the address that it was sent to.
+    // Event Streams sends a list of CloudEvents.
+    items: (payload) => (Array.isArray(payload) ? payload : undefined),
+    eventId: (payload, header) =>
+      isCloudEvent(payload) ? at(payload, 'id') : header('i-twilio-idempotency-token'),
+    // A form has no type: what it is about is said by the address that it was sent to.
+    type: (payload) => (isCloudEvent(payload) ? at(payload, 'type') : undefined),
     object: (payload) => at(payload, 'MessageSid') ?? at(payload, 'CallSid'),
     redelivers: false,
     answers: {
@@ -62,23 +71,66 @@ export function twilio(options: TwilioOptions): Provider {
   })
 }
 
+function isCloudEvent(payload: unknown): boolean {
+  return at(payload, 'specversion') !== undefined
+}
+
+const SETTINGS = 'x-twilio-webhooks-signature-settings'
+
 function read(incoming: Incoming, url: string): Read {
   const header = headerOf(incoming, 'x-twilio-signature')
   if (header === undefined) return 'missing_header'
   const signature = fromBase64(header)
-  if (signature === undefined) return 'malformed'
+  const hash = hashOf(headerOf(incoming, SETTINGS))
+  if (signature === undefined || hash === undefined) return 'malformed'
+  const fields = signedFields(incoming)
+  if (typeof fields !== 'string') return fields.refusal
+  const readAt = (address: string) => ({
+    algorithm: { kind: 'hmac', hash } as const,
+    content: [address, fields],
+    signatures: [signature],
+  })
+  // Twilio's products differ in whether the port belongs to the address.
+  return { ...readAt(url), or: [readAt(withOrWithoutPort(url))] }
+}
+
+/** A rule for a webhook's address can choose the hash: `key=…,algorithm=HMAC_SHA256`. */
+function hashOf(settings: string | undefined): 'sha1' | 'sha256' | undefined {
+  if (settings === undefined) return 'sha1'
+  const algorithm = /(?:^|,)algorithm=([^,]*)/.exec(settings)?.[1]
+  return HASHES.get(algorithm)
+}
+
+const HASHES = new Map<unknown, 'sha1' | 'sha256'>([
+  ['HMAC_SHA1', 'sha1'],
+  ['HMAC_SHA256', 'sha256'],
+])
+
+/** The same address without its port, or with the standard one where it has none. */
+function withOrWithoutPort(url: string): string {
+  const [, scheme, authority = '', rest] = /^(https?):\/\/([^/?]*)(.*)$/s.exec(url) ?? []
+  const port = /:\d+$/.exec(authority)?.[0]
+  const other =
+    port === undefined
+      ? `${authority}:${scheme === 'https' ? 443 : 80}`
+      : authority.slice(0, -port.length)
+  return `${scheme}://${other}${rest}`
+}
+
+/** What is signed behind the address. */
+function signedFields(incoming: Incoming): string | { refusal: Refusal } {
   const hashes = new URLSearchParams(queryOf(incoming)).getAll('bodySHA256')
   if (hashes.length > 0) {
     const actual = createHash('sha256').update(incoming.body).digest()
     const isWhole = hashes.every((hash) => isEqual(fromHex(hash) ?? Buffer.alloc(0), actual))
-    return isWhole ? { content: [url], signatures: [signature] } : 'no_match'
+    return isWhole ? '' : { refusal: 'no_match' }
   }
   // Without its hash in the address, a body that is no form is not signed at all.
-  if (!isForm(incoming) && incoming.body.length > 0) return 'malformed'
+  if (!isForm(incoming) && incoming.body.length > 0) return { refusal: 'malformed' }
   try {
-    return { content: [url, fieldsOf(incoming.body)], signatures: [signature] }
+    return fieldsOf(incoming.body)
   } catch {
-    return 'malformed'
+    return { refusal: 'malformed' }
   }
 }
 
