@@ -36,7 +36,7 @@ export function hubspot(options: HubspotOptions): Provider {
     ...(tolerance !== undefined && { tolerance }),
     items: (payload) => (Array.isArray(payload) ? payload : undefined),
     eventId,
-    type: (item) => at(item, 'subscriptionType'),
+    type: (item) => at(item, 'subscriptionType') ?? at(item, 'eventType'),
     object: (item) =>
       at(item, 'objectId') ?? at(item, 'primaryObjectId') ?? at(item, 'fromObjectId'),
   })

@@ -114,13 +114,18 @@ function eventIdOf(payload: unknown): unknown {
   const message = first(at(value, 'messages')) ?? first(at(value, 'message_echoes'))
   if (message !== undefined) return at(message, 'id')
   const status = first(at(value, 'statuses'))
-  if (status !== undefined) return named(status, ['id', 'status', 'timestamp'])
+  if (status !== undefined) {
+    // Each member of a group has a status of its own.
+    const member = nameOf(at(status, 'recipient_participant_id')) ?? []
+    return nameOfAll(named(status, ['id', 'status', 'timestamp']), ...[member].flat())
+  }
   const call = first(at(value, 'calls'))
   if (call !== undefined) return named(call, ['id', 'event', 'timestamp'])
-  // Instagram sends the same under `changes` as under `messaging`.
+  // Instagram, and the console's tests, send the same under `changes`.
   const item = first(at(entry, 'messaging')) ?? first(at(entry, 'standby')) ?? value
+  if (at(item, 'recipient') === undefined) return null
   const id = at(item, 'message.mid')
-  if (id === undefined) return item === value ? null : hashOf(entry, item)
+  if (id === undefined) return hashOf(entry, item)
   // A message can come back as an echo, in standby and as deleted, under one id.
   const marks = ['is_echo', 'is_deleted'].filter((mark) => at(item, `message.${mark}`) === true)
   return nameOfAll(id, ...(at(entry, 'standby') === undefined ? [] : ['standby']), ...marks)
@@ -130,9 +135,9 @@ function named(item: unknown, names: readonly string[]): string | null {
   return nameOfAll(...names.map((name) => at(item, name)))
 }
 
-/** Deliveries, reads, postbacks and reactions have no id, and their time in milliseconds. */
+/** Reads, postbacks, reactions and others have no id, and a time; deliveries have that of their messages. */
 function hashOf(entry: unknown, item: unknown): string | null {
-  if (nameOf(at(item, 'timestamp')) === null) return null
+  if (nameOf(at(item, 'timestamp') ?? at(item, 'delivery.watermark')) === null) return null
   return createHash('sha256')
     .update(JSON.stringify([at(entry, 'id'), item]))
     .digest('base64url')

@@ -40,14 +40,20 @@ export const svix = (options: TolerantOptions): Provider => signedBy('svix', opt
 export const clerk = (options: TolerantOptions): Provider => signedBy('clerk', options, keyOf)
 
 /** Resend. Webhooks → the webhook's signing secret, `whsec_…`. Window: 5 minutes. */
-export const resend = (options: TolerantOptions): Provider => signedBy('resend', options, keyOf)
+export const resend = (options: TolerantOptions): Provider => ({
+  ...signedBy('resend', options, keyOf),
+  object: (payload) => at(payload, 'data.email_id') ?? at(payload, 'data.id'),
+})
 
 /** OpenAI. Project settings → Webhooks, `whsec_…`, shown once. Window: 5 minutes. */
 export const openai = (options: TolerantOptions): Provider => signedBy('openai', options, keyOf)
 
 /** Supabase's auth hooks. The secret is shown as `v1,whsec_…`. Window: 5 minutes. */
-export const supabase = (options: TolerantOptions): Provider =>
-  signedBy('supabase', options, (secret) => keyOf(secret.replace(/^v1,/, '')))
+export const supabase = (options: TolerantOptions): Provider => ({
+  ...signedBy('supabase', options, (secret) => keyOf(secret.replace(/^v1,/, ''))),
+  // A hook is not called by a type: each has an address of its own.
+  object: (payload) => at(payload, 'user.id') ?? at(payload, 'data.id'),
+})
 
 /** Polar. Unlike with everybody else, the secret is the key as it is written. Window: 5 minutes. */
 export const polar = (options: TolerantOptions): Provider => signedBy('polar', options, Buffer.from)

@@ -62,7 +62,7 @@ export function twilio(options: TwilioOptions): Provider {
       isCloudEvent(payload) ? at(payload, 'id') : header('i-twilio-idempotency-token'),
     // A form has no type: what it is about is said by the address that it was sent to.
     type: (payload) => (isCloudEvent(payload) ? at(payload, 'type') : undefined),
-    object: (payload) => at(payload, 'MessageSid') ?? at(payload, 'CallSid'),
+    object: (payload) => OBJECTS.map((path) => at(payload, path)).find((sid) => sid !== undefined),
     redelivers: false,
     answers: {
       ...{ processed: NOTHING, duplicate: NOTHING, accepted: NOTHING, ignored: NOTHING },
@@ -70,6 +70,8 @@ export function twilio(options: TwilioOptions): Provider {
     },
   })
 }
+
+const OBJECTS = ['MessageSid', 'CallSid', 'data.messageSid', 'data.MessageSid']
 
 function isCloudEvent(payload: unknown): boolean {
   return at(payload, 'specversion') !== undefined

@@ -741,7 +741,10 @@ export const cases: readonly ProviderCase[] = [
         body: JSON.stringify({
           object: 'page',
           entry: [
-            { ...change('a-1', 'one'), messaging: [{ message: { mid: 'm-1' } }] },
+            {
+              ...change('a-1', 'one'),
+              messaging: [{ recipient: { id: 'a-1' }, message: { mid: 'm-1' } }],
+            },
             change('a-2', 'two'),
             { id: 'a-3', time: 2, changed_fields: ['photos'] },
           ],
