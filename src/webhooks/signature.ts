@@ -125,9 +125,7 @@ export async function checkSignature(
   const signers = new Set<Key>()
   let firstSignedAtMs: number | undefined
   for (const signed of all) {
-    const signer = [signed, ...(signed.or ?? [])]
-      .map((reading) => signerOf(scheme.algorithm, keys, reading))
-      .find((key) => key !== undefined)
+    const signer = signerOfAny(scheme.algorithm, keys, [signed, ...(signed.or ?? [])])
     if (signer === undefined) return 'no_match'
     signers.add(signer)
     // After the signature: a forged time says nothing, and a true one tells of clocks.
@@ -161,6 +159,18 @@ async function readSafely(
     if (isOfRequest) return 'malformed'
     throw error
   }
+}
+
+function signerOfAny(
+  usual: Algorithm,
+  keys: readonly Key[],
+  readings: readonly Signed[],
+): Key | undefined {
+  for (const reading of readings) {
+    const signer = signerOf(usual, keys, reading)
+    if (signer !== undefined) return signer
+  }
+  return undefined
 }
 
 function signerOf(usual: Algorithm, keys: readonly Key[], signed: Signed): Key | undefined {

@@ -117,6 +117,19 @@ t.test('no provider computes more than once for each key, whoever signed', async
 })
 
 t.test(
+  'a forged request of Twilio costs two digests for each key: with the port and without',
+  async (t) => {
+    const { make, parties, body } = caseOf('twilio')
+    const provider = make(parties.map(({ secret }) => secret))
+    const sent = parties[0].sign(body, NOW)
+    const headers = { ...sent.headers, 'x-twilio-signature': Buffer.alloc(20).toString('base64') }
+    const counts = counted(t)
+    t.match(await ask(provider, { ...sent, headers }), { kind: 'refused', reason: 'no_match' })
+    t.equal(counts.digests, 4)
+  },
+)
+
+t.test(
   'a batch that is signed per item is hashed per item, up to the first forged one',
   async (t) => {
     const { make, parties } = caseOf('adyen')

@@ -21,7 +21,8 @@
 // Too large to be installed for a test (20 to 80 MB with what they depend on), and compared once by
 // hand, with 500 to 5,000 random requests each and no difference: twilio 6.2 (forms and JSON),
 // @adyen/api-library 32.1, square 46.0, @hubspot/api-client 14.0, @slack/bolt 5.1, openai 7.57 and
-// @polar-sh/sdk. Too large as well, and not compared: @shopify/shopify-api. resend and
+// @polar-sh/sdk. twilio also accepts an address whose query it has decoded and encoded anew; ours takes the
+// query as it was sent. Too large as well, and not compared: @shopify/shopify-api. resend and
 // @clerk/backend hand the request to standardwebhooks. PayPal, Mailgun, Paystack, Flutterwave, Zoom,
 // Intercom, Twitch, Zendesk and Meta publish none for Node that verifies without their servers.
 import { createHmac, generateKeyPairSync, sign as signWithKey } from 'node:crypto'

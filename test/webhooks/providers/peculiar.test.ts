@@ -1,5 +1,5 @@
 // What single providers do that nobody else does.
-import { createHash, createHmac } from 'node:crypto'
+import { createHash, createHmac, generateKeyPairSync, sign as signWithKey } from 'node:crypto'
 import t from 'tap'
 import {
   adyen,
@@ -11,8 +11,10 @@ import {
   mailgun,
   meta,
   paystack,
+  shopify,
   slack,
   standardWebhooks,
+  svix,
   twilio,
   twitch,
   zendesk,
@@ -171,6 +173,126 @@ t.test('the fields of a form are signed by Twilio in the order of their names', 
     kind: 'refused',
     reason: 'malformed',
   })
+})
+
+t.test("a webhook rule of Twilio's chooses the hash and the key", async (t) => {
+  const provider = twilio({ authToken: ['the auth token', 'the shared key'], url: TWILIO_URL })
+  const send = (key: string, hash: string, settings?: string) =>
+    verify(
+      provider,
+      {
+        ...FORM,
+        'x-twilio-signature': mac(hash, key, `${TWILIO_URL}a1`).digest('base64'),
+        ...(settings !== undefined && { 'x-twilio-webhooks-signature-settings': settings }),
+      },
+      'a=1',
+      { url: '/' },
+    )
+  const named = 'key=WK1,algorithm=HMAC_SHA256'
+  t.equal((await send('the auth token', 'sha1')).kind, 'verified')
+  t.equal((await send('the shared key', 'sha256', named)).kind, 'verified')
+  t.equal((await send('the shared key', 'sha1', 'algorithm=HMAC_SHA1,key=WK1')).kind, 'verified')
+  t.match(await send('the shared key', 'sha1', named), { reason: 'no_match' })
+  t.match(await send('the shared key', 'sha256'), { reason: 'no_match' })
+  t.match(await send('another', 'sha256', named), { reason: 'no_match' })
+  for (const settings of ['key=WK1', 'algorithm=NONE', 'algorithm=constructor', 'algorithm=']) {
+    const result = await send('the shared key', 'sha256', settings)
+    t.match(result, { kind: 'refused', reason: 'malformed' }, settings)
+  }
+})
+
+t.test(
+  'an address of Twilio is signed with its port or without, and not with another',
+  async (t) => {
+    const body = 'a=1'
+    const send = (url: string, signed: string) =>
+      verify(
+        twilio({ authToken: 's', url }),
+        { ...FORM, 'x-twilio-signature': twilioSign(`${signed}?b=2a1`) },
+        body,
+        { url: '/?b=2' },
+      )
+    for (const [url, signed, kind] of [
+      ['https://example.com/x', 'https://example.com:443/x', 'verified'],
+      ['https://example.com:443/x', 'https://example.com/x', 'verified'],
+      ['https://user:pass@example.com/x', 'https://user:pass@example.com:443/x', 'verified'],
+      ['https://example.com/x', 'https://example.com:80/x', 'refused'],
+      ['https://example.com/x', 'http://example.com/x', 'refused'],
+      ['https://example.com:8443/x', 'https://example.com:443/x', 'refused'],
+      ['https://example.com/x', 'https://example.org/x', 'refused'],
+    ] as const) {
+      t.equal((await send(url, signed)).kind, kind, `${url} and ${signed}`)
+    }
+  },
+)
+
+t.test('an event of Shopify has headers of its own', async (t) => {
+  const provider = shopify({ secret: 's' })
+  const body = JSON.stringify({ topic: 'Product', action: 'update' })
+  const signature = mac('sha256', 's', body).digest('base64')
+  const named = {
+    'shopify-webhook-id': 'of the event',
+    'x-shopify-webhook-id': 'of the webhook',
+    'x-shopify-topic': 'products/update',
+  }
+  const send = (headers: Record<string, string>) => verify(provider, headers, body)
+  t.match(await send({ ...named, 'shopify-hmac-sha256': signature }), {
+    events: [{ eventId: 'of the event', type: 'Product/update' }],
+  })
+  t.match(await send({ ...named, 'x-shopify-hmac-sha256': signature }), {
+    events: [{ eventId: 'of the webhook', type: 'products/update' }],
+  })
+  // A signature under one name does not help a wrong one under the other.
+  for (const [wrong, right] of [
+    ['shopify-hmac-sha256', 'x-shopify-hmac-sha256'],
+    ['shopify-hmac-sha256', 'shopify-signature'],
+  ] as const) {
+    const other = mac('sha256', 'another', body).digest('base64')
+    t.match(await send({ [right]: signature, [wrong]: other }), { reason: 'no_match' })
+  }
+  t.match(await send({}), { reason: 'missing_header' })
+})
+
+t.test('Standard Webhooks can be signed with a private key', async (t) => {
+  const pair = generateKeyPairSync('ed25519')
+  const written = (key: typeof pair.publicKey) =>
+    `whpk_${key.export({ format: 'der', type: 'spki' }).subarray(-32).toString('base64')}`
+  const publicKey = written(pair.publicKey)
+  const time = String(NOW / 1_000)
+  const content = Buffer.from(`msg_1.${time}.{}`)
+  const asymmetric = `v1a,${signWithKey(null, content, pair.privateKey).toString('base64')}`
+  const WHSEC = 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw'
+  const symmetric = `v1,${createHmac('sha256', Buffer.from(WHSEC.slice(6), 'base64'))
+    .update(content)
+    .digest('base64')}`
+  const send = (secret: string | string[], signature: string, id = 'msg_1') => {
+    const headers = { 'webhook-id': id, 'webhook-timestamp': time, 'webhook-signature': signature }
+    return verify(standardWebhooks({ secret }), headers, '{}', { at: NOW })
+  }
+  t.match(await send(publicKey, asymmetric), { events: [{ eventId: 'msg_1' }] })
+  t.equal((await send(publicKey, `${symmetric} ${asymmetric}`)).kind, 'verified')
+  t.equal((await send(WHSEC, `${symmetric} ${asymmetric}`)).kind, 'verified')
+  for (const signature of [symmetric, asymmetric]) {
+    t.equal((await send([WHSEC, publicKey], signature)).kind, 'verified', 'both kinds of secrets')
+  }
+  t.match(await send(publicKey, asymmetric, 'msg_2'), { reason: 'no_match' })
+  t.match(await send(publicKey, symmetric), { reason: 'no_match' })
+  t.match(await send(WHSEC, asymmetric), { reason: 'no_match' })
+  const stranger = written(generateKeyPairSync('ed25519').publicKey)
+  t.match(await send(stranger, asymmetric), { reason: 'no_match' })
+  const many = Array(17).fill(asymmetric).join(' ')
+  t.match(await send(publicKey, `${symmetric} ${many}`), { reason: 'malformed' })
+  const old = { 'svix-id': 'm', 'svix-timestamp': time, 'svix-signature': asymmetric }
+  const late = await verify(svix({ secret: publicKey }), old, '{}', { at: NOW })
+  t.match(late, { kind: 'refused', reason: 'no_match' }, 'another id')
+  for (const secret of ['whpk_', 'whpk_AAAA', `${publicKey}AAAA`]) {
+    t.throws(() => standardWebhooks({ secret }), { code: 'IDEMPOTENCY_OPTION_INVALID' })
+  }
+  // A public key is no secret to sign with.
+  const forged = createHmac('sha256', Buffer.from(publicKey.slice(5), 'base64'))
+    .update(content)
+    .digest('base64')
+  t.match(await send(publicKey, `v1,${forged}`), { reason: 'no_match' })
 })
 
 t.test('GitLab is asked for one of its two tokens', async (t) => {
