@@ -36,16 +36,15 @@ export function hubspot(options: HubspotOptions): Provider {
     ...(tolerance !== undefined && { tolerance }),
     items: (payload) => (Array.isArray(payload) ? payload : undefined),
     eventId,
-    type: (item) => at(item, 'subscriptionType') ?? at(item, 'eventType'),
+    type: typeOf,
     object: (item) =>
       at(item, 'objectId') ?? at(item, 'primaryObjectId') ?? at(item, 'fromObjectId'),
   })
 }
 
-const TIMES = ['eventId', 'subscriptionId', 'occurredAt']
 // What an event is about, as far as its kind has it: a change or message, a merge, an association.
 const SUBJECTS = [
-  ...['objectId', 'messageId'],
+  ...['objectId', 'propertyName', 'messageId'],
   ...['primaryObjectId', 'mergedObjectIds'],
   ...['fromObjectId', 'toObjectId', 'associationType', 'associationTypeId', 'associationRemoved'],
 ]
@@ -54,7 +53,17 @@ const SUBJECTS = [
 function eventId(item: unknown): string | null {
   const subjects = SUBJECTS.map((name) => at(item, name)).filter((value) => value != null)
   if (subjects.length === 0) return null
-  return nameOfAll(...TIMES.map((name) => at(item, name)), ...subjects.map(textOf))
+  return nameOfAll(
+    at(item, 'eventId'),
+    // Not every app is told its subscription.
+    at(item, 'subscriptionId') ?? typeOf(item),
+    at(item, 'occurredAt'),
+    ...subjects.map(textOf),
+  )
+}
+
+function typeOf(item: unknown): unknown {
+  return at(item, 'subscriptionType') ?? at(item, 'eventType')
 }
 
 function textOf(value: unknown): unknown {

@@ -167,6 +167,12 @@ t.test('associations and merges of HubSpot are told apart', async (t) => {
   t.equal(await idOf(provider, [{ ...association, attemptNumber: 1 }]), events[0]?.eventId)
   t.equal(await idOf(provider, [{ ...times, mergedObjectIds: { toString: 1 } }]), null)
   t.equal(await idOf(provider, [times]), null)
+  const { subscriptionId: _id, ...rest } = {
+    ...association,
+    subscriptionType: 'deal.associationChange',
+  }
+  const untold = '1:deal.associationChange:3:4:5:CONTACT_TO_COMPANY:false'
+  t.equal(await idOf(provider, [rest]), untold)
 })
 
 t.test('the same id of Mailgun on another day is another event', async (t) => {
