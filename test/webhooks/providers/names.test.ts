@@ -12,11 +12,15 @@ import {
   zoom,
 } from '../../../src/webhooks/providers/index.js'
 import { type VerifiedEvent, verify } from '../../../src/webhooks/verify.js'
+import { givenId } from '../../fixtures/provider-examples.js'
 
 const KEY = Buffer.from('any')
 
-/** The events of a request whose signature is not looked at. */
-async function eventsOf(provider: Provider, body: unknown): Promise<readonly VerifiedEvent[]> {
+/** The events of a request whose signature is not looked at, with the ids that the provider gives. */
+async function eventsOf(
+  provider: Provider,
+  body: unknown,
+): Promise<readonly Pick<VerifiedEvent, 'eventId' | 'type' | 'object' | 'payload'>[]> {
   const open: Provider = {
     ...provider,
     scheme: {
@@ -27,7 +31,10 @@ async function eventsOf(provider: Provider, body: unknown): Promise<readonly Ver
   }
   const result = await verify(open, {}, JSON.stringify(body))
   if (result.kind !== 'verified') throw new Error(result.kind)
-  return result.events
+  return result.events.map(({ eventId, type, object, payload }) => ({
+    eventId: givenId(eventId),
+    ...{ type, object, payload },
+  }))
 }
 
 const idOf = async (provider: Provider, body: unknown) =>
