@@ -80,6 +80,11 @@ export interface Provider {
     incoming: Incoming,
     keys: readonly Key[],
   ) => Answer | undefined | Promise<Answer | undefined>
+  /**
+   * Answers a POST that the provider does not sign, because it only asks whether anybody is here:
+   * before any signature is looked for, and nothing of the request is recorded.
+   */
+  readonly unsigned?: (incoming: Incoming) => Answer | undefined
   /** The same for a GET request, which no provider signs. */
   readonly greeting?: (
     query: URLSearchParams,
@@ -222,6 +227,7 @@ const CHECKS: Record<keyof Provider, Check> = {
   type: isFunction,
   object: isFunction,
   handshake: isFunction,
+  unsigned: isFunction,
   greeting: isFunction,
   redelivers: isBoolean,
   bodyLimit: isBodyLimit,

@@ -148,6 +148,8 @@ export async function verifyIncoming(
   incoming: Incoming,
   nowMs: number,
 ): Promise<Verification> {
+  const unsigned = provider.unsigned?.(incoming)
+  if (unsigned !== undefined) return { kind: 'handshake', answer: unsigned }
   const genuine = await checkSignature(provider.scheme, keys, incoming, nowMs)
   if (typeof genuine === 'string') return { kind: 'refused', reason: genuine }
   const { signers, signedAtMs } = genuine

@@ -1,25 +1,19 @@
-import { type Check, isBoolean, isFunction, isHeader, isOneOf, toMs } from '../../checks.js'
+import { type Check, isFunction, isHeader, isOneOf, toMs } from '../../checks.js'
 import { OptionInvalid } from '../../errors.js'
-import { at } from '../payload.js'
-import {
-  defineProvider,
-  type HeaderReader,
-  isAnswers,
-  isKeptHeaders,
-  isName,
-  type Provider,
-} from '../provider.js'
+import { type Answer, defineProvider, type HeaderReader, type Provider } from '../provider.js'
 import {
   fromBase64,
   fromHex,
   headerOf,
   type Incoming,
   instantOf,
+  type Key,
   type Part,
   type Read,
   wholeNumber,
 } from '../signature.js'
-import { isSecret, isTolerance, readOptions, type TolerantOptions } from './options.js'
+import { EVENT_CHECKS, eventParts, isFilledText, titleOf } from './event-options.js'
+import { isTolerance, readOptions, type TolerantOptions } from './options.js'
 
 /** A decoded body, which nobody has looked at: read it with `?.`. */
 // biome-ignore lint/suspicious/noExplicitAny: what a stranger sends has no type, and users write `payload.id`
@@ -38,13 +32,18 @@ export interface HmacOptions extends TolerantOptions {
   encoding?: 'hex' | 'base64'
   /** What stands before the signature in the header: `'sha256='`. */
   prefix?: string
-  /** What separates several signatures in the header. Default: there is one. */
+  /** What separates several signatures, or a time and signatures, in the header. Default: there is one signature. */
   separator?: string
   /** The header that carries the time of signing. It only counts if `signed` covers it. */
   timestampHeader?: string
+  /**
+   * What stands before the time of signing, where it is a part of the header with the signature:
+   * `'t='`, with `separator: ','` and `prefix: 'v1='`, reads `t=1492774577,v1=5257a8…`.
+   */
+  timestampPrefix?: string
   /** How that time is written. Default `'s'`: seconds since 1970. */
   timestampUnit?: 's' | 'ms' | 'rfc3339'
-  /** What is signed. Default: the body, or `timestamp.body` when there is a `timestampHeader`. */
+  /** What is signed. Default: the body, or `timestamp.body` when a time is signed. */
   signed?: (request: {
     body: Buffer
     timestamp: string
@@ -62,6 +61,15 @@ export interface HmacOptions extends TolerantOptions {
   keptHeaders?: readonly string[]
   /** Splits a batch into its items; nothing for a body that is one event. */
   items?: (payload: Payload) => readonly unknown[] | undefined
+  /**
+   * Answers a signed request that is a question of the sender's and no event, such as
+   * `{ challenge }`. `keys` are those that it was signed with.
+   */
+  handshake?: (
+    payload: Payload,
+    incoming: Incoming,
+    keys: readonly Key[],
+  ) => Answer | undefined | Promise<Answer | undefined>
   redelivers?: boolean
   answers?: Provider['answers']
 }
@@ -73,86 +81,111 @@ const READERS = {
 } as const
 
 const isAnyText: Check = (value) => (typeof value === 'string' ? undefined : 'must be text')
-const isFilledText: Check = (value) =>
-  typeof value === 'string' && value !== '' ? undefined : 'must be text of at least one character'
-
 const CHECKS: Record<keyof HmacOptions, Check> = {
-  name: isName,
-  secret: isSecret,
-  secretOption: isFilledText,
+  ...EVENT_CHECKS,
   header: isHeader,
   hash: isOneOf('sha1', 'sha256', 'sha512'),
   encoding: isOneOf('hex', 'base64'),
   prefix: isAnyText,
   separator: isFilledText,
   timestampHeader: isHeader,
+  timestampPrefix: isFilledText,
   timestampUnit: isOneOf(...Object.keys(READERS)),
   tolerance: isTolerance,
   signed: isFunction,
-  eventId: (value) =>
-    typeof value === 'function'
-      ? undefined
-      : 'must be a function such as (payload) => payload.eventId',
-  type: isFunction,
-  object: isFunction,
-  keptHeaders: isKeptHeaders,
-  items: isFunction,
-  redelivers: isBoolean,
-  answers: isAnswers,
 }
 
 const REQUIRED = ['name', 'header', 'eventId'] as const
 
 /** For anybody who signs with HMAC: your own bank, your other service. */
 export function hmac(options: HmacOptions): Provider {
-  readOptions(isName(Object(options).name) ? 'hmac' : options.name, CHECKS, options, REQUIRED)
-  if (options.tolerance !== undefined && options.timestampHeader === undefined) {
-    throw new OptionInvalid(
-      `option "tolerance" of ${options.name} must be left out, or timestampHeader must say what it is compared with`,
-    )
-  }
-  const { name, secret, hash = 'sha256', encoding = 'hex', prefix = '', separator } = options
-  const timestampHeader = options.timestampHeader?.toLowerCase()
-  const { timestampUnit = 's', tolerance = '5m' } = options
-  const header = options.header.toLowerCase()
-  const decode = encoding === 'hex' ? fromHex : fromBase64
-
-  function read(incoming: Incoming): Read {
-    const given = headerOf(incoming, header)
-    const timestamp = timestampHeader === undefined ? '' : headerOf(incoming, timestampHeader)
-    if (given === undefined || timestamp === undefined) return 'missing_header'
-    const signatures = (separator === undefined ? [given] : given.split(separator)).flatMap(
-      (part) => {
-        const text = part.trim()
-        return text.startsWith(prefix) ? (decode(text.slice(prefix.length)) ?? []) : []
-      },
-    )
-    if (signatures.length === 0) return 'malformed'
-    const { body, method, url } = incoming
-    const ask = { body, timestamp, method, url, header: (of: string) => headerOf(incoming, of) }
-    const content = options.signed?.(ask) ?? (timestampHeader ? [timestamp, '.', body] : [body])
-    if (timestampHeader === undefined) return { content, signatures }
-    const signedAtMs = READERS[timestampUnit](timestamp)
-    return signedAtMs === undefined ? 'malformed' : { content, signatures, signedAtMs }
-  }
-
+  readOptions(titleOf('hmac', options), CHECKS, options, REQUIRED)
+  const problem = contradictionIn(options)
+  if (problem !== undefined) throw new OptionInvalid(`option ${problem}`)
+  const { header, hash = 'sha256', timestampHeader, tolerance = '5m' } = options
+  const isTimed = (timestampHeader ?? options.timestampPrefix) !== undefined
+  const parts = eventParts(options)
   return defineProvider({
-    name,
-    secret,
-    ...(options.secretOption && { secretOption: options.secretOption }),
+    ...parts,
     scheme: {
       algorithm: { kind: 'hmac', hash },
-      toleranceMs: timestampHeader === undefined ? undefined : toMs(tolerance),
-      read,
+      toleranceMs: isTimed ? toMs(tolerance) : undefined,
+      read: hmacReader(options),
     },
-    keptHeaders: [header, timestampHeader ?? [], options.keptHeaders ?? []].flat(),
-    eventId: options.eventId,
-    type: options.type ?? ((payload) => at(payload, 'type')),
-    ...(options.object && { object: options.object }),
-    ...(options.items && { items: options.items }),
-    ...(options.answers && { answers: options.answers }),
-    ...(options.redelivers !== undefined && { redelivers: options.redelivers }),
+    keptHeaders: [header, timestampHeader ?? []]
+      .flat()
+      .map((name) => name.toLowerCase())
+      .concat(parts.keptHeaders),
   })
+}
+
+/** Options that say two things, or something about a time that nothing says where to find. */
+function contradictionIn(options: HmacOptions): string | undefined {
+  const { name, prefix = '', separator, timestampHeader, timestampPrefix } = options
+  for (const about of ['tolerance', 'timestampUnit'] as const) {
+    if ((options[about] === undefined || timestampHeader) ?? timestampPrefix) continue
+    return `"${about}" of ${name} must be left out, or timestampHeader or timestampPrefix must say where the time is`
+  }
+  if (timestampPrefix === undefined) return undefined
+  if (timestampHeader !== undefined) {
+    return `"timestampPrefix" of ${name} must be left out beside timestampHeader, which says already where the time is`
+  }
+  if (separator === undefined) {
+    return `"separator" of ${name} must say what stands between the time and the signature, such as ','`
+  }
+  if (prefix.startsWith(timestampPrefix) || timestampPrefix.startsWith(prefix)) {
+    return `"prefix" of ${name} must say what stands before the signature, such as 'v1=', so that it is told from the time after '${timestampPrefix}'`
+  }
+  return undefined
+}
+
+/** What says where signatures and the time are, and what is signed. */
+type HmacForm = Pick<
+  HmacOptions,
+  | 'header'
+  | 'encoding'
+  | 'prefix'
+  | 'separator'
+  | 'timestampHeader'
+  | 'timestampPrefix'
+  | 'timestampUnit'
+  | 'signed'
+>
+
+/** Finds the signatures of a request, and when it was signed. */
+export function hmacReader(form: HmacForm): (incoming: Incoming) => Read {
+  const { encoding = 'hex', prefix = '', separator, timestampUnit = 's', timestampPrefix } = form
+  const header = form.header.toLowerCase()
+  const timestampHeader = form.timestampHeader?.toLowerCase()
+  const decode = encoding === 'hex' ? fromHex : fromBase64
+  const after = (start: string) => (part: string) =>
+    part.startsWith(start) ? [part.slice(start.length)] : []
+
+  return (incoming) => {
+    const given = headerOf(incoming, header)
+    if (given === undefined) return 'missing_header'
+    const parts = (separator === undefined ? [given] : given.split(separator)).map((part) =>
+      part.trim(),
+    )
+    const signatures = parts.flatMap(after(prefix)).flatMap((text) => decode(text) ?? [])
+    if (signatures.length === 0) return 'malformed'
+    const { body, method, url } = incoming
+    const ask = { body, method, url, header: (of: string) => headerOf(incoming, of) }
+    if (timestampHeader === undefined && timestampPrefix === undefined) {
+      return { content: form.signed?.({ ...ask, timestamp: '' }) ?? [body], signatures }
+    }
+    const times =
+      timestampPrefix === undefined
+        ? [headerOf(incoming, timestampHeader as string)]
+        : parts.flatMap(after(timestampPrefix))
+    const [timestamp] = times
+    if (timestamp === undefined) return timestampPrefix ? 'malformed' : 'missing_header'
+    const signedAtMs = READERS[timestampUnit](timestamp)
+    // Of two times, which of them was signed would be a guess.
+    if (signedAtMs === undefined || times.length > 1) return 'malformed'
+    const content = form.signed?.({ ...ask, timestamp }) ?? [timestamp, '.', body]
+    return { content, signatures, signedAtMs }
+  }
 }
 
 function scaled(value: number | undefined, unitMs: number): number | undefined {

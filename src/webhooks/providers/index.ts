@@ -1,6 +1,8 @@
 // Every provider that is built in, one a file.
 export { type AdyenOptions, adyen } from './adyen.js'
 export { type AwsSnsOptions, awsSns } from './aws-sns.js'
+export { bitbucket } from './bitbucket.js'
+export { calendly } from './calendly.js'
 export { type DiscordOptions, discord } from './discord.js'
 export { flutterwave } from './flutterwave.js'
 export { github } from './github.js'
@@ -8,6 +10,8 @@ export { type GitlabOptions, gitlab } from './gitlab.js'
 export { type HmacOptions, hmac } from './hmac.js'
 export { type HubspotOptions, hubspot } from './hubspot.js'
 export { intercom } from './intercom.js'
+export { jira } from './jira.js'
+export { lemonSqueezy } from './lemon-squeezy.js'
 export { linear } from './linear.js'
 export { type MailgunOptions, mailgun } from './mailgun.js'
 export { type MetaOptions, meta } from './meta.js'
@@ -16,7 +20,15 @@ export { paddle } from './paddle.js'
 export { type PaypalOptions, paypal } from './paypal.js'
 export { paystack } from './paystack.js'
 export type { Fetch } from './pinned-certificates.js'
+export { postmark } from './postmark.js'
+export { razorpay } from './razorpay.js'
 export { type SendgridOptions, sendgrid } from './sendgrid.js'
+export {
+  type BasicAuthOptions,
+  basicAuth,
+  type SharedSecretOptions,
+  sharedSecret,
+} from './shared-secret.js'
 export { shopify } from './shopify.js'
 export { slack } from './slack.js'
 export { type SquareOptions, square } from './square.js'
@@ -31,7 +43,11 @@ export {
   svix,
 } from './standard-webhooks.js'
 export { stripe } from './stripe.js'
+export { type TelegramOptions, telegram } from './telegram.js'
 export { type TwilioOptions, twilio } from './twilio.js'
 export { twitch } from './twitch.js'
+export { vercel } from './vercel.js'
+export { woocommerce } from './woocommerce.js'
+export { workos } from './workos.js'
 export { zendesk } from './zendesk.js'
 export { zoom } from './zoom.js'

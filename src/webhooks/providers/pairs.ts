@@ -1,4 +1,5 @@
-import { fromHex, headerOf, type Incoming, type Read, wholeNumber } from '../signature.js'
+import type { Incoming, Read } from '../signature.js'
+import { hmacReader } from './hmac.js'
 
 /** A header such as `t=<seconds>,v1=<hex>,v1=<hex>`, over the time and the body. */
 export interface PairsForm {
@@ -12,22 +13,12 @@ export interface PairsForm {
 }
 
 export function readPairs(form: PairsForm): (incoming: Incoming) => Read {
-  return (incoming) => {
-    const header = headerOf(incoming, form.header)
-    if (header === undefined) return 'missing_header'
-    const pairs = header.split(form.separator).map((pair) => pair.trim().split('='))
-    const times = pairs.flatMap(([name, value]) => (name === form.time ? (value ?? '') : []))
-    const signatures = pairs.flatMap(([name, value]) =>
-      name === form.signature ? (fromHex(value ?? '') ?? []) : [],
-    )
-    const [timestamp = ''] = times
-    const seconds = wholeNumber(timestamp)
-    // Two times: which of them was signed would be a guess.
-    if (seconds === undefined || times.length > 1 || signatures.length === 0) return 'malformed'
-    return {
-      content: [timestamp, form.joint, incoming.body],
-      signatures,
-      signedAtMs: seconds * 1_000,
-    }
-  }
+  const { header, separator, time, signature, joint } = form
+  return hmacReader({
+    header,
+    separator,
+    prefix: `${signature}=`,
+    timestampPrefix: `${time}=`,
+    signed: ({ timestamp, body }) => [timestamp, joint, body],
+  })
 }

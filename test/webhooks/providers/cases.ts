@@ -332,6 +332,7 @@ const zoomBody = json({
   event_ts: 1_700_000_000_000,
   payload: { object: { id: 'm-1' } },
 })
+const wooBody = json({ id: 727, status: 'processing' })
 const interaction = json({ id: 'i-1', type: 2 })
 const change = (id: string, value: string) => ({
   id,
@@ -787,5 +788,134 @@ export const cases: readonly ProviderCase[] = [
         answer: () => ({ status: 200 }),
       },
     ],
+  },
+  simple(providers.woocommerce, 'woocommerce', {
+    header: 'x-wc-webhook-signature',
+    headers: (secret, body) => ({
+      'x-wc-webhook-signature': mac('sha256', secret, body, 'base64'),
+      'x-wc-webhook-topic': 'order.updated',
+      'x-wc-webhook-delivery-id': 'd-1',
+    }),
+    body: wooBody,
+    event: {
+      eventId: `d-1:${createHash('sha256').update(wooBody).digest('base64url')}`,
+      type: 'order.updated',
+      object: '727',
+    },
+    windowMs: null,
+    nameless: { without: ['x-wc-webhook-delivery-id'] },
+  }),
+  simple(providers.razorpay, 'razorpay', {
+    header: 'x-razorpay-signature',
+    headers: (secret, body) => ({
+      'x-razorpay-signature': mac('sha256', secret, body, 'hex'),
+      'x-razorpay-event-id': 'e-1',
+    }),
+    body: json({
+      event: 'order.paid',
+      contains: ['payment', 'order'],
+      payload: { payment: { entity: { id: 'pay_1' } }, order: { entity: { id: 'order_1' } } },
+    }),
+    event: { eventId: 'e-1', type: 'order.paid', object: 'order_1' },
+    windowMs: null,
+    nameless: { without: ['x-razorpay-event-id'] },
+  }),
+  simple(providers.vercel, 'vercel', {
+    header: 'x-vercel-signature',
+    headers: (secret, body) => ({ 'x-vercel-signature': mac('sha1', secret, body, 'hex') }),
+    body: json({ id: 'w-1', type: 'deployment.created', payload: { deployment: { id: 'dpl_1' } } }),
+    event: { eventId: 'w-1', type: 'deployment.created', object: 'dpl_1' },
+    windowMs: null,
+    nameless: { body: json({ type: 'deployment.created' }) },
+  }),
+  simple(providers.calendly, 'calendly', {
+    listsSignatures: true,
+    header: 'calendly-webhook-signature',
+    headers: (secret, body, at) => ({
+      'calendly-webhook-signature': `t=${seconds(at)},v1=${mac('sha256', secret, `${seconds(at)}.${body}`, 'hex')}`,
+    }),
+    body: json({
+      event: 'invitee.created',
+      created_at: '2027-01-15T12:00:00.000000Z',
+      payload: { uri: 'https://api.calendly.com/scheduled_events/E/invitees/I' },
+    }),
+    event: {
+      eventId:
+        'invitee.created:https://api.calendly.com/scheduled_events/E/invitees/I:2027-01-15T12:00:00.000000Z',
+      type: 'invitee.created',
+      object: 'https://api.calendly.com/scheduled_events/E/invitees/I',
+    },
+    windowMs: 3 * MINUTE,
+    nameless: { body: json({ event: 'invitee.created', payload: {} }) },
+  }),
+  simple(providers.workos, 'workos', {
+    listsSignatures: true,
+    header: 'workos-signature',
+    headers: (secret, body, at) => ({
+      'workos-signature': `t=${at}, v1=${mac('sha256', secret, `${at}.${body}`, 'hex')}`,
+    }),
+    body: json({ id: 'event_1', event: 'dsync.user.created', data: { id: 'directory_user_1' } }),
+    event: { eventId: 'event_1', type: 'dsync.user.created', object: 'directory_user_1' },
+    windowMs: 3 * MINUTE,
+    nameless: { body: json({ event: 'dsync.user.created' }) },
+  }),
+  simple(providers.lemonSqueezy, 'lemonSqueezy', {
+    header: 'x-signature',
+    headers: (secret, body) => ({ 'x-signature': mac('sha256', secret, body, 'hex') }),
+    body: json({ meta: { event_name: 'order_created' }, data: { type: 'orders', id: '1' } }),
+    event: { eventId: null, type: 'order_created', object: '1' },
+    windowMs: null,
+    nameless: {},
+  }),
+  simple(providers.jira, 'jira', {
+    header: 'x-hub-signature',
+    headers: (secret, body) => ({
+      'x-hub-signature': `sha256=${mac('sha256', secret, body, 'hex')}`,
+      'x-atlassian-webhook-identifier': 'w-1',
+    }),
+    body: json({ webhookEvent: 'jira:issue_updated', issue: { id: '10002', key: 'TEST-1' } }),
+    event: { eventId: 'w-1', type: 'jira:issue_updated', object: '10002' },
+    windowMs: null,
+    nameless: { without: ['x-atlassian-webhook-identifier'] },
+  }),
+  simple(providers.bitbucket, 'bitbucket', {
+    header: 'x-hub-signature',
+    headers: (secret, body) => ({
+      'x-hub-signature': `sha256=${mac('sha256', secret, body, 'hex')}`,
+      'x-request-uuid': 'r-1',
+      'x-event-key': 'repo:push',
+      'x-attempt-number': '1',
+    }),
+    body: json({ repository: { uuid: '{r-1}' }, push: { changes: [] } }),
+    event: { eventId: 'r-1', type: 'repo:push', object: '{r-1}' },
+    windowMs: null,
+    nameless: { without: ['x-request-uuid'] },
+  }),
+  {
+    name: 'telegram',
+    make: (secretToken) => providers.telegram({ secretToken }),
+    parties: parties(SECRETS, (secret) => ({ 'x-telegram-bot-api-secret-token': secret })),
+    body: json({ update_id: 10000, message: { message_id: 1365, chat: { id: 1111111 } } }),
+    event: { eventId: '10000', type: 'message', object: '1111111' },
+    header: 'x-telegram-bot-api-secret-token',
+    windowMs: null,
+    nameless: { body: JSON.stringify({ message: { chat: { id: 1111111 } } }) },
+    leavesBodyUnsigned: true,
+  },
+  {
+    ...simple(providers.postmark, 'postmark', {
+      header: 'authorization',
+      headers: (secret) => ({
+        authorization: `Basic ${Buffer.from(secret).toString('base64')}`,
+      }),
+      body: json({ RecordType: 'Bounce', ID: 42, MessageID: 'm-1' }),
+      event: { eventId: 'Bounce:42', type: 'Bounce', object: 'm-1' },
+      windowMs: null,
+      nameless: { body: json({ RecordType: 'Open', MessageID: 'm-1' }) },
+      leavesBodyUnsigned: true,
+    }),
+    parties: parties(['postmark:first-secret-0123', 'postmark:second:secret'], (secret) => ({
+      authorization: `Basic ${Buffer.from(secret).toString('base64')}`,
+    })),
   },
 ]

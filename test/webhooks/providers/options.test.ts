@@ -134,14 +134,18 @@ const EC =
 const NEEDED: Record<string, object> = {
   adyen: { hmacKey: '00' },
   awsSns: { topicArn: 'arn:aws:sns:eu-central-1:123456789012:orders' },
+  basicAuth: { name: 'my-bank', secret: 'user:password', eventId: OWN.eventId },
   discord: { publicKey: ED25519 },
   hmac: OWN,
   hubspot: { secret: 's', url: URL },
   mailgun: { signingKey: 's' },
   meta: { secret: 's', verifyToken: 's' },
   paypal: { webhookId: 's' },
+  postmark: { secret: 'user:password' },
   sendgrid: { publicKey: EC },
+  sharedSecret: OWN,
   square: { signatureKey: 's', url: URL },
+  telegram: { secretToken: 's' },
   twilio: { authToken: 's', url: URL },
 }
 const BASE64 = ['standardWebhooks', 'svix', 'clerk', 'resend', 'openai', 'supabase']

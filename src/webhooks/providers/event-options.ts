@@ -1,0 +1,65 @@
+import { type Check, isBoolean, isFunction } from '../../checks.js'
+import { at } from '../payload.js'
+import { isAnswers, isKeptHeaders, isName, type Provider } from '../provider.js'
+import type { HmacOptions } from './hmac.js'
+import { isSecret } from './options.js'
+
+/** What a sender of one's own is described by, however it is recognised. */
+export type EventOptions = Pick<
+  HmacOptions,
+  | 'name'
+  | 'secret'
+  | 'secretOption'
+  | 'eventId'
+  | 'type'
+  | 'object'
+  | 'keptHeaders'
+  | 'items'
+  | 'handshake'
+  | 'redelivers'
+  | 'answers'
+>
+
+export const isFilledText: Check = (value) =>
+  typeof value === 'string' && value !== '' ? undefined : 'must be text of at least one character'
+
+export const EVENT_CHECKS: Record<keyof EventOptions, Check> = {
+  name: isName,
+  secret: isSecret,
+  secretOption: isFilledText,
+  eventId: (value) =>
+    typeof value === 'function'
+      ? undefined
+      : 'must be a function such as (payload) => payload.eventId',
+  type: isFunction,
+  object: isFunction,
+  keptHeaders: isKeptHeaders,
+  items: isFunction,
+  handshake: isFunction,
+  redelivers: isBoolean,
+  answers: isAnswers,
+}
+
+/** The parts of a provider that these options say. */
+export function eventParts(options: EventOptions): Omit<Provider, 'scheme'> {
+  const { name, secret, secretOption, object, items, handshake, answers, redelivers } = options
+  return {
+    name,
+    secret,
+    ...(secretOption && { secretOption }),
+    keptHeaders: (options.keptHeaders ?? []).map((header) => header.toLowerCase()),
+    eventId: options.eventId,
+    type: options.type ?? ((payload) => at(payload, 'type')),
+    ...(object && { object }),
+    ...(items && { items }),
+    ...(handshake && { handshake }),
+    ...(answers && { answers }),
+    ...(redelivers !== undefined && { redelivers }),
+  }
+}
+
+/** What errors call a sender whose name may be wrong as well. */
+export function titleOf(factory: string, options: unknown): string {
+  const { name } = Object(options)
+  return isName(name) === undefined ? name : factory
+}

@@ -1,0 +1,38 @@
+import { at, nameOfAll } from '../payload.js'
+import type { Provider } from '../provider.js'
+import { readOptions, SECRET, type SecretOptions } from './options.js'
+import { basicAuth } from './shared-secret.js'
+
+/**
+ * Postmark, and mail that it receives. The secret is `'user:password'`, as in the webhook's address,
+ * `https://user:password@…`. Nothing is signed. Bounces and complaints have an id; a delivery is named
+ * by its message and recipient, received mail by its message. Opens, clicks and changes of a
+ * subscription have no id. A delivery that fails is repeated 10 times, within 11 hours.
+ */
+export function postmark(options: SecretOptions): Provider {
+  const { secret } = readOptions('postmark', SECRET, options)
+  return {
+    ...basicAuth({
+      name: 'postmark',
+      secret,
+      eventId: nameOfEvent,
+      type: typeOf,
+      object: (payload) => at(payload, 'MessageID'),
+    }),
+    // Received mail has its attachments in it: up to 35 MB, as base64.
+    bodyLimit: 50 * 1024 * 1024,
+  }
+}
+
+/** Received mail is not told what kind of record it is. */
+function typeOf(payload: unknown): unknown {
+  return at(payload, 'RecordType') ?? 'Inbound'
+}
+
+function nameOfEvent(payload: unknown): string | null {
+  const type = typeOf(payload)
+  const message = at(payload, 'MessageID')
+  if (type === 'Inbound') return nameOfAll(type, message)
+  if (type === 'Delivery') return nameOfAll(type, message, at(payload, 'Recipient'))
+  return nameOfAll(type, at(payload, 'ID'))
+}

@@ -1,0 +1,86 @@
+import { type Check, isHeader } from '../../checks.js'
+import { OptionInvalid } from '../../errors.js'
+import { defineProvider, type Provider, secretAmong } from '../provider.js'
+import { fromBase64, headerOf, type Incoming, type Read, type Scheme } from '../signature.js'
+import {
+  EVENT_CHECKS,
+  type EventOptions,
+  eventParts,
+  isFilledText,
+  titleOf,
+} from './event-options.js'
+import { readOptions } from './options.js'
+
+/** Of a sender with a user and a password. The secret is `'user:password'`. */
+export interface BasicAuthOptions extends EventOptions {}
+
+export interface SharedSecretOptions extends EventOptions {
+  /** The header that carries the secret. It is never kept. */
+  header: string
+  /** What stands before the secret in the header: `'Bearer '`. */
+  prefix?: string
+}
+
+const CHECKS: Record<keyof SharedSecretOptions, Check> = {
+  ...EVENT_CHECKS,
+  header: isHeader,
+  prefix: isFilledText,
+}
+
+/**
+ * For anybody who sends the secret itself along in a header. A function of its own, and no option of
+ * `hmac()`, because it promises less: nothing of the request is signed and no time counts, so that
+ * reading one request is enough to send others.
+ */
+export function sharedSecret(options: SharedSecretOptions): Provider {
+  readOptions(titleOf('sharedSecret', options), CHECKS, options, ['name', 'header', 'eventId'])
+  const { prefix = '' } = options
+  return unsigned(options, options.header.toLowerCase(), (value) =>
+    value.startsWith(prefix) ? Buffer.from(value.slice(prefix.length)) : undefined,
+  )
+}
+
+/**
+ * For anybody who authenticates with a user and a password (RFC 7617), as after an address of the
+ * form `https://user:password@…` was given to them. Nothing is signed, as with `sharedSecret()`.
+ */
+export function basicAuth(options: BasicAuthOptions): Provider {
+  readOptions(titleOf('basicAuth', options), EVENT_CHECKS, options, ['name', 'eventId'])
+  return unsigned(
+    options,
+    'authorization',
+    (value) => fromBase64(/^basic +(\S+)$/i.exec(value)?.[1] ?? ''),
+    {
+      toKey: toCredentials,
+      secretForm: "'user:password', as in the address that the sender was given",
+    },
+  )
+}
+
+function toCredentials(secret: string): Uint8Array {
+  if (!secret.includes(':')) throw new TypeError('no password')
+  return Buffer.from(secret)
+}
+
+function unsigned(
+  options: EventOptions,
+  header: string,
+  decode: (value: string) => Uint8Array | undefined,
+  rest: Pick<Scheme, 'toKey' | 'secretForm'> = {},
+): Provider {
+  const problem = secretAmong(options.keptHeaders ?? [], [header])
+  if (problem !== undefined) {
+    throw new OptionInvalid(`option "keptHeaders" of ${options.name} ${problem}`)
+  }
+  function read(incoming: Incoming): Read {
+    const value = headerOf(incoming, header)
+    if (value === undefined) return 'missing_header'
+    const secret = decode(value)
+    return secret ? { content: [], signatures: [secret] } : 'malformed'
+  }
+  return defineProvider({
+    ...eventParts(options),
+    scheme: { algorithm: { kind: 'equality' }, ...rest, read },
+    secretHeaders: [header],
+  })
+}
