@@ -1,0 +1,115 @@
+import { CertificateUnreachable } from '../signature.js'
+
+/** The part of `fetch` that is used. */
+export type Fetch = (url: string, options: FetchOptions) => Promise<FetchedPage>
+
+interface FetchOptions {
+  method?: 'POST'
+  headers?: Record<string, string>
+  body?: string
+  redirect: 'error'
+  signal: AbortSignal
+}
+
+interface FetchedPage {
+  readonly ok: boolean
+  readonly status: number
+  text(): Promise<string>
+}
+
+export interface FetchedSource<T> {
+  /** What is fetched, for errors: `'certificate'`. */
+  readonly what: string
+  /** Fetches what has a name; nothing when there is nothing. @throws CertificateUnreachable */
+  readonly load: (name: string) => Promise<T | undefined>
+  /** How long it is known before it is fetched again. Default: as long as there is room for it. */
+  readonly keptForMs?: number
+}
+
+/** A provider has a few at a time. More would be somebody who makes names up. */
+const MOST_KEPT = 16
+const MOST_FETCHED_AT_ONCE = 8
+const FETCH_TIMEOUT_MS = 5_000
+/** What was not found is not asked for again for so long, and so many names are remembered. */
+const NOTHING_FOR_MS = 30_000
+const MOST_NOTHING = 256
+
+/**
+ * Remembers what is fetched by its name, and shares fetches that overlap. `isEnough` says whether what is known
+ * has what is looked for; if not, it is fetched again, as often as something that was not found.
+ *
+ * @returns `undefined` when nothing has that name.
+ * @throws CertificateUnreachable when it cannot be fetched now: that says nothing of the request.
+ */
+export function fetchedByName<T>({
+  what,
+  load,
+  keptForMs = Number.POSITIVE_INFINITY,
+}: FetchedSource<T>): (name: string, isEnough?: (value: T) => boolean) => Promise<T | undefined> {
+  const kept = new Map<string, { readonly value: T; readonly atMs: number }>()
+  const nothing = new Map<string, { readonly atMs: number }>()
+  const underWay = new Map<string, Promise<T | undefined>>()
+
+  async function loadNow(name: string): Promise<T | undefined> {
+    const value = await load(name)
+    // By the process's own clock: what a request is compared with may be the past.
+    const atMs = performance.now()
+    if (value === undefined) remember(nothing, name, { atMs }, MOST_NOTHING)
+    else remember(kept, name, { value, atMs }, MOST_KEPT)
+    return value
+  }
+
+  return (name, isEnough = () => true) => {
+    const known = kept.get(name)
+    if (known !== undefined) {
+      const limitMs = isEnough(known.value) ? keptForMs : NOTHING_FOR_MS
+      if (performance.now() < known.atMs + limitMs) return Promise.resolve(known.value)
+    }
+    const missing = nothing.get(name)
+    if (missing !== undefined) {
+      if (performance.now() < missing.atMs + NOTHING_FOR_MS) return Promise.resolve(undefined)
+      nothing.delete(name)
+    }
+    const joined = underWay.get(name)
+    if (joined !== undefined) return joined
+    if (underWay.size >= MOST_FETCHED_AT_ONCE) {
+      return Promise.reject(new CertificateUnreachable(`too many ${what}s are fetched`))
+    }
+    const loading = loadNow(name).finally(() => underWay.delete(name))
+    underWay.set(name, loading)
+    return loading
+  }
+}
+
+/** Adds to a memory, which forgets what came first. */
+function remember<V>(memory: Map<string, V>, name: string, value: V, most: number): void {
+  memory.delete(name)
+  for (const oldest of memory.keys()) if (memory.size >= most) memory.delete(oldest)
+  memory.set(name, value)
+}
+
+/**
+ * A page as text, and whether it is one that was asked for.
+ *
+ * @throws CertificateUnreachable when the server does not answer, or not now.
+ */
+export async function fetchText(
+  fetch: Fetch,
+  url: string,
+  what: string,
+  request: Pick<FetchOptions, 'method' | 'headers' | 'body'> = {},
+): Promise<{ readonly ok: boolean; readonly text: string }> {
+  let page: FetchedPage
+  let text: string
+  try {
+    const signal = AbortSignal.timeout(FETCH_TIMEOUT_MS)
+    page = await fetch(url, { ...request, redirect: 'error', signal })
+    text = await page.text()
+  } catch (cause) {
+    throw new CertificateUnreachable(`the ${what} cannot be fetched now`, { cause })
+  }
+  if (page.status >= 500 || page.status === 429) {
+    throw new CertificateUnreachable(`the ${what} cannot be fetched now: status ${page.status}`)
+  }
+  return { ok: page.ok, text }
+}
