@@ -292,6 +292,64 @@ function twilioParty(secret: string): Party {
   return { secret, sign }
 }
 
+/** A JSON Web Token, made without a library. */
+export function token(
+  { privateKey, kid }: { privateKey: KeyObject; kid: string },
+  claims: object,
+  header: object = {},
+): string {
+  const isEc = privateKey.asymmetricKeyType === 'ec'
+  const parts = [{ alg: isEc ? 'ES256' : 'RS256', kid, typ: 'JWT', ...header }, claims]
+  const text = parts
+    .map((part) => Buffer.from(JSON.stringify(part)).toString('base64url'))
+    .join('.')
+  const key = { key: privateKey, dsaEncoding: 'ieee-p1363' } as const
+  return `${text}.${signWithKey('sha256', Buffer.from(text), key).toString('base64url')}`
+}
+
+/** A key pair, and its public half as it is published. */
+export function publishedKey(type: 'rsa' | 'ec', kid: string) {
+  const { privateKey, publicKey } =
+    type === 'ec'
+      ? generateKeyPairSync('ec', { namedCurve: 'P-256' })
+      : generateKeyPairSync('rsa', { modulusLength: 2048 })
+  const alg = type === 'ec' ? 'ES256' : 'RS256'
+  return { kid, privateKey, jwk: { ...publicKey.export({ format: 'jwk' }), kid, alg, use: 'sig' } }
+}
+
+export const GOOGLE_KEYS = 'https://www.googleapis.com/oauth2/v3/certs'
+export const googleKey = publishedKey('rsa', 'google-1')
+export const PUBSUB_AUDIENCE = 'https://example.com/webhooks/pubsub'
+
+export const pubsubClaims = (email: string, atMs: number) => ({
+  iss: 'https://accounts.google.com',
+  aud: PUBSUB_AUDIENCE,
+  email,
+  email_verified: true,
+  iat: atMs / 1_000,
+  exp: atMs / 1_000 + 3_600,
+})
+
+export const plaidKeys = SECRETS.map((secret, n) => ({ secret, ...publishedKey('ec', `k-${n}`) }))
+
+export const plaidToken = (secret: string, body: string, atMs: number) =>
+  token(plaidKeys.find((key) => key.secret === secret) as (typeof plaidKeys)[number], {
+    iat: atMs / 1_000,
+    request_body_sha256: createHash('sha256').update(body).digest('hex'),
+  })
+
+/** Answers like Plaid's API, which knows the keys of each secret. */
+export const plaidApi: providers.Fetch = async (_url, { body = '' }) => {
+  const { secret, key_id } = JSON.parse(body) as Record<string, string>
+  const key = plaidKeys.find((one) => one.secret === secret && one.kid === key_id)
+  const text = JSON.stringify(
+    key === undefined
+      ? { error_code: 'INVALID_WEBHOOK_VERIFICATION_KEY_ID' }
+      : { key: { ...key.jwk, created_at: 1, expired_at: null } },
+  )
+  return { ok: key !== undefined, status: key === undefined ? 400 : 200, text: async () => text }
+}
+
 const hubspotEvent = {
   eventId: 100,
   subscriptionId: 7,
@@ -917,5 +975,44 @@ export const cases: readonly ProviderCase[] = [
     parties: parties(['postmark:first-secret-0123', 'postmark:second:secret'], (secret) => ({
       authorization: `Basic ${Buffer.from(secret).toString('base64')}`,
     })),
+  },
+  {
+    name: 'googlePubsub',
+    make: (serviceAccount, tolerance) =>
+      providers.googlePubsub({
+        serviceAccount,
+        audience: PUBSUB_AUDIENCE,
+        fetch: certificateHost({ [GOOGLE_KEYS]: JSON.stringify({ keys: [googleKey.jwk] }) }).fetch,
+        ...tolerant(tolerance),
+      }),
+    parties: parties(['push@one.example', 'push@two.example'], (email, _body, at) => ({
+      authorization: `Bearer ${token(googleKey, pubsubClaims(email, at))}`,
+    })),
+    body: json({
+      subscription: 'projects/p/subscriptions/s',
+      message: { messageId: '136969346945', data: 'SGVsbG8=', orderingKey: 'o-1' },
+    }),
+    event: {
+      eventId: 'projects/p/subscriptions/s:136969346945',
+      type: null,
+      object: 'o-1',
+    },
+    header: 'authorization',
+    windowMs: 60 * MINUTE,
+    nameless: { body: json({ subscription: 's', message: {} }) },
+    leavesBodyUnsigned: true,
+  },
+  {
+    name: 'plaid',
+    make: (secret, tolerance) =>
+      providers.plaid({ clientId: 'c-1', secret, fetch: plaidApi, ...tolerant(tolerance) }),
+    parties: parties(SECRETS, (secret, body, at) => ({
+      'plaid-verification': plaidToken(secret, body, at),
+    })),
+    body: json({ webhook_type: 'ITEM', webhook_code: 'ERROR', item_id: 'i-1' }),
+    event: { eventId: /^[\w-]{86}$/, type: 'ITEM.ERROR', object: 'i-1' },
+    header: 'plaid-verification',
+    windowMs: 5 * MINUTE,
+    nameless: { signedHeader: 'plaid-verification' },
   },
 ]
