@@ -49,6 +49,7 @@ export function googlePubsub(options: GooglePubsubOptions): Provider {
   )
   const terms: TokenTerms = {
     algorithm: 'RS256',
+    requiredClaims: ['exp'],
     keyById: publishedKeys(fetch, KEYS),
     issuer: ['https://accounts.google.com', 'accounts.google.com'],
     audience: [audience].flat(),

@@ -6,7 +6,7 @@ import { type Fetch, fetchedByName, fetchText } from './fetched.js'
 export type KeyById = (keyId: string) => Promise<JWK | undefined>
 
 /** What a token must say, besides being signed with a key of the issuer's. */
-export type TokenTerms = Pick<JWTVerifyOptions, 'audience' | 'issuer'> & {
+export type TokenTerms = Pick<JWTVerifyOptions, 'audience' | 'issuer' | 'requiredClaims'> & {
   readonly algorithm: 'RS256' | 'ES256'
   readonly keyById: KeyById
 }
@@ -21,7 +21,7 @@ const CLOCKS_DIFFER_S = 60
  */
 export async function verifyToken(
   token: string,
-  { algorithm, keyById, ...claims }: TokenTerms,
+  { algorithm, keyById, requiredClaims = [], ...claims }: TokenTerms,
   nowMs: number,
 ): Promise<Refusal | JWTPayload> {
   try {
@@ -37,7 +37,7 @@ export async function verifyToken(
       {
         ...claims,
         algorithms: [algorithm],
-        requiredClaims: ['iat'],
+        requiredClaims: ['iat', ...requiredClaims],
         clockTolerance: CLOCKS_DIFFER_S,
         currentDate: new Date(nowMs),
       },

@@ -330,6 +330,77 @@ export const pubsubClaims = (email: string, atMs: number) => ({
   exp: atMs / 1_000 + 3_600,
 })
 
+export const ENTRA = '11111111-2222-4333-8444-555555555555'
+export const ENTRA_KEYS = `https://login.microsoftonline.com/${ENTRA}/discovery/v2.0/keys`
+export const entraKey = publishedKey('rsa', 'entra-1')
+
+export const entraClaims = (audience: string, atMs: number) => ({
+  iss: `https://sts.windows.net/${ENTRA}/`,
+  aud: audience,
+  appid: '4962773b-9cdb-44cf-a8bf-237846a00ab7',
+  iat: atMs / 1_000,
+  nbf: atMs / 1_000,
+  exp: atMs / 1_000 + 50 * 365 * 86_400,
+})
+
+/** Writes the secret into each notification, where Graph has it. */
+function graphParty(secret: string): Party {
+  const sign = (body: string): Sent => {
+    const text = body.replaceAll('"clientState":""', `"clientState":${JSON.stringify(secret)}`)
+    return { headers: { 'content-type': 'application/json' }, body: Buffer.from(text) }
+  }
+  return { secret, sign }
+}
+
+const notification = (over: object) => ({
+  subscriptionId: 's-1',
+  clientState: '',
+  changeType: 'updated',
+  resource: 'users/u-1/messages/m-1',
+  ...over,
+})
+
+const gridEvent = {
+  id: '831e1650-001e-001b-66ab-eeb76e069631',
+  topic: '/subscriptions/s/topics/t',
+  subject: '/blobServices/default/containers/c/blobs/b',
+  eventType: 'Microsoft.Storage.BlobCreated',
+}
+const cloudEvent = { id: 'c-1', source: '/s', subject: 'b', type: 'B.C', specversion: '1.0' }
+const gridCase: Omit<ProviderCase, 'name' | 'make' | 'parties' | 'header'> = {
+  body: JSON.stringify([gridEvent]),
+  event: {
+    eventId: `${gridEvent.topic}:${gridEvent.id}`,
+    type: gridEvent.eventType,
+    object: gridEvent.subject,
+  },
+  windowMs: null,
+  nameless: { body: JSON.stringify([{ ...gridEvent, id: undefined }]) },
+  leavesBodyUnsigned: true,
+  batch: {
+    body: JSON.stringify([gridEvent, cloudEvent]),
+    events: [
+      { eventId: `${gridEvent.topic}:${gridEvent.id}`, type: gridEvent.eventType },
+      { eventId: '/s:c-1', type: 'B.C', object: 'b' },
+    ],
+  },
+  handshakes: [
+    {
+      body: JSON.stringify([
+        {
+          ...gridEvent,
+          eventType: 'Microsoft.EventGrid.SubscriptionValidationEvent',
+          data: { validationCode: '512d38b6-c7b8-40c8-89fe-f46f9e9622b6' },
+        },
+      ]),
+      answer: () => ({
+        status: 200,
+        body: { validationResponse: '512d38b6-c7b8-40c8-89fe-f46f9e9622b6' },
+      }),
+    },
+  ],
+}
+
 export const plaidKeys = SECRETS.map((secret, n) => ({ secret, ...publishedKey('ec', `k-${n}`) }))
 
 export const plaidToken = (secret: string, body: string, atMs: number) =>
@@ -1014,5 +1085,64 @@ export const cases: readonly ProviderCase[] = [
     header: 'plaid-verification',
     windowMs: 5 * MINUTE,
     nameless: { signedHeader: 'plaid-verification' },
+  },
+  {
+    name: 'microsoftGraph',
+    make: (clientState) => providers.microsoftGraph({ clientState }),
+    parties: [graphParty(SECRETS[0]), graphParty(SECRETS[1])],
+    body: JSON.stringify({ value: [notification({})] }),
+    event: { eventId: null, type: 'updated', object: 'users/u-1/messages/m-1' },
+    header: null,
+    windowMs: null,
+    nameless: {},
+    leavesBodyUnsigned: true,
+    readsBody: true,
+    batch: {
+      body: JSON.stringify({
+        value: [
+          notification({ changeType: 'created' }),
+          notification({ changeType: undefined, resource: undefined, lifecycleEvent: 'missed' }),
+        ],
+      }),
+      events: [
+        { eventId: null, type: 'created', object: 'users/u-1/messages/m-1' },
+        { eventId: null, type: 'missed', object: 's-1' },
+      ],
+    },
+  },
+  {
+    ...gridCase,
+    name: 'azureEventGrid',
+    make: (audience) =>
+      providers.azureEventGrid({
+        audience,
+        directory: ENTRA,
+        fetch: certificateHost({ [ENTRA_KEYS]: JSON.stringify({ keys: [entraKey.jwk] }) }).fetch,
+      }),
+    parties: parties(['api://webhooks-one', 'api://webhooks-two'], (audience, _body, at) => ({
+      authorization: `Bearer ${token(entraKey, entraClaims(audience, at))}`,
+    })),
+    header: 'authorization',
+  },
+  {
+    ...gridCase,
+    name: 'azureEventGrid with a key in a header',
+    make: (key) => providers.azureEventGrid({ key, header: 'X-Key' }),
+    parties: parties(SECRETS, (secret) => ({ 'x-key': secret })),
+    header: 'x-key',
+  },
+  {
+    ...gridCase,
+    name: 'azureEventGrid with a key in the address',
+    make: (key) => providers.azureEventGrid({ key }),
+    parties: SECRETS.map((secret) => ({
+      secret,
+      sign: (body: string) => ({
+        headers: {},
+        url: `/hooks?code=${encodeURIComponent(secret)}`,
+        body: Buffer.from(body),
+      }),
+    })) as unknown as readonly [Party, Party],
+    header: null,
   },
 ]

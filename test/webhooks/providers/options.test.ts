@@ -134,6 +134,7 @@ const EC =
 const NEEDED: Record<string, object> = {
   adyen: { hmacKey: '00' },
   awsSns: { topicArn: 'arn:aws:sns:eu-central-1:123456789012:orders' },
+  azureEventGrid: { key: 's' },
   basicAuth: { name: 'my-bank', secret: 'user:password', eventId: OWN.eventId },
   discord: { publicKey: ED25519 },
   googlePubsub: { serviceAccount: 'push@a.example', audience: URL },
@@ -141,6 +142,7 @@ const NEEDED: Record<string, object> = {
   hubspot: { secret: 's', url: URL },
   mailgun: { signingKey: 's' },
   meta: { secret: 's', verifyToken: 's' },
+  microsoftGraph: { clientState: 's' },
   paypal: { webhookId: 's' },
   plaid: { clientId: 's', secret: 's' },
   postmark: { secret: 'user:password' },
