@@ -122,8 +122,9 @@ export function hmac(options: HmacOptions): Provider {
 /** Options that say two things, or something about a time that nothing says where to find. */
 function contradictionIn(options: HmacOptions): string | undefined {
   const { name, prefix = '', separator, timestampHeader, timestampPrefix } = options
+  const isTimed = (timestampHeader ?? timestampPrefix) !== undefined
   for (const about of ['tolerance', 'timestampUnit'] as const) {
-    if ((options[about] === undefined || timestampHeader) ?? timestampPrefix) continue
+    if (isTimed || options[about] === undefined) continue
     return `"${about}" of ${name} must be left out, or timestampHeader or timestampPrefix must say where the time is`
   }
   if (timestampPrefix === undefined) return undefined

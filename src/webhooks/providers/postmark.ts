@@ -24,9 +24,10 @@ export function postmark(options: SecretOptions): Provider {
   }
 }
 
-/** Received mail is not told what kind of record it is. */
+/** Received mail does not say what kind of record it is. */
 function typeOf(payload: unknown): unknown {
-  return at(payload, 'RecordType') ?? 'Inbound'
+  const isReceived = at(payload, 'FromFull') !== undefined
+  return at(payload, 'RecordType') ?? (isReceived ? 'Inbound' : undefined)
 }
 
 function nameOfEvent(payload: unknown): string | null {

@@ -226,11 +226,12 @@ t.test('postmark: only what happens once has a name', async (t) => {
     [{ RecordType: 'Bounce', ID: 42, MessageID: 'm' }, 'Bounce:42', 'Bounce'],
     [{ RecordType: 'SpamComplaint', ID: 43 }, 'SpamComplaint:43', 'SpamComplaint'],
     [{ RecordType: 'Delivery', MessageID: 'm', Recipient: 'r@x' }, 'Delivery:m:r@x', 'Delivery'],
-    [{ MessageID: 'm', From: 's@x' }, 'Inbound:m', 'Inbound'],
+    [{ MessageID: 'm', FromFull: { Email: 's@x' } }, 'Inbound:m', 'Inbound'],
+    [{ ID: 42, Type: 'HardBounce', MessageID: 'm' }, null, null],
     [{ RecordType: 'Open', MessageID: 'm', Recipient: 'r@x' }, null, 'Open'],
     [{ RecordType: 'SubscriptionChange', MessageID: 'm' }, null, 'SubscriptionChange'],
   ] as const) {
     const result = await ask(provider, send({ authorization }, JSON.stringify(payload)))
-    t.match(result, { events: [{ eventId, type }] }, type)
+    t.match(result, { events: [{ eventId, type }] }, type ?? 'no type')
   }
 })
