@@ -81,8 +81,8 @@ export interface Provider {
     keys: readonly Key[],
   ) => Answer | undefined | Promise<Answer | undefined>
   /**
-   * Answers a POST that the provider does not sign, because it only asks whether anybody is here:
-   * before any signature is looked for, and nothing of the request is recorded.
+   * Answers a validation request that the provider does not sign. Called before the signature is
+   * verified; nothing of the request is stored.
    */
   readonly unsigned?: (incoming: Incoming) => Answer | undefined
   /** The same for a GET request, which no provider signs. */

@@ -1,4 +1,4 @@
-// Questions by POST that nobody signs: they are answered, and nothing of them is recorded.
+// Validation requests that are not signed: they are answered, and nothing of them is stored.
 import t, { test } from 'tap'
 import { microsoftGraph, woocommerce } from '../../src/webhooks/providers/index.js'
 import { collectEvents } from '../fixtures/app.js'

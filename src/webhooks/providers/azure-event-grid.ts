@@ -10,15 +10,15 @@ import { isSecret, readOptions } from './options.js'
 import { queryOf } from './public-url.js'
 
 export interface AzureEventGridOptions {
-  /** A secret of your own, which the event subscription sends along. */
+  /** A secret that the event subscription sends with every delivery. */
   key?: Secrets
   /** The delivery property (a header) with the key. Default: the parameter `code` of the address. */
   header?: string
-  /** The application that the event subscription asks a token for: its id or URI. The safer way. */
+  /** The application that the tokens are issued for: its id or URI. Safer than `key`. */
   audience?: Secrets
   /** The Microsoft Entra tenant that issues the tokens, by its id. */
   directory?: string
-  /** Whom the tokens are issued to: the client id of a managed identity. Default: Event Grid itself. */
+  /** The client id that the tokens are issued to, such as a managed identity's. Default: Event Grid's. */
   sender?: string
   /** Fetches Microsoft's keys. Default: `fetch`. */
   fetch?: Fetch
@@ -35,10 +35,10 @@ const isId: Check = (value) =>
 const ORIGIN = 'eventgrid.azure.net'
 
 /**
- * Azure Event Grid, in its own schema or as CloudEvents, also in batches. Nothing of an event is
- * signed. It is recognised by a token of Microsoft Entra (`audience` and `directory`), or by a `key`:
- * as a delivery property, which is a header, or in the address, and so in the access logs of
- * whatever stands in front. Both are never kept. Event Grid's questions before it delivers are answered.
+ * Azure Event Grid, in its own schema or as CloudEvents, also in batches. The event itself is not
+ * signed. Event Grid authenticates with a token of Microsoft Entra (`audience` and `directory`), or
+ * with a `key`: in a delivery property, which is a header, or in the URL, where it ends up in the
+ * access logs of proxies. Neither is stored. Event Grid's validation requests are answered.
  */
 export function azureEventGrid(options: AzureEventGridOptions): Provider {
   readOptions(
@@ -87,7 +87,7 @@ export function azureEventGrid(options: AzureEventGridOptions): Provider {
     object: (event) => at(event, 'subject'),
     handshake: answerValidation,
     unsigned: answerOrigin,
-    // A batch is as large as an event may be, which is 1 MB, and sometimes a little larger.
+    // An event and a batch have at most 1 MB; Event Grid can exceed that slightly.
     bodyLimit: 2 * 1024 * 1024,
   })
 }
@@ -115,7 +115,7 @@ function tokenReader(
     algorithm: 'RS256',
     keyById: publishedKeys(fetch, `${host}/${tenant}/discovery/v2.0/keys`),
     requiredClaims: ['exp'],
-    // Of tokens of version 1 and 2: the application's manifest decides.
+    // Of tokens of version 1 and 2, which the application's manifest chooses between.
     issuer: [`https://sts.windows.net/${tenant}/`, `${host}/${tenant}/v2.0`],
   }
   return async (incoming: Incoming, { nowMs }: Known): Promise<Read> => {
@@ -129,7 +129,7 @@ function tokenReader(
   }
 }
 
-/** The question in Event Grid's own schema comes alone, and is signed like an event. */
+/** The validation request of Event Grid's own schema: a batch of one, authenticated like an event. */
 function answerValidation(payload: unknown): Answer | undefined {
   if (!Array.isArray(payload) || payload.length !== 1) return undefined
   const [event] = payload
@@ -140,7 +140,7 @@ function answerValidation(payload: unknown): Answer | undefined {
     : undefined
 }
 
-/** That of CloudEvents is an OPTIONS request without a key: whether this origin may deliver here. */
+/** The validation request of CloudEvents: an OPTIONS request without authentication. */
 function answerOrigin(incoming: Incoming): Answer | undefined {
   const isAsked =
     incoming.method === 'OPTIONS' && headerOf(incoming, 'webhook-request-origin') === ORIGIN

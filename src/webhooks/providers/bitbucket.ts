@@ -4,8 +4,8 @@ import { hmac } from './hmac.js'
 import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
- * Bitbucket Cloud. Repository settings → Webhooks → the webhook's secret. No time is signed. After a 5xx
- * it repeats the request at once, twice at most.
+ * Bitbucket Cloud. Repository settings → Webhooks → the webhook's secret. No time is signed.
+ * After a 5xx, Bitbucket redelivers immediately, at most twice.
  */
 export function bitbucket(options: SecretOptions): Provider {
   const { secret } = readOptions('bitbucket', SECRET, options)

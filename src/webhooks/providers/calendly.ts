@@ -5,8 +5,8 @@ import { readOptions, TOLERANT, type TolerantOptions } from './options.js'
 
 /**
  * Calendly. The signing key that the webhook subscription was made with, or that of the OAuth app.
- * Window: 3 minutes. Events have no id: the kind, what it is about and the moment together are one.
- * A delivery that fails is repeated for 24 hours, and the subscription disabled then.
+ * Window: 3 minutes. Events have no id; `event`, `payload.uri` and `created_at` together identify one.
+ * Calendly redelivers for 24 hours, and then disables the subscription.
  */
 export function calendly(options: TolerantOptions): Provider {
   const { secret, tolerance = '3m' } = readOptions('calendly', TOLERANT, options)

@@ -4,7 +4,7 @@ import { isAnswers, isKeptHeaders, isName, type Provider } from '../provider.js'
 import type { HmacOptions } from './hmac.js'
 import { isSecret } from './options.js'
 
-/** What a sender of one's own is described by, however it is recognised. */
+/** The options of a custom sender, except for how it authenticates. */
 export type EventOptions = Pick<
   HmacOptions,
   | 'name'
@@ -40,7 +40,7 @@ export const EVENT_CHECKS: Record<keyof EventOptions, Check> = {
   answers: isAnswers,
 }
 
-/** The parts of a provider that these options say. */
+/** The parts of a provider that follow from these options. */
 export function eventParts(options: EventOptions): Omit<Provider, 'scheme'> {
   const { name, secret, secretOption, object, items, handshake, answers, redelivers } = options
   return {
@@ -58,7 +58,7 @@ export function eventParts(options: EventOptions): Omit<Provider, 'scheme'> {
   }
 }
 
-/** What errors call a sender whose name may be wrong as well. */
+/** The name for error messages: the sender's, or the function's while the sender's is invalid. */
 export function titleOf(factory: string, options: unknown): string {
   const { name } = Object(options)
   return isName(name) === undefined ? name : factory

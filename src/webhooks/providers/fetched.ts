@@ -18,28 +18,29 @@ interface FetchedPage {
 }
 
 export interface FetchedSource<T> {
-  /** What is fetched, for errors: `'certificate'`. */
+  /** What is fetched, for error messages: `'certificate'`. */
   readonly what: string
-  /** Fetches what has a name; nothing when there is nothing. @throws CertificateUnreachable */
+  /** Fetches the value with this name; `undefined` when there is none. @throws CertificateUnreachable */
   readonly load: (name: string) => Promise<T | undefined>
-  /** How long it is known before it is fetched again. Default: as long as there is room for it. */
+  /** How long a value is cached. Default: until it is evicted. */
   readonly keptForMs?: number
 }
 
-/** A provider has a few at a time. More would be somebody who makes names up. */
+/** A provider has a few at a time. A larger number means that requests contain invented names. */
 const MOST_KEPT = 16
 const MOST_FETCHED_AT_ONCE = 8
 const FETCH_TIMEOUT_MS = 5_000
-/** What was not found is not asked for again for so long, and so many names are remembered. */
+/** How long a name that was not found is not fetched again, and how many such names are remembered. */
 const NOTHING_FOR_MS = 30_000
 const MOST_NOTHING = 256
 
 /**
- * Remembers what is fetched by its name, and shares fetches that overlap. `isEnough` says whether what is known
- * has what is looked for; if not, it is fetched again, as often as something that was not found.
+ * Caches what is fetched by name, and shares fetches that overlap. `isEnough` checks whether the
+ * cached value contains what the caller needs. If it does not, the value is fetched again, as often
+ * as a name that was not found.
  *
  * @returns `undefined` when nothing has that name.
- * @throws CertificateUnreachable when it cannot be fetched now: that says nothing of the request.
+ * @throws CertificateUnreachable when it cannot be fetched now. The request may still be genuine.
  */
 export function fetchedByName<T>({
   what,
@@ -52,7 +53,7 @@ export function fetchedByName<T>({
 
   async function loadNow(name: string): Promise<T | undefined> {
     const value = await load(name)
-    // By the process's own clock: what a request is compared with may be the past.
+    // By the monotonic clock: the time that a request is compared with may lie in the past.
     const atMs = performance.now()
     if (value === undefined) remember(nothing, name, { atMs }, MOST_NOTHING)
     else remember(kept, name, { value, atMs }, MOST_KEPT)
@@ -81,7 +82,7 @@ export function fetchedByName<T>({
   }
 }
 
-/** Adds to a memory, which forgets what came first. */
+/** Adds to a cache, and evicts the oldest entries. */
 function remember<V>(memory: Map<string, V>, name: string, value: V, most: number): void {
   memory.delete(name)
   for (const oldest of memory.keys()) if (memory.size >= most) memory.delete(oldest)
@@ -89,9 +90,9 @@ function remember<V>(memory: Map<string, V>, name: string, value: V, most: numbe
 }
 
 /**
- * A page as text, and whether it is one that was asked for.
+ * The text of a response, and whether its status is a 2xx.
  *
- * @throws CertificateUnreachable when the server does not answer, or not now.
+ * @throws CertificateUnreachable when the server does not respond, or responds with 429 or a 5xx.
  */
 export async function fetchText(
   fetch: Fetch,

@@ -10,11 +10,11 @@ import { isSecret, isTolerance, readOptions } from './options.js'
 
 export interface GooglePubsubOptions {
   /**
-   * The service account of the push subscription: `push@project.iam.gserviceaccount.com`. Everybody
-   * with a Google account can have Pub/Sub send something with the same audience.
+   * The service account of the push subscription: `push@project.iam.gserviceaccount.com`. The audience
+   * alone proves nothing: every Google Cloud project can push with the same one.
    */
   serviceAccount: Secrets
-  /** The subscription's audience: what was written there, or else the address that it pushes to. */
+  /** The audience of the push subscription. If none was configured there, the endpoint's URL. */
   audience: string | readonly string[]
   /** How far the time of the token may lie from now, on both sides. Default `'1h'`. */
   tolerance?: Duration
@@ -25,10 +25,10 @@ export interface GooglePubsubOptions {
 const KEYS = 'https://www.googleapis.com/oauth2/v3/certs'
 
 /**
- * Google Pub/Sub, push subscriptions with authentication and without payload unwrapping. The token
- * that comes with a message is signed by Google and says who sends it; the message itself is not
- * signed. A token is used for up to an hour, and so is the window. The payload is Pub/Sub's envelope:
- * `message.data` is base64.
+ * Google Pub/Sub, push subscriptions with authentication and without payload unwrapping. Google signs
+ * a token that identifies the service account; the message itself is not signed. Google uses a token
+ * for up to an hour, which is the default window. The payload is Pub/Sub's envelope: `message.data`
+ * is base64.
  */
 export function googlePubsub(options: GooglePubsubOptions): Provider {
   const {

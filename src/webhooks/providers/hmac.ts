@@ -32,7 +32,10 @@ export interface HmacOptions extends TolerantOptions {
   encoding?: 'hex' | 'base64'
   /** What stands before the signature in the header: `'sha256='`. */
   prefix?: string
-  /** What separates several signatures, or a time and signatures, in the header. Default: there is one signature. */
+  /**
+   * What separates several signatures, or a time and signatures, in the header. Default: the header
+   * is one signature.
+   */
   separator?: string
   /** The header that carries the time of signing. It only counts if `signed` covers it. */
   timestampHeader?: string
@@ -119,7 +122,7 @@ export function hmac(options: HmacOptions): Provider {
   })
 }
 
-/** Options that say two things, or something about a time that nothing says where to find. */
+/** Finds options that contradict each other, and options about a time that is never read. */
 function contradictionIn(options: HmacOptions): string | undefined {
   const { name, prefix = '', separator, timestampHeader, timestampPrefix } = options
   const isTimed = (timestampHeader ?? timestampPrefix) !== undefined
@@ -129,18 +132,18 @@ function contradictionIn(options: HmacOptions): string | undefined {
   }
   if (timestampPrefix === undefined) return undefined
   if (timestampHeader !== undefined) {
-    return `"timestampPrefix" of ${name} must be left out beside timestampHeader, which says already where the time is`
+    return `"timestampPrefix" of ${name} must be left out: timestampHeader already says where the time is`
   }
   if (separator === undefined) {
     return `"separator" of ${name} must say what stands between the time and the signature, such as ','`
   }
   if (prefix.startsWith(timestampPrefix) || timestampPrefix.startsWith(prefix)) {
-    return `"prefix" of ${name} must say what stands before the signature, such as 'v1=', so that it is told from the time after '${timestampPrefix}'`
+    return `"prefix" of ${name} must say what stands before the signature, such as 'v1=', to distinguish it from the time after '${timestampPrefix}'`
   }
   return undefined
 }
 
-/** What says where signatures and the time are, and what is signed. */
+/** The options that describe the signature. */
 type HmacForm = Pick<
   HmacOptions,
   | 'header'
@@ -182,7 +185,7 @@ export function hmacReader(form: HmacForm): (incoming: Incoming) => Read {
     const [timestamp] = times
     if (timestamp === undefined) return timestampPrefix ? 'malformed' : 'missing_header'
     const signedAtMs = READERS[timestampUnit](timestamp)
-    // Of two times, which of them was signed would be a guess.
+    // With two times, it is ambiguous which of them was signed.
     if (signedAtMs === undefined || times.length > 1) return 'malformed'
     const content = form.signed?.({ ...ask, timestamp }) ?? [timestamp, '.', body]
     return { content, signatures, signedAtMs }

@@ -5,8 +5,7 @@ import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * Jira Cloud. System → WebHooks → the webhook's secret; webhooks of Connect and OAuth apps are not
- * signed with one. No time is signed. It repeats a delivery up to 5 times after 408, 409, 425, 429 and
- * 5xx.
+ * signed with one. No time is signed. Jira redelivers up to 5 times after 408, 409, 425, 429 and 5xx.
  */
 export function jira(options: SecretOptions): Provider {
   const { secret } = readOptions('jira', SECRET, options)

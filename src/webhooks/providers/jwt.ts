@@ -2,22 +2,22 @@ import { errors, type JWK, type JWTPayload, type JWTVerifyOptions, jwtVerify } f
 import { CertificateUnreachable, headerOf, type Incoming, type Refusal } from '../signature.js'
 import { type Fetch, fetchedByName, fetchText } from './fetched.js'
 
-/** Finds a public key by its id; nothing when there is none. @throws CertificateUnreachable */
+/** Finds a public key by its id; `undefined` when there is none. @throws CertificateUnreachable */
 export type KeyById = (keyId: string) => Promise<JWK | undefined>
 
-/** What a token must say, besides being signed with a key of the issuer's. */
+/** What is required of a token. */
 export type TokenTerms = Pick<JWTVerifyOptions, 'audience' | 'issuer' | 'requiredClaims'> & {
   readonly algorithm: 'RS256' | 'ES256'
   readonly keyById: KeyById
 }
 
-/** Clocks differ; an issuer and this process may by so much. */
+/** How far the clocks of an issuer and this process may differ. */
 const CLOCKS_DIFFER_S = 60
 
 /**
- * The claims of a token that is signed and valid at that time, or why it is none.
+ * The claims of a token that is signed and valid at that time, or why it is refused.
  *
- * @throws CertificateUnreachable when the key cannot be had now.
+ * @throws CertificateUnreachable when the key cannot be fetched now.
  */
 export async function verifyToken(
   token: string,
@@ -28,7 +28,7 @@ export async function verifyToken(
     const { payload } = await jwtVerify(
       token,
       async ({ kid }) => {
-        // Of other text, as many keys could be asked for as somebody makes up.
+        // Restricts what an unverified header can put into a request for the key.
         const isName = typeof kid === 'string' && /^[\w-]{1,128}$/.test(kid)
         const key = isName && (await keyById(kid))
         if (!key) throw new errors.JWKSNoMatchingKey()
@@ -70,13 +70,13 @@ export function bearerOf(incoming: Incoming): string | Refusal {
   return /^bearer +([\w.-]+)$/i.exec(header)?.[1] ?? 'malformed'
 }
 
-/** When a token was issued, which `verifyToken` has seen is a number. */
+/** When a token was issued: `verifyToken` requires that claim. */
 export const issuedAtMs = ({ iat = Number.NaN }: JWTPayload): number => iat * 1_000
 
-/** Keys that are published no longer are not believed any longer. */
+/** How long a key is trusted after its issuer has stopped publishing it, at most. */
 const KEYS_KEPT_FOR_MS = 3_600_000
 
-/** The keys that an issuer publishes at an address of its own, as a JSON Web Key Set (RFC 7517). */
+/** The keys that an issuer publishes at a fixed address, as a JSON Web Key Set (RFC 7517). */
 export function publishedKeys(fetch: Fetch, address: string): KeyById {
   const keys = fetchedByName({
     what: 'key',
@@ -85,7 +85,7 @@ export function publishedKeys(fetch: Fetch, address: string): KeyById {
       const { ok, text } = await fetchText(fetch, address, 'key')
       const set = ok ? keySetOf(text) : undefined
       if (set !== undefined) return set
-      // The address is the issuer's: that nothing is there says nothing of the request.
+      // The address is fixed, so a missing key set does not mean that the token is forged.
       throw new CertificateUnreachable('the keys are not where they are published')
     },
   })

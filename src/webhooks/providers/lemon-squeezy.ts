@@ -4,8 +4,8 @@ import { hmac } from './hmac.js'
 import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
- * Lemon Squeezy. Settings → Webhooks → the signing secret. No time is signed. Events have no id. Only 200 counts as
- * delivered; a delivery that fails is repeated three times, within three minutes.
+ * Lemon Squeezy. Settings → Webhooks → the signing secret. No time is signed. Events have
+ * no id. Lemon Squeezy accepts 200 only; it redelivers three times, within three minutes.
  */
 export function lemonSqueezy(options: SecretOptions): Provider {
   const { secret } = readOptions('lemon-squeezy', SECRET, options)

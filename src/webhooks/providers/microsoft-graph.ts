@@ -11,10 +11,11 @@ export interface MicrosoftGraphOptions {
 }
 
 /**
- * Microsoft Graph: change notifications and lifecycle notifications. Nothing is signed: every notification carries
- * `clientState`, which is taken out of what is kept. Notifications have no id, and two changes of one
- * object can look the same. Graph waits 3 seconds and repeats for up to 4 hours, so that
- * `mode: 'deferred'` suits it. The question that a subscription begins with is answered.
+ * Microsoft Graph: change notifications and lifecycle notifications. Nothing is signed: every
+ * notification contains `clientState`, which is removed from the stored payload. Notifications have no
+ * id, and two changes of one object can be identical. Graph waits 3 seconds for the response, so use
+ * `mode: 'deferred'`, and redelivers for up to 4 hours. The validation request of a new subscription
+ * is answered.
  */
 export function microsoftGraph(options: MicrosoftGraphOptions): Provider {
   const { clientState } = readOptions('microsoft-graph', { clientState: isSecret }, options)
@@ -32,11 +33,11 @@ export function microsoftGraph(options: MicrosoftGraphOptions): Provider {
   })
 }
 
-/** Graph asks before the subscription exists, and so before there is a `clientState`. */
+/** Graph validates the endpoint before it creates the subscription, so without a `clientState`. */
 function answerValidation(incoming: Incoming): Answer | undefined {
   const token = new URLSearchParams(queryOf(incoming)).get('validationToken')
   if (token === null) return undefined
-  // As text, since it is somebody else's.
+  // As plain text: the token comes from an unauthenticated request.
   const headers = { 'content-type': 'text/plain', 'x-content-type-options': 'nosniff' }
   return { status: 200, headers, body: token }
 }

@@ -31,13 +31,13 @@ export interface PlaidOptions {
   fetch?: Fetch
 }
 
-/** A key that was withdrawn is not believed any longer. */
+/** How long a key is trusted after Plaid has revoked it, at most. */
 const KEYS_KEPT_FOR_MS = 3_600_000
 
 /**
- * Plaid. It signs a token with the hash of the body; the key is fetched from Plaid's API. Window: 5
- * minutes. Events have no id, and two that differ can have the same body: an event is named by its
- * token's signature, so that a delivery which Plaid repeats with a new token is processed again.
+ * Plaid. It signs a token that contains the hash of the body; the key is fetched from Plaid's API.
+ * Window: 5 minutes. Events have no id, and two different events can have identical bodies. The event
+ * id is the token's signature, so a redelivery with a new token is processed as another event.
  */
 export function plaid(options: PlaidOptions): Provider {
   const {
@@ -72,7 +72,7 @@ export function plaid(options: PlaidOptions): Provider {
     const token = headerOf(incoming, HEADER)
     if (token === undefined) return 'missing_header'
     let used: Uint8Array | undefined
-    // While a secret is being changed, each of them may be the one that Plaid knows.
+    // During a rotation, either secret may be the one that Plaid accepts.
     async function keyById(keyId: string): Promise<JWK | undefined> {
       let unreachable: unknown
       for (const secret of (await known.keys()) as readonly Uint8Array[]) {
@@ -123,7 +123,7 @@ async function fetchKey(fetch: Fetch, host: string, body: string): Promise<JWK |
   }
   const code = at(answer, 'error_code')
   if (code === 'INVALID_WEBHOOK_VERIFICATION_KEY_ID') return undefined
-  // Wrong credentials are this side's fault, and nothing is known of the request.
+  // With wrong credentials of ours, the request may still be genuine.
   throw new CertificateUnreachable(
     `Plaid does not say what the key is: ${nameOf(code) ?? 'no key'}`,
   )

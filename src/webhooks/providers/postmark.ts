@@ -4,10 +4,10 @@ import { readOptions, SECRET, type SecretOptions } from './options.js'
 import { basicAuth } from './shared-secret.js'
 
 /**
- * Postmark, and mail that it receives. The secret is `'user:password'`, as in the webhook's address,
- * `https://user:password@…`. Nothing is signed. Bounces and complaints have an id; a delivery is named
- * by its message and recipient, received mail by its message. Opens, clicks and changes of a
- * subscription have no id. A delivery that fails is repeated 10 times, within 11 hours.
+ * Postmark, and its inbound mail. The secret is `'user:password'`, as in the webhook's URL,
+ * `https://user:password@…`. Nothing is signed. Bounces and complaints have an id. A delivery is
+ * identified by its message and recipient, inbound mail by its message. Opens, clicks and changes of a
+ * subscription have no id. Postmark redelivers 10 times, within 11 hours.
  */
 export function postmark(options: SecretOptions): Provider {
   const { secret } = readOptions('postmark', SECRET, options)
@@ -19,12 +19,12 @@ export function postmark(options: SecretOptions): Provider {
       type: typeOf,
       object: (payload) => at(payload, 'MessageID'),
     }),
-    // Received mail has its attachments in it: up to 35 MB, as base64.
+    // Inbound mail contains its attachments: up to 35 MB, as base64.
     bodyLimit: 50 * 1024 * 1024,
   }
 }
 
-/** Received mail does not say what kind of record it is. */
+/** Inbound mail has no `RecordType`. */
 function typeOf(payload: unknown): unknown {
   const isReceived = at(payload, 'FromFull') !== undefined
   return at(payload, 'RecordType') ?? (isReceived ? 'Inbound' : undefined)

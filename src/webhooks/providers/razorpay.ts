@@ -5,7 +5,7 @@ import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * Razorpay. The secret that was entered with the webhook, under Account & Settings → Webhooks. No
- * time is signed. A delivery that fails is repeated for 24 hours, and the webhook disabled then.
+ * time is signed. Razorpay redelivers for 24 hours, and then disables the webhook.
  */
 export function razorpay(options: SecretOptions): Provider {
   const { secret } = readOptions('razorpay', SECRET, options)

@@ -11,7 +11,7 @@ import {
 } from './event-options.js'
 import { readOptions } from './options.js'
 
-/** Of a sender with a user and a password. The secret is `'user:password'`. */
+/** The secret is `'user:password'`. */
 export interface BasicAuthOptions extends EventOptions {}
 
 export interface SharedSecretOptions extends EventOptions {
@@ -28,9 +28,9 @@ const CHECKS: Record<keyof SharedSecretOptions, Check> = {
 }
 
 /**
- * For anybody who sends the secret itself along in a header. A function of its own, and no option of
- * `hmac()`, because it promises less: nothing of the request is signed and no time counts, so that
- * reading one request is enough to send others.
+ * A sender that puts the secret itself in a header. It is a separate function and not an option of
+ * `hmac()`, because the guarantee is weaker: neither the body nor a time is signed, so a single
+ * leaked request is enough to forge others.
  */
 export function sharedSecret(options: SharedSecretOptions): Provider {
   readOptions(titleOf('sharedSecret', options), CHECKS, options, ['name', 'header', 'eventId'])
@@ -41,8 +41,8 @@ export function sharedSecret(options: SharedSecretOptions): Provider {
 }
 
 /**
- * For anybody who authenticates with a user and a password (RFC 7617), as after an address of the
- * form `https://user:password@…` was given to them. Nothing is signed, as with `sharedSecret()`.
+ * A sender that authenticates with a user and a password (RFC 7617), as a sender does that was given
+ * an address of the form `https://user:password@…`. Nothing is signed, as with `sharedSecret()`.
  */
 export function basicAuth(options: BasicAuthOptions): Provider {
   readOptions(titleOf('basicAuth', options), EVENT_CHECKS, options, ['name', 'eventId'])

@@ -10,8 +10,8 @@ export interface TelegramOptions {
 }
 
 /**
- * Telegram's bots. Nothing is signed: the secret token is sent along with every update, and is never
- * kept. `event.respond()` can call a method of the Bot API.
+ * Telegram bots. Nothing is signed: the secret token is sent with every update, and is never stored.
+ * `event.respond()` can call a method of the Bot API.
  */
 export function telegram(options: TelegramOptions): Provider {
   const { secretToken } = readOptions('telegram', { secretToken: isSecret }, options)
@@ -29,7 +29,7 @@ export function telegram(options: TelegramOptions): Provider {
   })
 }
 
-/** Beside its id, an update has one field, whose name says what happened. */
+/** Besides its id, an update has one field, whose name is the type. */
 function kindOf(update: unknown): string | undefined {
   return Object.keys(Object(update)).find((name) => name !== 'update_id')
 }

@@ -5,8 +5,8 @@ import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * Vercel. The webhook's secret, which is shown once under Settings → Webhooks; an integration's
- * webhooks are signed with its client secret. No time is signed. `redelivers` is `false`: nothing in its documentation
- * says that a delivery is repeated.
+ * webhooks are signed with its client secret. No time is signed. `redelivers` is `false`, because its
+ * documentation does not mention redeliveries.
  */
 export function vercel(options: SecretOptions): Provider {
   const { secret } = readOptions('vercel', SECRET, options)

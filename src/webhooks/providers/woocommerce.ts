@@ -7,8 +7,8 @@ import { readOptions, SECRET, type SecretOptions } from './options.js'
 
 /**
  * WooCommerce. Settings → Advanced → Webhooks → the webhook's secret. No time is signed. The ping that
- * it sends when a webhook is saved is not signed, and is answered. `redelivers` is `false`: it sends
- * each event once, and disables a webhook that fails more than 5 times in a row.
+ * it sends when a webhook is saved is not signed, and is answered. It sends each event once, and
+ * disables a webhook that fails more than 5 times in a row.
  */
 export function woocommerce(options: SecretOptions): Provider {
   const { secret } = readOptions('woocommerce', SECRET, options)
