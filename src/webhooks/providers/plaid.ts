@@ -36,8 +36,8 @@ const KEYS_KEPT_FOR_MS = 3_600_000
 
 /**
  * Plaid. It signs a token that contains the hash of the body; the key is fetched from Plaid's API.
- * Window: 5 minutes. Events have no id, and two different events can have identical bodies. The event
- * id is the token's signature, so a redelivery with a new token is processed as another event.
+ * Window: 5 minutes. Events have no id, and two different events can have identical bodies: the signed
+ * time is what distinguishes them, and a redelivery that is signed again is another event.
  */
 export function plaid(options: PlaidOptions): Provider {
   const {
@@ -100,7 +100,7 @@ export function plaid(options: PlaidOptions): Provider {
     secret,
     scheme: { algorithm: { kind: 'equality' }, toleranceMs: toMs(tolerance), read },
     keptHeaders: [HEADER],
-    eventId: (_payload, header) => header(HEADER)?.split('.').at(-1),
+    eventId: () => null,
     type: (payload) => {
       const [type, code] = ['webhook_type', 'webhook_code'].map((name) => nameOf(at(payload, name)))
       return type && code && `${type}.${code}`

@@ -242,17 +242,6 @@ t.test('plaid: the token names the body, and no other', async (t) => {
   t.match(await ask(provider, { headers, body: Buffer.from(ITEM) }), { reason: 'no_match' })
 })
 
-t.test('plaid: events with the same body are told apart, and the same token is one', async (t) => {
-  const provider = plaid({ clientId: 'c-1', secret: FIRST, fetch: plaidApi })
-  const idOf = async (sent: ReturnType<typeof fromPlaid>) => {
-    const result = await ask(provider, sent)
-    return result.kind === 'verified' ? result.events[0]?.eventId : result.kind
-  }
-  const once = fromPlaid(FIRST)
-  t.equal(await idOf(once), await idOf(once))
-  t.not(await idOf(once), await idOf(fromPlaid(FIRST)))
-})
-
 t.test('plaid: a key that was withdrawn is not believed', async (t) => {
   const advance = movableClock(t)
   let expired_at: number | null = null
