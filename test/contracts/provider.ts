@@ -21,7 +21,7 @@ export interface Party {
 /** What an event is called. */
 export interface Names {
   /** `null`: the provider gives it no id, and its bytes name it. */
-  readonly eventId: string | RegExp | null
+  readonly eventId: string | null
   readonly type: string | null
   readonly object?: string | null
 }
