@@ -1,5 +1,4 @@
 /// <reference path="./redlock.d.ts" />
-import Redlock, { ExecutionError, ResourceLockedError } from 'redlock'
 import { OptionInvalid } from '../errors.js'
 import { within } from '../within.js'
 import { BUSY, type LockBackend } from './lock.js'
@@ -41,12 +40,20 @@ export function redisLock(
 ): LockBackend {
   // Both votes of a failed acquisition, and the database after them, in the time that a store has.
   const patienceMs = Math.min(MOST_PATIENCE_MS, storePatienceMs / 4)
-  const redlock = new Redlock(
-    clients.map((client) => impatient(client, patienceMs)),
-    { retryCount: 0 },
-  )
+  const load = async () => {
+    const redlock = await import('redlock')
+    const voters = clients.map((client) => impatient(client, patienceMs))
+    return {
+      redlock: new redlock.default(voters, { retryCount: 0 }),
+      unlessRefused: votesOf(redlock),
+    }
+  }
+  let loaded: ReturnType<typeof load> | undefined
   return {
     async acquire({ tenantId, names, ttlMs }) {
+      // By the first lock: an application without locks in Redis never loads it.
+      loaded ??= load()
+      const { redlock, unlessRefused } = await loaded
       const askedAt = performance.now()
       const keys = names.map((name) => `${prefix}lock:${JSON.stringify([tenantId, name])}`)
       const lock = await unlessRefused(() => redlock.acquire(keys, ttlMs))
@@ -101,19 +108,21 @@ function impatient(client: RedisClientLike, patienceMs: number): object {
 }
 
 /**
- * `undefined` when the servers said no: it is somebody else's. redlock says the same when they said
- * nothing, so the votes are counted.
+ * Makes what asks the servers give `undefined` when they said no: it is somebody else's. redlock says the same
+ * when they said nothing, so the votes are counted.
  */
-async function unlessRefused<T>(ask: () => Promise<T>): Promise<T | undefined> {
-  try {
-    return await ask()
-  } catch (error) {
-    const stats = error instanceof ExecutionError ? await error.attempts[0] : undefined
-    if (stats === undefined) throw error
-    const failures = [...stats.votesAgainst.values()].filter(
-      (failure) => !(failure instanceof ResourceLockedError),
-    )
-    if (stats.membershipSize - failures.length >= stats.quorumSize) return undefined
-    throw failures[0]
+function votesOf({ ExecutionError, ResourceLockedError }: typeof import('redlock')) {
+  return async <T>(ask: () => Promise<T>): Promise<T | undefined> => {
+    try {
+      return await ask()
+    } catch (error) {
+      const stats = error instanceof ExecutionError ? await error.attempts[0] : undefined
+      if (stats === undefined) throw error
+      const failures = [...stats.votesAgainst.values()].filter(
+        (failure) => !(failure instanceof ResourceLockedError),
+      )
+      if (stats.membershipSize - failures.length >= stats.quorumSize) return undefined
+      throw failures[0]
+    }
   }
 }

@@ -4,6 +4,7 @@ import type { Happening } from '../../src/events.js'
 import { warnOfEviction } from '../../src/locks/eviction.js'
 import type { LockAsk, LockBackend } from '../../src/locks/lock.js'
 import { readRedisClients, redisLock } from '../../src/locks/redis.js'
+import { runSource } from '../cli/run-command.js'
 import { heldOf } from '../contracts/lock.js'
 import { missingRedisServer, type RedisServer, redisServer } from '../fixtures/redis.js'
 
@@ -138,4 +139,21 @@ t.test('clients that cannot keep locks by their majority are refused', async (t)
     t.throws(() => readRedisClients(clients), { code: 'IDEMPOTENCY_OPTION_INVALID', message })
   }
   t.equal(readRedisClients([client, client, client]).length, 3)
+})
+
+t.test('redlock is loaded by the first lock in Redis, and by nothing before it', async (t) => {
+  const refuseRedlock = `export const resolve = (name, context, next) => {
+    if (name === 'redlock') throw new Error('redlock was loaded')
+    return next(name, context)
+  }`
+  const source = `
+    import { register } from 'node:module'
+    register(${JSON.stringify(`data:text/javascript,${encodeURIComponent(refuseRedlock)}`)})
+    await import(${JSON.stringify(import.meta.resolve('../../src/index.ts'))})
+    const { redisLock } = await import(${JSON.stringify(import.meta.resolve('../../src/locks/redis.ts'))})
+    const backend = redisLock([{}])
+    console.log('not yet')
+    await backend.acquire(${JSON.stringify(ASK)}).catch(({ message }) => console.log(message))`
+  const { stdout, stderr } = await runSource(process.cwd(), source)
+  t.equal(stdout, 'not yet\nredlock was loaded\n', stderr)
 })
