@@ -2,16 +2,17 @@
 import { readdir, readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { DEFAULTS } from '../src/options.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const read = (path: string) => readFile(`${root}${path}`, 'utf8')
 const withoutCode = (text: string) => text.replace(/```.*?```/gs, '').replace(/`[^`\n]*`/g, 'code')
 
-/** Those that npm packs, as test/package.test.ts holds. */
+/** Those that npm packs, as test/package/contents.test.ts holds. */
 async function documents(): Promise<string[]> {
   const docs = await readdir(`${root}docs`)
   const pages = docs.filter((name) => name.endsWith('.md')).map((name) => `docs/${name}`)
-  return ['README.md', 'CHANGELOG.md', ...pages]
+  return ['README.md', 'CHANGELOG.md', 'SECURITY.md', ...pages]
 }
 
 /** What a fragment may name: the headings, as GitHub turns them into anchors, and explicit anchors. */
@@ -45,3 +46,17 @@ t.test(
     t.ok(count > 80, `${count} links`)
   },
 )
+
+t.test('every address of the repository is the one of package.json', async (t) => {
+  const manifest = JSON.parse(await read('package.json'))
+  const repository: string = manifest.repository.url.replace(/^git\+|\.git$/g, '')
+  t.equal(manifest.homepage, `${repository}#readme`)
+  t.equal(manifest.bugs.url, `${repository}/issues`)
+  t.equal(DEFAULTS.docs, `${repository}/blob/main/docs/errors.md`)
+  for (const path of await documents()) {
+    const text = await read(path)
+    for (const [address] of text.matchAll(/https:\/\/github\.com\/[\w-]+\/fastify-idempotency/g)) {
+      t.equal(address, repository, path)
+    }
+  }
+})

@@ -1,13 +1,12 @@
 // The package as it is published: built, and used by its name.
 import { execFile } from 'node:child_process'
-import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import t from 'tap'
 
 const run = promisify(execFile)
-const root = fileURLToPath(new URL('..', import.meta.url))
+const root = fileURLToPath(new URL('../..', import.meta.url))
 
 await run('npm', ['run', '--silent', 'build'], { cwd: root })
 
@@ -149,47 +148,3 @@ for (const compilerOptions of [
     t.strictSame(own, [])
   })
 }
-
-t.test('it contains what is needed and nothing else', async (t) => {
-  const { stdout } = await run('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], {
-    cwd: root,
-  })
-  const [{ files }] = JSON.parse(stdout) as [{ files: { path: string }[] }]
-  const paths = files.map(({ path }) => path)
-  const pages = (await readdir(join(root, 'docs'))).filter((name) => name.endsWith('.md'))
-  const docs = pages.map((name) => `docs/${name}`)
-  for (const path of [
-    'dist/index.js',
-    'dist/index.d.ts',
-    'dist/cli/main.js',
-    'prisma/idempotency.prisma',
-    'README.md',
-    'LICENSE',
-    'CHANGELOG.md',
-    ...docs,
-  ]) {
-    t.ok(paths.includes(path), path)
-  }
-  const others = paths.filter(
-    (path) =>
-      !path.startsWith('dist/') &&
-      ![
-        'prisma/idempotency.prisma',
-        'README.md',
-        'LICENSE',
-        'CHANGELOG.md',
-        'package.json',
-        ...docs,
-      ].includes(path),
-  )
-  t.strictSame(others, [])
-})
-
-t.test('it has no script that an installation would run', async (t) => {
-  const { scripts } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8'))
-  // npm counts `prepare` among them where a package does not come from a registry.
-  for (const name of ['preinstall', 'install', 'postinstall', 'preprepare', 'prepare']) {
-    t.notHas(scripts, { [name]: String }, name)
-  }
-  t.type(scripts.dependencies, 'string', 'npm runs it in a checkout alone')
-})
