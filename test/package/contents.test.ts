@@ -58,6 +58,49 @@ t.test('it has no script that an installation would run', async (t) => {
   t.type(manifest.scripts.dependencies, 'string', 'npm runs it in a checkout alone')
 })
 
+t.test('every peer has a major version that it ends with', (t) => {
+  for (const [name, range] of Object.entries<string>(manifest.peerDependencies)) {
+    t.match(range, /^\^\d+\.\d+\.\d+( \|\| \^\d+\.\d+\.\d+)*$/, name)
+  }
+  t.end()
+})
+
+t.test(
+  'every command that installs a package names a major version that is supported',
+  async (t) => {
+    const sources = (await readdir(`${root}src`, { recursive: true })).filter((n) =>
+      n.endsWith('.ts'),
+    )
+    const paths = [
+      ...files.filter((path) => path.endsWith('.md') && path !== 'docs/webhooks.md'),
+      ...sources.map((n) => `src/${n}`),
+    ]
+    const { name, version, peerDependencies, devDependencies } = manifest
+    const supported = { ...devDependencies, ...peerDependencies, [name]: version }
+    let count = 0
+    for (const path of paths) {
+      const text = await readFile(root + path, 'utf8')
+      for (const [command, words = ''] of text.matchAll(
+        /\bnpm (?:install|i|add)((?: [\w@/.-]+)+)/g,
+      )) {
+        for (const word of words
+          .trim()
+          .split(' ')
+          .filter((one) => !one.startsWith('-'))) {
+          count += 1
+          const [, dependency = '', major] = /^(@?[^@]+)(?:@(\d+))?/.exec(word) ?? []
+          const range: string = supported[dependency] ?? ''
+          t.ok(
+            range.split(' || ').some((one) => one.replace('^', '').split('.')[0] === major),
+            `${path}: ${command}`,
+          )
+        }
+      }
+    }
+    t.ok(count > 0)
+  },
+)
+
 function toArrayBuffer({ buffer, byteOffset, byteLength }: Buffer): ArrayBuffer {
   return new Uint8Array(buffer, byteOffset, byteLength).slice().buffer
 }
