@@ -18,8 +18,9 @@ async function demonstrate(url: string, { secrets }: Environment): Promise<boole
   console.log('\nWhat wants the same thing at the same time, or comes in the wrong order')
   const bookings = await playBookings(url, secrets)
   console.log(`\n${[payments, webhooks, bookings].map(table).join('\n\n')}\n`)
-  console.log(`Providers repeat what is answered 503 because its event is being processed, and so does this:
-such a delivery is counted once, and so is a guest who asks until an evening is free.\n`)
+  console.log(`What is zero is left out. Providers repeat what is answered 503 because its
+event is being processed, and so does this: such a delivery is counted once, and
+so is a guest who asks until an evening is free.\n`)
   return tellWhether([...payments, ...webhooks, ...bookings])
 }
 
@@ -54,7 +55,7 @@ async function findApi(environment: Environment): Promise<RunningApi> {
 try {
   const environment = readEnvironment()
   const api = await findApi(environment)
-  console.log(`Payments API on ${api.url} (${api.description})\n`)
+  console.log(`Payments API on ${api.url}\n(${api.description})\n`)
   try {
     if (!(await demonstrate(api.url, environment))) process.exitCode = 1
   } finally {

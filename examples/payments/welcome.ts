@@ -22,7 +22,8 @@ export function welcome({ url, description }: RunningApi): string {
   })
 
   return `
-Payments API on ${url} (${description})
+Payments API on ${url}
+(${description})
 
 Pay. Run it twice: the second answer is the first one, with Idempotent-Replayed: true
 

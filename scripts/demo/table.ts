@@ -12,27 +12,32 @@ export interface Row {
   isExpected: boolean
 }
 
-/** The rows with a sum below them, for a terminal. */
+/** A terminal breaks longer lines, within words. */
+const COLUMNS = 80
+
+/** The rows with a sum below them, each with what is not zero in it. */
 export function table(rows: readonly Row[]): string {
-  const columns = Object.keys(rows[0]?.tally ?? {})
-  const head = ['step', ...columns]
-  const cellsOf = (name: string, tally: Tally) => [
-    name,
-    ...columns.map((column) => shown(tally[column])),
-  ]
-  const cells = rows.map(({ name, tally }) => cellsOf(name, tally))
-  const total = cellsOf('total', sumOf(rows.map(({ tally }) => tally)))
-  const widths = head.map((_, column) =>
-    Math.max(...[head, ...cells, total].map((row) => row[column]?.length ?? 0)),
-  )
-  const line = (row: string[]) =>
-    row
-      .map((cell, i) => (i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0)))
-      .join('  ')
-      .trimEnd()
-  const rule = widths.map((width) => '─'.repeat(width)).join('──')
-  const body = rows.map(({ isExpected }, i) => `${line(cells[i] ?? [])}  ${mark(isExpected)}`)
-  return [styled('bold', line(head)), rule, ...body, rule, line(total)].join('\n')
+  const total = sumOf(rows.map(({ tally }) => tally))
+  const parts = rows.map(({ name, tally, isExpected }) => [
+    `${mark(isExpected)} ${styled('bold', name)}`,
+    ...cells(tally),
+  ])
+  return [...parts, [`  ${styled('bold', 'total')}`, ...cells(total)]].flat().join('\n')
+}
+
+/** Indented, and as many beside each other as a line has room for. */
+function cells(tally: Tally): string[] {
+  const lines: string[] = []
+  for (const [column, value] of Object.entries(tally)) {
+    const text = shown(value)
+    if (text === '') continue
+    const cell = `${column}: ${text}`
+    const last = lines.at(-1)
+    if (last === undefined) lines.push(`    ${cell}`)
+    else if (last.length + 3 + cell.length <= COLUMNS) lines[lines.length - 1] = `${last} · ${cell}`
+    else lines.push(`    ${cell}`)
+  }
+  return lines
 }
 
 export function mark(isExpected: boolean): string {
@@ -66,10 +71,10 @@ function merged(counts: Counts = {}, more: Counts): Counts {
   return all
 }
 
-/** `{ 422: 1 }` as `1 × 422`; in the order of the names, whichever came first. */
-function shown(value: Tally[string] = ''): string {
-  if (typeof value !== 'object') return String(value)
+/** `{ 422: 1 }` as `1 × 422`, in the order of the names; nothing for what did not happen. */
+function shown(value: Tally[string]): string {
+  if (typeof value === 'number') return value === 0 ? '' : String(value)
+  if (typeof value === 'string') return value
   const counts = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))
-  const parts = counts.map(([what, count]) => `${count} × ${what}`)
-  return parts.join(', ') || '0'
+  return counts.map(([what, count]) => `${count} × ${what}`).join(', ')
 }

@@ -35,7 +35,7 @@ function scenario(url: string, secrets: WebhookSecrets): Step<Delivery>[] {
     expected: {
       deliveries: sent.length,
       ...{ 'handler runs': 0, 'effects stored': 0, acknowledged: 0, 'come back': {}, refused: {} },
-      why: '–',
+      why: '',
       ...expected,
     },
   })
@@ -93,7 +93,7 @@ function scenario(url: string, secrets: WebhookSecrets): Step<Delivery>[] {
 export async function playWebhooks(url: string, secrets: WebhookSecrets): Promise<Row[]> {
   const play: Play<Delivery> = async ({ sent, expected }, answered) => {
     const before = await stats(url)
-    const answers = { acknowledged: 0, 'come back': {} as Counts, refused: {} as Counts, why: '–' }
+    const answers = { acknowledged: 0, 'come back': {} as Counts, refused: {} as Counts, why: '' }
     await Promise.all(
       sent.map(async (delivery) => {
         const { status, reason } = await deliver(url, delivery)
@@ -102,7 +102,7 @@ export async function playWebhooks(url: string, secrets: WebhookSecrets): Promis
         else if (status === 503) count(answers['come back'], status)
         else {
           count(answers.refused, status)
-          answers.why = reason ?? '–'
+          answers.why = reason ?? ''
         }
       }),
     )

@@ -275,6 +275,19 @@ test('prints lines of at most 80 columns, and breaks neither words nor code', as
   }
 })
 
+test('prints the models that it would add in at most 80 columns', async (t) => {
+  for (const provider of ['postgresql', 'mysql', 'sqlite']) {
+    const cwd = t.testdir({ 'schema.prisma': schema.replace('postgresql', provider) })
+    const { stdout } = await init({ cwd, path: undefined, mode: 'dry-run' })
+    t.match(stdout, 'model IdempotencyRecord {')
+    t.strictSame(
+      stdout.split('\n').filter((line) => line.length > 80),
+      [],
+      provider,
+    )
+  }
+})
+
 test("names what a team's model lacks, and changes nothing", async (t) => {
   const models = await readFile(new URL('../../prisma/idempotency.prisma', import.meta.url), 'utf8')
   const own = models.replace(/^ {2}(attempt|headers) .*\n/gm, '')

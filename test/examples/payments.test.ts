@@ -60,6 +60,7 @@ for (const { name, skip, quick, url } of databases) {
       t.same(tablesOf(output), [heldPayments, heldWebhooks, heldBookings])
       t.match(output, 'Every expectation held')
       t.notMatch(output, /warning/i)
+      t.strictSame(tooWide(output), [])
     })
 
   if (isFull || quick === 'server')
@@ -68,7 +69,9 @@ for (const { name, skip, quick, url } of databases) {
     }, async (t) => {
       const env = { DATABASE_URL: await url(t) }
       const server = startProcess(t, scripts.start.split(' '), env)
-      const commands = commandsOf(await server.started)
+      const welcome = await server.started
+      t.notMatch(welcome, /^\{/m, 'no line of the log is between the lines to copy')
+      const commands = commandsOf(welcome)
       const [pay = '', payOther = '', list = '', confirm = '', runDemo = ''] = commands
 
       const [first, second] = [await shell(pay), await shell(pay)]
@@ -191,9 +194,15 @@ test('without the plugin, the demo shows what goes wrong', async (t) => {
   const { code, output } = await demo(t, { DEMO_URL: await app.listen({ port: 0 }) })
   t.equal(code, 1)
   const [payments, webhooks, bookings] = tablesOf(output)
-  t.same(payments?.at(-1), ['total', '56', '55', '55', '0', '0', '1 × 401'])
-  t.same(webhooks?.at(-1), ['total', '111', '58', '58', '58', '0', '53 × 404'])
-  t.same(bookings?.at(-1), ['total', '214', '208 × 404, 6 × ends pending', '0', '0'])
+  t.same(payments?.at(-1), [
+    'total',
+    'requests: 56 · handler runs: 55 · payments stored: 55 · other: 1 × 401',
+  ])
+  t.same(webhooks?.at(-1), [
+    'total',
+    'deliveries: 111 · handler runs: 58 · effects stored: 58 · acknowledged: 58 · refused: 53 × 404',
+  ])
+  t.same(bookings?.at(-1), ['total', 'requests: 214 · answers: 208 × 404, 6 × ends pending'])
   t.match(output, 'Not as expected: "50 identical payments at once"')
 })
 
@@ -204,55 +213,89 @@ test('a demo with nobody to talk to says so', async (t) => {
 })
 
 const heldPayments = [
-  ['50 identical payments at once', '50', '1', '1', '49', '0', '0', '✓'],
-  ['the same key, another amount', '1', '0', '0', '0', '1 × 422', '0', '✓'],
-  ['the same key, another route', '1', '0', '0', '0', '1 × 422', '0', '✓'],
-  ['the same key, another tenant', '1', '1', '1', '0', '0', '0', '✓'],
-  ['the same key, an unknown tenant', '1', '0', '0', '0', '0', '1 × 401', '✓'],
-  ['no key', '1', '0', '0', '0', '0', '1 × 400', '✓'],
-  ['the first payment once more', '1', '0', '0', '1', '0', '0', '✓'],
-  ['total', '56', '2', '2', '50', '2 × 422', '1 × 400, 1 × 401'],
+  [
+    '✓ 50 identical payments at once',
+    'requests: 50 · handler runs: 1 · payments stored: 1 · replays: 49',
+  ],
+  ['✓ the same key, another amount', 'requests: 1 · conflicts: 1 × 422'],
+  ['✓ the same key, another route', 'requests: 1 · conflicts: 1 × 422'],
+  ['✓ the same key, another tenant', 'requests: 1 · handler runs: 1 · payments stored: 1'],
+  ['✓ the same key, an unknown tenant', 'requests: 1 · other: 1 × 401'],
+  ['✓ no key', 'requests: 1 · other: 1 × 400'],
+  ['✓ the first payment once more', 'requests: 1 · replays: 1'],
+  [
+    'total',
+    'requests: 56 · handler runs: 2 · payments stored: 2 · replays: 50 · conflicts: 2 × 422 · other: 1 × 400, 1 × 401',
+  ],
 ]
 
 const heldWebhooks = [
-  ['Stripe: 50 deliveries of one event at once', '50', '1', '1', '50', '0', '0', '–', '✓'],
-  ['Stripe: the event once more', '1', '0', '0', '1', '0', '0', '–', '✓'],
-  ['Stripe: one byte changed', '1', '0', '0', '0', '0', '1 × 401', 'no_match', '✓'],
-  ['Stripe: signed with another secret', '1', '0', '0', '0', '0', '1 × 401', 'no_match', '✓'],
-  ['Stripe: not signed', '1', '0', '0', '0', '0', '1 × 401', 'missing_header', '✓'],
-  ['Stripe: signed ten minutes ago', '1', '0', '0', '0', '0', '1 × 401', 'too_old', '✓'],
-  ['Stripe: signed in ten minutes', '1', '0', '0', '0', '0', '1 × 401', 'from_future', '✓'],
-  ['Stripe: an event before its payment', '1', '1', '0', '0', '1 × 503', '0', '–', '✓'],
-  ['Stripe: it again, after its payment', '1', '1', '1', '1', '0', '0', '–', '✓'],
-  ['GitHub: 50 deliveries of one push at once', '50', '1', '1', '50', '0', '0', '–', '✓'],
-  ['GitHub: one byte changed', '1', '0', '0', '0', '0', '1 × 401', 'no_match', '✓'],
-  ['bank: three transfers in one request', '1', '3', '3', '1', '0', '0', '–', '✓'],
-  ['bank: the three again, and a fourth', '1', '1', '1', '1', '0', '0', '–', '✓'],
-  ['total', '111', '8', '7', '104', '1 × 503', '6 × 401'],
+  [
+    '✓ Stripe: 50 deliveries of one event at once',
+    'deliveries: 50 · handler runs: 1 · effects stored: 1 · acknowledged: 50',
+  ],
+  ['✓ Stripe: the event once more', 'deliveries: 1 · acknowledged: 1'],
+  ['✓ Stripe: one byte changed', 'deliveries: 1 · refused: 1 × 401 · why: no_match'],
+  ['✓ Stripe: signed with another secret', 'deliveries: 1 · refused: 1 × 401 · why: no_match'],
+  ['✓ Stripe: not signed', 'deliveries: 1 · refused: 1 × 401 · why: missing_header'],
+  ['✓ Stripe: signed ten minutes ago', 'deliveries: 1 · refused: 1 × 401 · why: too_old'],
+  ['✓ Stripe: signed in ten minutes', 'deliveries: 1 · refused: 1 × 401 · why: from_future'],
+  ['✓ Stripe: an event before its payment', 'deliveries: 1 · handler runs: 1 · come back: 1 × 503'],
+  [
+    '✓ Stripe: it again, after its payment',
+    'deliveries: 1 · handler runs: 1 · effects stored: 1 · acknowledged: 1',
+  ],
+  [
+    '✓ GitHub: 50 deliveries of one push at once',
+    'deliveries: 50 · handler runs: 1 · effects stored: 1 · acknowledged: 50',
+  ],
+  ['✓ GitHub: one byte changed', 'deliveries: 1 · refused: 1 × 401 · why: no_match'],
+  [
+    '✓ bank: three transfers in one request',
+    'deliveries: 1 · handler runs: 3 · effects stored: 3 · acknowledged: 1',
+  ],
+  [
+    '✓ bank: the three again, and a fourth',
+    'deliveries: 1 · handler runs: 1 · effects stored: 1 · acknowledged: 1',
+  ],
+  [
+    'total',
+    'deliveries: 111 · handler runs: 8 · effects stored: 7 · acknowledged: 104 · come back: 1 × 503 · refused: 6 × 401',
+  ],
 ]
 
 const heldBookings = [
   [
-    'the three events of a payment, twice, in each of 6 orders',
-    ...['6', '6 × ends succeeded', '11', '0', '✓'],
+    '✓ the three events of a payment, twice, in each of 6 orders',
+    'requests: 6 · answers: 6 × ends succeeded · statuses changed: 11',
   ],
-  ['200 guests want the same evening', '200', '1 × got it, 199 × told no', '0', '0', '✓'],
-  ['the one who got it books it, five times', '5', '1 × got it, 4 × has it', '0', '1', '✓'],
-  ['an evening that somebody else holds for 3 seconds', '1', '1 × told no', '0', '0', '✓'],
-  ['the same evening, asked for until it is free', '1', '1 × got it', '0', '0', '✓'],
-  ['the first one books, too late', '1', '1 × told no', '0', '0', '✓'],
-  ['total', '214', '6 × ends succeeded, 3 × got it, 4 × has it, 201 × told no', '11', '1'],
+  ['✓ 200 guests want the same evening', 'requests: 200 · answers: 1 × got it, 199 × told no'],
+  [
+    '✓ the one who got it books it, five times',
+    'requests: 5 · answers: 1 × got it, 4 × has it · bookings stored: 1',
+  ],
+  ['✓ an evening that somebody else holds for 3 seconds', 'requests: 1 · answers: 1 × told no'],
+  ['✓ the same evening, asked for until it is free', 'requests: 1 · answers: 1 × got it'],
+  ['✓ the first one books, too late', 'requests: 1 · answers: 1 × told no'],
+  [
+    'total',
+    'requests: 214 · answers: 6 × ends succeeded, 3 × got it, 4 × has it, 201 × told no · statuses changed: 11 · bookings stored: 1',
+  ],
 ]
 
-/** The rows of the demo's tables, without their heads. */
-function tablesOf(output: string): string[][][] {
-  const tables = output.split('\n\n').filter((text) => text.startsWith('step '))
+/** The rows of the demo's tables: what is marked, and what is counted. */
+function tablesOf(output: string): [string, string][][] {
+  const tables = output.split('\n\n').filter((text) => /^[✓✗] /.test(text))
   return tables.map((table) =>
-    table
-      .split('\n')
-      .filter((line) => !line.startsWith('step ') && !line.startsWith('─'))
-      .map((line) => line.split(/ {2,}/)),
+    table.split(/\n(?! {4})/).map((row) => {
+      const [name = '', ...counts] = row.split(/\n {4}/)
+      return [name.trim(), counts.join(' · ')]
+    }),
   )
+}
+
+function tooWide(output: string): string[] {
+  return output.split('\n').filter((line) => line.length > 80)
 }
 
 /** What the server prints to be copied: the indented paragraphs. */
