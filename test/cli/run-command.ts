@@ -13,24 +13,30 @@ export interface Ending {
 
 /** Runs `fastify-idempotency` from its source, as a process of its own. */
 export function runCommand(cwd: string, ...words: string[]): Promise<Ending> {
-  return run(cwd, ['--import', import.meta.resolve('tsx'), main, ...words])
+  return runNode(cwd, ['--import', import.meta.resolve('tsx'), main, ...words])
 }
 
 /** Runs Prisma's command; `validate`, `format` and `generate` need neither internet nor database. */
 export function runPrisma(cwd: string, ...words: string[]): Promise<Ending> {
-  return run(cwd, [prisma, ...words])
+  return runNode(cwd, [prisma, ...words])
 }
 
 /** Runs TypeScript source given as text. */
 export function runSource(cwd: string, source: string): Promise<Ending> {
   const tsx = import.meta.resolve('tsx')
-  return run(cwd, ['--import', tsx, '--input-type=module', '--eval', source])
+  return runNode(cwd, ['--import', tsx, '--input-type=module', '--eval', source])
 }
 
-async function run(cwd: string, args: string[]): Promise<Ending> {
+/** Runs Node without what the test runner gives to it. */
+export async function runNode(
+  cwd: string,
+  args: string[],
+  variables: Record<string, string> = {},
+): Promise<Ending> {
   const { NODE_OPTIONS: _ofTheTestRunner, ...inherited } = process.env
   const env = {
     ...inherited,
+    ...variables,
     CHECKPOINT_DISABLE: '1',
     NO_COLOR: '1',
     // Any existing file keeps Prisma from downloading an engine that these commands do not start.
