@@ -139,8 +139,9 @@ t.test('in an application', { skip: await missing('postgres') }, async (t) => {
       },
     },
   ]
+  t.jobs = 4
   for (const [n, { name, type, compiler }] of projects.entries()) {
-    await t.test(`${name}: it compiles, starts, and replays a request`, async (t) => {
+    t.test(`${name}: it compiles, starts, and replays a request`, async (t) => {
       const project = join(folder, `project-${n}`)
       await mkdir(project)
       await writeFile(join(project, 'package.json'), JSON.stringify({ type }))
