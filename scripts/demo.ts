@@ -18,7 +18,7 @@ async function demonstrate(url: string, { secrets }: Environment): Promise<boole
   console.log('\nWhat wants the same thing at the same time, or comes in the wrong order')
   const bookings = await playBookings(url, secrets)
   console.log(`\n${[payments, webhooks, bookings].map(table).join('\n\n')}\n`)
-  console.log(`What is zero is left out. Providers repeat what is answered 503 because its
+  console.log(`Zeros are left out. Providers repeat what is answered 503 because its
 event is being processed, and so does this: such a delivery is counted once, and
 so is a guest who asks until an evening is free.\n`)
   return tellWhether([...payments, ...webhooks, ...bookings])
