@@ -188,6 +188,12 @@ const EC_KEY = generateKeyPairSync('ec', { namedCurve: 'P-256' })
   .toString('base64')
 const url = 'https://example.com/webhooks'
 const OPTIONS: Record<string, object> = {
+  azureEventGrid: { audience: 'a', directory: '00000000-0000-0000-0000-000000000000' },
+  googlePubsub: { serviceAccount: 'a@b', audience: 'a' },
+  microsoftGraph: { clientState: 'a' },
+  plaid: { clientId: 'a', secret: 'a' },
+  postmark: { secret: 'a:b' },
+  telegram: { secretToken: 'a' },
   adyen: { hmacKey: 'ab' },
   awsSns: { topicArn: 'arn:aws:sns:eu-central-1:123456789012:orders' },
   discord: { publicKey: '0'.repeat(64) },
@@ -206,7 +212,7 @@ t.test(
   async (t) => {
     const verified = await rowsUnder('docs/providers.md', 'What is verified')
     const events = await rowsUnder('docs/providers.md', 'What becomes')
-    const { hmac: _anybody, ...named } = providers
+    const { basicAuth: _basic, hmac: _hmac, sharedSecret: _shared, ...named } = providers
     const names = Object.keys(named).sort()
     t.strictSame([...verified.keys()].sort(), names)
     t.strictSame([...events.keys()].sort(), names)

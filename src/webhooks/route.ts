@@ -62,7 +62,8 @@ export function addWebhookRoute(
       }))
 
     scope.route({
-      method: 'POST',
+      // Event Grid asks by OPTIONS whether it may deliver.
+      method: provider.unsigned === undefined ? 'POST' : ['POST', 'OPTIONS'],
       url,
       bodyLimit: settings.bodyLimit,
       config: { idempotency: false },

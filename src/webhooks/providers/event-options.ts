@@ -11,6 +11,7 @@ export type EventOptions = Pick<
   | 'secret'
   | 'secretOption'
   | 'eventId'
+  | 'mergesUnnamed'
   | 'type'
   | 'object'
   | 'keptHeaders'
@@ -31,6 +32,7 @@ export const EVENT_CHECKS: Record<keyof EventOptions, Check> = {
     typeof value === 'function'
       ? undefined
       : 'must be a function such as (payload) => payload.eventId',
+  mergesUnnamed: isBoolean,
   type: isFunction,
   object: isFunction,
   keptHeaders: isKeptHeaders,
@@ -43,6 +45,7 @@ export const EVENT_CHECKS: Record<keyof EventOptions, Check> = {
 /** The parts of a provider that follow from these options. */
 export function eventParts(options: EventOptions): Omit<Provider, 'scheme'> {
   const { name, secret, secretOption, object, items, handshake, answers, redelivers } = options
+  const { mergesUnnamed } = options
   return {
     name,
     secret,
@@ -50,6 +53,7 @@ export function eventParts(options: EventOptions): Omit<Provider, 'scheme'> {
     keptHeaders: (options.keptHeaders ?? []).map((header) => header.toLowerCase()),
     eventId: options.eventId,
     type: options.type ?? ((payload) => at(payload, 'type')),
+    ...(mergesUnnamed !== undefined && { mergesUnnamed }),
     ...(object && { object }),
     ...(items && { items }),
     ...(handshake && { handshake }),

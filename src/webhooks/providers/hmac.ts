@@ -1,5 +1,6 @@
 import { type Check, isFunction, isHeader, isOneOf, toMs } from '../../checks.js'
 import { OptionInvalid } from '../../errors.js'
+import { returned } from '../payload.js'
 import { type Answer, defineProvider, type HeaderReader, type Provider } from '../provider.js'
 import {
   fromBase64,
@@ -57,6 +58,11 @@ export interface HmacOptions extends TolerantOptions {
   }) => readonly Part[]
   /** Finds the event's id; `null` when there is none. Never the id of the object. */
   eventId: (payload: Payload, header: HeaderReader) => unknown
+  /**
+   * Whether deliveries of the same bytes are one event, where `eventId` returns `null`. Default `true`;
+   * a signed time is part of what is compared.
+   */
+  mergesUnnamed?: boolean
   /** Default: `payload.type`. */
   type?: (payload: Payload, header: HeaderReader) => unknown
   object?: (payload: Payload, header: HeaderReader) => unknown
@@ -162,6 +168,8 @@ export function hmacReader(form: HmacForm): (incoming: Incoming) => Read {
   const header = form.header.toLowerCase()
   const timestampHeader = form.timestampHeader?.toLowerCase()
   const decode = encoding === 'hex' ? fromHex : fromBase64
+  const signed = (request: Parameters<NonNullable<HmacForm['signed']>>[0]) =>
+    returned('signed', form.signed?.(request)) as readonly Part[] | undefined
   const after = (start: string) => (part: string) =>
     part.startsWith(start) ? [part.slice(start.length)] : []
 
@@ -176,7 +184,7 @@ export function hmacReader(form: HmacForm): (incoming: Incoming) => Read {
     const { body, method, url } = incoming
     const ask = { body, method, url, header: (of: string) => headerOf(incoming, of) }
     if (timestampHeader === undefined && timestampPrefix === undefined) {
-      return { content: form.signed?.({ ...ask, timestamp: '' }) ?? [body], signatures }
+      return { content: signed({ ...ask, timestamp: '' }) ?? [body], signatures }
     }
     const times =
       timestampPrefix === undefined
@@ -187,7 +195,7 @@ export function hmacReader(form: HmacForm): (incoming: Incoming) => Read {
     const signedAtMs = READERS[timestampUnit](timestamp)
     // With two times, it is ambiguous which of them was signed.
     if (signedAtMs === undefined || times.length > 1) return 'malformed'
-    const content = form.signed?.({ ...ask, timestamp }) ?? [timestamp, '.', body]
+    const content = signed({ ...ask, timestamp }) ?? [timestamp, '.', body]
     return { content, signatures, signedAtMs }
   }
 }

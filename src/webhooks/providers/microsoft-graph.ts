@@ -27,6 +27,7 @@ export function microsoftGraph(options: MicrosoftGraphOptions): Provider {
     keptHeaders: [],
     items: (payload) => listOf(payload)?.map(withoutSecret),
     eventId: () => null,
+    mergesUnnamed: false,
     type: (item) => at(item, 'lifecycleEvent') ?? at(item, 'changeType'),
     object: (item) => at(item, 'resource') ?? at(item, 'subscriptionId'),
     unsigned: answerValidation,

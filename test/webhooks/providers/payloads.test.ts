@@ -11,7 +11,11 @@ import { cases } from './cases.js'
 
 /** Providers of which no real request is published. */
 const UNPUBLISHED: Readonly<Record<string, string>> = {
+  bitbucket: 'its documentation describes the payloads field by field',
+  calendly: 'its documentation is not readable without a browser',
   polar: 'its documentation describes the payloads by their schema only',
+  vercel: 'its documentation describes the payloads by their fields only',
+  woocommerce: 'its documentation has no whole delivery with its headers',
 }
 
 const KEY = Buffer.from('any')
@@ -22,7 +26,7 @@ const OPEN: Scheme = {
   read: () => ({ content: [], signatures: [KEY] }),
 }
 
-const { hmac: _custom, ...named } = providers
+const { basicAuth: _basic, hmac: _hmac, sharedSecret: _shared, ...named } = providers
 const factories = named as Readonly<Record<string, (options: object) => Provider>>
 
 /** By the provider's name: what makes it, and one of it. */
