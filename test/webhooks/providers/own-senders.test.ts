@@ -219,10 +219,10 @@ t.test('telegram: what an update is about is found in each kind', async (t) => {
   }
 })
 
-t.test('postmark: only what happens once has a name', async (t) => {
+t.test('postmark: only what happens once has a name', (t) => {
   const provider = providers.postmark({ secret: 'a:b' })
   t.equal(provider.bodyLimit, 50 * 1024 * 1024)
-  const authorization = `Basic ${Buffer.from('a:b').toString('base64')}`
+  const noHeader = () => undefined
   for (const [payload, eventId, type] of [
     [{ RecordType: 'Bounce', ID: 42, MessageID: 'm' }, 'Bounce:42', 'Bounce'],
     [{ RecordType: 'SpamComplaint', ID: 43 }, 'SpamComplaint:43', 'SpamComplaint'],
@@ -232,7 +232,8 @@ t.test('postmark: only what happens once has a name', async (t) => {
     [{ RecordType: 'Open', MessageID: 'm', Recipient: 'r@x' }, null, 'Open'],
     [{ RecordType: 'SubscriptionChange', MessageID: 'm' }, null, 'SubscriptionChange'],
   ] as const) {
-    const result = await ask(provider, send({ authorization }, JSON.stringify(payload)))
-    t.match(result, { events: [{ eventId, type }] }, type ?? 'no type')
+    t.equal(provider.eventId(payload, noHeader) ?? null, eventId)
+    t.equal(provider.type?.(payload, noHeader) ?? null, type)
   }
+  t.end()
 })
