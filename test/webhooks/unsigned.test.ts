@@ -1,6 +1,6 @@
 // Validation requests that are not signed: they are answered, and nothing of them is stored.
 import t, { test } from 'tap'
-import { microsoftGraph, woocommerce } from '../../src/webhooks/providers/index.js'
+import { azureEventGrid, microsoftGraph, woocommerce } from '../../src/webhooks/providers/index.js'
 import { collectEvents } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import { inboxApp } from '../fixtures/webhooks.js'
@@ -33,4 +33,20 @@ test('a ping is answered, and a forged event beside it is not', async (t) => {
   const request = { method: 'POST', url: '/webhooks/woocommerce', headers } as const
   t.equal((await app.inject({ ...request, payload: 'webhook_id=7' })).statusCode, 200)
   t.equal((await app.inject({ ...request, payload: 'id=7' })).statusCode, 401)
+})
+
+test('Event Grid asks by OPTIONS whether it may deliver CloudEvents', async (t) => {
+  const app = await inboxApp(t, database, () => t.fail('it is no event'), {
+    url: '/webhooks/grid',
+    webhook: { provider: azureEventGrid({ key: 's', header: 'x-key' }) },
+  })
+  const ask = (origin: string) =>
+    app.inject({
+      ...{ method: 'OPTIONS', url: '/webhooks/grid' },
+      headers: { 'webhook-request-origin': origin },
+    })
+  const allowed = await ask('eventgrid.azure.net')
+  t.equal(allowed.statusCode, 200)
+  t.equal(allowed.headers['webhook-allowed-origin'], 'eventgrid.azure.net')
+  t.equal((await ask('example.com')).statusCode, 401)
 })
