@@ -238,13 +238,16 @@ t.test('postmark: only what happens once has a name', (t) => {
   t.end()
 })
 
-t.test('a function "signed" that is async accepts nothing, and its rejection is ignored', async (t) => {
-  for (const signed of [async () => [], () => Promise.reject(new Error('late'))]) {
-    const provider = providers.hmac({
-      ...{ name: 'async', secret: 's', header: 'x-signature', eventId: () => null },
-      signed: signed as never,
-    })
-    const result = await ask(provider, send({ 'x-signature': 'ab'.repeat(32) }, '{}'))
-    t.strictSame(result, { kind: 'refused', reason: 'malformed' })
-  }
-})
+t.test(
+  'a function "signed" that is async accepts nothing, and its rejection is ignored',
+  async (t) => {
+    for (const signed of [async () => [], () => Promise.reject(new Error('late'))]) {
+      const provider = providers.hmac({
+        ...{ name: 'async', secret: 's', header: 'x-signature', eventId: () => null },
+        signed: signed as never,
+      })
+      const result = await ask(provider, send({ 'x-signature': 'ab'.repeat(32) }, '{}'))
+      t.strictSame(result, { kind: 'refused', reason: 'malformed' })
+    }
+  },
+)
