@@ -49,6 +49,7 @@ export type WebhookHappening = WebhookSubject &
       }
     | { readonly kind: 'webhook_same_body'; readonly sameBodyAs: string }
     | { readonly kind: 'webhook_other_body' }
+    | { readonly kind: 'webhook_without_id' }
     | { readonly kind: 'webhook_processed'; readonly attempt: number; readonly tookMs: number }
     | { readonly kind: 'webhook_ignored' }
     | {
@@ -290,6 +291,10 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   webhook_duplicate: ['info', 'Duplicate webhook event detected'],
   webhook_same_body: ['warn', 'Webhook event has the body of another one'],
   webhook_other_body: ['warn', 'Duplicate webhook event has another body than its first delivery'],
+  webhook_without_id: [
+    'info',
+    'A webhook event has no id of its provider; its bytes name it (told once for each endpoint)',
+  ],
   webhook_processed: ['debug', 'Webhook event processed'],
   webhook_ignored: ['debug', 'Webhook event ignored'],
   webhook_postponed: ['info', 'Webhook event put back until later'],

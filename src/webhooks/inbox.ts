@@ -15,7 +15,7 @@ import { newRowId } from './row-id.js'
 import type { Ran } from './run.js'
 import { runErrorOf } from './run-error.js'
 import { Runner, type RunnerOptions } from './runner.js'
-import { readGenuine, type UnreadableEvent, type VerifiedEvent } from './verify.js'
+import { readStored, type UnreadableEvent, type VerifiedEvent } from './verify.js'
 
 export interface InboxOptions extends RunnerOptions {
   /** Whether this process runs events that wait without being told to. */
@@ -66,6 +66,8 @@ export class Inbox {
   readonly #endpoints = new Map<string, Endpoint>()
   readonly #runner: Runner
   readonly #record: (arrival: Arrival) => Promise<Recorded>
+  /** Endpoints of which it was told that events come without an id. */
+  readonly #toldOfNoId = new Set<string>()
 
   constructor(options: InboxOptions) {
     const { store, storeTimeoutMs, limits } = options
@@ -166,6 +168,9 @@ export class Inbox {
     crashPoint('event:recorded')
     const { deliveries } = recorded
     const report = this.#tell(endpoint, arrival, recorded, log)
+    if (event.namedBy === 'bytes' || event.namedBy === 'signed_bytes') {
+      this.#tellOfNoId(endpoint, arrival, report)
+    }
     if (recorded.isNew && unserialized !== undefined) {
       tellDead(report, arrival, 'its option "serialize" failed', unserialized.error)
     }
@@ -193,7 +198,7 @@ export class Inbox {
     }
     const recorded = await this.#recordInTime(arrival)
     const report = this.#tell(endpoint, arrival, recorded, log)
-    if (recorded.isNew) tellDead(report, arrival, 'its body cannot be read', error)
+    if (recorded.isNew) tellDead(report, arrival, 'it cannot be read; its errors say why', error)
     return { outcome: 'dead', id: recorded.id, deliveries: recorded.deliveries }
   }
 
@@ -244,7 +249,8 @@ export class Inbox {
     const handler = async ({ eventId, tenantId, rawBody, headers, log }: WebhookEvent) => {
       const incoming = { method: 'POST', url: '/', headers, body: rawBody }
       const isItem = unreadableIn(eventId) === 'item'
-      const reading = readGenuine(endpoint.provider, incoming, isItem)
+      const { keptHeaders } = endpoint.settings
+      const reading = readStored(endpoint.provider, incoming, isItem, keptHeaders)
       if (reading.kind === 'unreadable') throw reading.error
       // The first answer has acknowledged them: none of them comes again by itself.
       const delivery = { tenantId, headers, isRepeated: false, log }
@@ -299,6 +305,13 @@ export class Inbox {
       if (recorded.bodyHash !== arrival.bodyHash) report({ kind: 'webhook_other_body', ...subject })
     }
     return report
+  }
+
+  /** Once for each endpoint: it may be meant, and it may be a mistake in `eventId`. */
+  #tellOfNoId({ name }: Endpoint, { provider, eventId, id }: Arrival, report: Report): void {
+    if (this.#toldOfNoId.has(name)) return
+    this.#toldOfNoId.add(name)
+    report({ kind: 'webhook_without_id', provider, eventId, event: id })
   }
 
   /** What a delivery means whose event is in the inbox, and not claimed by it. */

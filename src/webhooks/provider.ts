@@ -97,6 +97,8 @@ export interface Provider {
   readonly redelivers?: boolean
   /** The largest body that the provider sends, in bytes, where that is more than 1 MiB. */
   readonly bodyLimit?: number
+  /** What a 401 says in `www-authenticate`, where the provider authenticates as HTTP has it: `'Basic realm="…"'`. */
+  readonly challenge?: string
   /** What this provider wants to hear, where it differs from everybody else. */
   readonly answers?: Readonly<Partial<Record<DeliveryOutcome, Answer>>>
 }
@@ -231,6 +233,7 @@ const CHECKS: Record<keyof Provider, Check> = {
   greeting: isFunction,
   redelivers: isBoolean,
   bodyLimit: isBodyLimit,
+  challenge: isColumnText('Basic realm="webhooks"'),
   answers: isAnswers,
 }
 

@@ -12,7 +12,7 @@ import { type Endpoint, keptOf } from './endpoint.js'
 import type { Delivered, Delivery, Inbox } from './inbox.js'
 import { returned } from './payload.js'
 import { keysOf } from './secrets.js'
-import type { Incoming, Refusal } from './signature.js'
+import { CertificateUnreachable, type Incoming, type Refusal } from './signature.js'
 import { type Reading, type Verification, verifyIncoming } from './verify.js'
 
 export interface RouteContext {
@@ -29,6 +29,9 @@ export interface RouteContext {
 /** So many events of one batch run side by side; and so many are stored, where a worker runs them later. */
 const SIDE_BY_SIDE = 10
 const STORED_AT_ONCE = 500
+
+const KEYS_UNREACHABLE =
+  'the host from which the keys or certificates of this provider are fetched cannot be reached'
 
 const TENANT = Symbol('fastify-idempotency.webhookTenant')
 
@@ -114,7 +117,11 @@ export function addWebhookRoute(
   // Ours to mend, and not the provider's fault: it should deliver again.
   function notVerified(request: FastifyRequest, reply: FastifyReply, error: unknown): FastifyReply {
     const report = reporter(request.log, endpoint.name, undefined)
-    report({ kind: 'webhook_not_verified', provider: provider.name, failure: failureOf(error) })
+    const failure = failureOf(error)
+    // Its code is that of a network, and not of the database.
+    const hint = isThrown(error, CertificateUnreachable) ? KEYS_UNREACHABLE : failure.hint
+    const { name } = provider
+    report({ kind: 'webhook_not_verified', provider: name, failure: { ...failure, hint } })
     return reply.send(problem(reply, docs, new InboxUnavailable(), STORE_RETRY_S))
   }
 
@@ -170,6 +177,7 @@ export function addWebhookRoute(
     if (retryAfterS !== undefined) {
       return reply.send(problem(reply, docs, new TooManyRefusals(), retryAfterS))
     }
+    if (provider.challenge !== undefined) reply.header('www-authenticate', provider.challenge)
     return reply.send(problem(reply, docs, new SignatureRefused(), undefined, { reason }))
   }
 

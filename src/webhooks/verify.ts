@@ -165,15 +165,26 @@ export async function verifyIncoming(
 }
 
 /**
- * Reads what is known to be genuine, such as the stored bytes of an event that could not be read when it came:
- * a whole request, or one item of a batch. The time of signing is not known any more.
+ * Reads the stored bytes of an event that could not be read when it came: a whole request, or one item of a
+ * batch. The time of signing is not known any more. A header that was not kept may have been sent: a function
+ * that asks for it makes the event unreadable, because its delivery would have had another name.
  */
-export function readGenuine(provider: Provider, incoming: Incoming, isItem: boolean): Reading {
+export function readStored(
+  provider: Provider,
+  incoming: Incoming,
+  isItem: boolean,
+  keptHeaders: readonly string[],
+): Reading {
   const { body: rawBody } = incoming
+  const header: HeaderReader = (name) => {
+    if (keptHeaders.includes(name)) return headerOf(incoming, name)
+    throw new TypeError(`header ${name} was not kept with the event: add it to the kept headers`)
+  }
   try {
-    if (!isItem) return eventsOf(provider, incoming, decoded(provider, incoming), undefined)
+    if (!isItem) return eventsOf(provider, incoming, decoded(provider, incoming), undefined, header)
     const item = { payload: parseJson(rawBody), rawBody, isItem }
-    return { kind: 'verified', events: [eventOf(provider, incoming, item)], unreadable: [] }
+    const event = eventOf(provider, incoming, item, undefined, header)
+    return { kind: 'verified', events: [event], unreadable: [] }
   } catch (error) {
     return { kind: 'unreadable', rawBody, isItem, error }
   }
@@ -189,6 +200,7 @@ function eventsOf(
   incoming: Incoming,
   payload: unknown,
   signedAtMs: number | undefined,
+  header?: HeaderReader,
 ): Reading {
   const unreadable: UnreadableEvent[] = []
   const events: VerifiedEvent[] = []
@@ -203,7 +215,8 @@ function eventsOf(
     let rawBody = incoming.body
     try {
       if (isItem) rawBody = Buffer.from(JSON.stringify(item) ?? 'null')
-      events.push(eventOf(provider, incoming, { payload: item, rawBody, isItem }, signedAtMs))
+      const event = { payload: item, rawBody, isItem }
+      events.push(eventOf(provider, incoming, event, signedAtMs, header))
     } catch (error) {
       if (!isItem) return { kind: 'unreadable', rawBody, isItem, error }
       unreadable.push({ rawBody, isItem, error })
@@ -218,9 +231,9 @@ export function eventOf(
   incoming: Incoming,
   event: Pick<VerifiedEvent, 'payload' | 'rawBody' | 'isItem'>,
   signedAtMs?: number,
+  header: HeaderReader = (name) => headerOf(incoming, name),
 ): VerifiedEvent {
   const { payload, rawBody } = event
-  const header: HeaderReader = (name) => headerOf(incoming, name)
   const id = idOf(returned('eventId', provider.eventId(payload, header)))
   const type = nameOf(returned('type', provider.type?.(payload, header)))
   const object = nameOf(returned('object', provider.object?.(payload, header)))

@@ -123,7 +123,7 @@ export function bindWebhooks(
       const { tenant = settings.tenant === false ? false : undefined } = options
       if (tenant === undefined) {
         throw new OptionInvalid(
-          `option "tenant" of webhook ${url} is needed: a provider does not log in. Say whose events arrive there, such as tenant: (request) => request.params.tenant`,
+          `option "tenant" of webhook ${url} is needed: a provider does not log in. Say whose events arrive there, such as tenant: 'acme' or tenant: (request) => request.params.tenant`,
         )
       }
       const name = options.name ?? `${this.prefix}${url}`

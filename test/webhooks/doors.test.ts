@@ -169,7 +169,11 @@ test('bytes that are no UTF-8, and text that is no JSON, are kept for a person w
     t.strictSame(answer.json(), { outcome: 'dead' })
     t.equal(counted.runs, 0)
     const dead = await events.first('webhook_dead')
-    t.match(dead, { attempt: 0, why: 'its body cannot be read', eventId: /^unreadable:/ })
+    t.match(dead, {
+      attempt: 0,
+      why: 'it cannot be read; its errors say why',
+      eventId: /^unreadable:/,
+    })
     const id = 'event' in dead ? dead.event : ''
     const stored = await prisma.webhookEvent.findUnique({ where: { id } })
     t.match(stored, { status: 'dead', type: 'unreadable', dueAt: null, deliveries: 1 })

@@ -1,6 +1,6 @@
 // What happens to webhooks is told to the log and to diagnostics_channel, and no secret with it.
 import { createHash } from 'node:crypto'
-import t, { test } from 'tap'
+import t, { type Test, test } from 'tap'
 import type { InboxHappening } from '../../src/events.js'
 import type { PluginOptions, WebhookEvent, WebhookOptions } from '../../src/index.js'
 import { inProcess } from '../../src/index.js'
@@ -18,7 +18,7 @@ import { bank, eventOf, postBank, signedByBank } from '../fixtures/webhooks.js'
 
 const database = await anyDatabase(t)
 
-type Teardown = Parameters<typeof buildApp>[0]
+type Teardown = Test
 
 /** What must turn up nowhere. */
 const CANARY = {
@@ -134,6 +134,19 @@ const EVENTS: Record<InboxHappening['kind'], Provoked> = {
       await post({ note: 'another' })
     },
     event: {},
+  },
+  webhook_without_id: {
+    level: 'info',
+    text: 'A webhook event has no id of its provider; its bytes name it (told once for each endpoint)',
+    webhook: { provider: { ...provider, eventId: () => undefined } },
+    async run({ post, events, t }) {
+      await post()
+      await post({ note: 'another' })
+      const told = events.kinds().filter((kind) => kind === 'webhook_without_id')
+      t.equal(told.length, 1)
+    },
+    event: { provider: 'bank', eventId: /^bytes:/ },
+    hasSubject: false,
   },
   webhook_left_to_provider: {
     level: 'info',

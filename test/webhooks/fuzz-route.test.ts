@@ -118,7 +118,7 @@ t.test(
       }
     }
     t.comment(`answers: ${JSON.stringify(statuses)}`)
-    t.ok((statuses[401] ?? 0) > REQUESTS * 0.7, 'most come as far as the signature')
+    t.ok((statuses[401] ?? 0) > REQUESTS * 0.5, 'most come as far as the signature')
     t.same([...reasons].toSorted(), [
       ...['from_future', 'malformed', 'missing_header', 'no_match', 'too_old'],
     ])

@@ -59,7 +59,7 @@ for (const [name, item] of Object.entries(BAD)) {
     t.match(dead, { type: 'unreadable', deliveries: 2, dueAt: null })
     t.match(dead?.errors, [{ attempt: 0, at: String, message: /^(TypeError|RangeError): / }])
     t.match(await events.first('webhook_dead'), {
-      why: 'its body cannot be read',
+      why: 'it cannot be read; its errors say why',
       failure: { name: /TypeError|RangeError/ },
     })
   })
@@ -296,6 +296,24 @@ test('a handler that fails after a replay is run again by the inbox', async (t) 
   t.strictSame(await replay(), { kind: 'read', outcomes: ['accepted'] })
   await events.first('webhook_processed', 2)
   t.equal(runs, 2)
+})
+
+test('a replay does not name an event without the header that names it', async (t) => {
+  const mended = {
+    eventId: (_: unknown, header: (name: string) => string | undefined) => header('x-id'),
+  }
+  const unkept = await mendable(t, mended)
+  const kept = await mendable(t, { ...mended, keptHeaders: ['x-id'] })
+  const id = newKey()
+  for (const { app, mend } of [unkept, kept]) {
+    await postBank(app, { n: 1 }, { headers: { 'x-id': id } })
+    mend()
+  }
+  t.strictSame(await unkept.replay(), { kind: 'dead' })
+  const errors = [{}, { message: /^TypeError: header x-id was not kept with the event/ }]
+  t.match(await unkept.rows(), [{ status: 'dead', errors }])
+  t.strictSame(await kept.replay(), { kind: 'read', outcomes: ['processed'] })
+  t.match((await kept.rows())[1], { eventId: id })
 })
 
 test('what a replay reads is acknowledged: the inbox retries it, whatever names it', async (t) => {

@@ -1,6 +1,11 @@
 // Validation requests that are not signed: they are answered, and nothing of them is stored.
 import t, { test } from 'tap'
-import { azureEventGrid, microsoftGraph, woocommerce } from '../../src/webhooks/providers/index.js'
+import {
+  azureEventGrid,
+  basicAuth,
+  microsoftGraph,
+  woocommerce,
+} from '../../src/webhooks/providers/index.js'
 import { collectEvents } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import { inboxApp } from '../fixtures/webhooks.js'
@@ -49,4 +54,15 @@ test('Event Grid asks by OPTIONS whether it may deliver CloudEvents', async (t) 
   t.equal(allowed.statusCode, 200)
   t.equal(allowed.headers['webhook-allowed-origin'], 'eventgrid.azure.net')
   t.equal((await ask('example.com')).statusCode, 401)
+})
+
+test('a sender that authenticates with a password is told to', async (t) => {
+  const provider = basicAuth({ name: 'erp', secret: 'user:password', eventId: () => null })
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/erp',
+    webhook: { provider },
+  })
+  const refused = await app.inject({ method: 'POST', url: '/webhooks/erp', payload: '{}' })
+  t.equal(refused.statusCode, 401)
+  t.match(refused.headers['www-authenticate'], /^Basic realm="/)
 })

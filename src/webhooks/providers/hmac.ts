@@ -109,7 +109,7 @@ const REQUIRED = ['name', 'header', 'eventId'] as const
 /** For anybody who signs with HMAC: your own bank, your other service. */
 export function hmac(options: HmacOptions): Provider {
   readOptions(titleOf('hmac', options), CHECKS, options, REQUIRED)
-  const problem = contradictionIn(options)
+  const problem = contradictionIn(options) ?? unsignedTimeOf(options)
   if (problem !== undefined) throw new OptionInvalid(`option ${problem}`)
   const { header, hash = 'sha256', timestampHeader, tolerance = '5m' } = options
   const isTimed = (timestampHeader ?? options.timestampPrefix) !== undefined
@@ -147,6 +147,22 @@ function contradictionIn(options: HmacOptions): string | undefined {
     return `"prefix" of ${name} must say what stands before the signature, such as 'v1=', to distinguish it from the time after '${timestampPrefix}'`
   }
   return undefined
+}
+
+/** A time that is not signed could be replaced by any other. */
+function unsignedTimeOf({ name, signed, timestampHeader, timestampPrefix }: HmacOptions) {
+  if (signed === undefined || (timestampHeader ?? timestampPrefix) === undefined) return undefined
+  const request = { body: Buffer.from('{}'), header: () => 'x', method: 'POST', url: '/' }
+  try {
+    const [one, other] = ['1', '2'].map((timestamp) =>
+      Buffer.concat(signed({ ...request, timestamp }).map((part) => Buffer.from(part as string))),
+    )
+    if (one?.equals(other as Buffer) !== true) return undefined
+  } catch {
+    // It needs a request of the sender's: what it does with it cannot be known before.
+    return undefined
+  }
+  return `"signed" of ${name} must return the timestamp among its pieces, such as ({ timestamp, body }) => [timestamp, '.', body]: a time that is not signed proves nothing`
 }
 
 /** The options that describe the signature. */

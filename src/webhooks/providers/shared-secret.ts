@@ -46,7 +46,7 @@ export function sharedSecret(options: SharedSecretOptions): Provider {
  */
 export function basicAuth(options: BasicAuthOptions): Provider {
   readOptions(titleOf('basicAuth', options), EVENT_CHECKS, options, ['name', 'eventId'])
-  return unsigned(
+  const provider = unsigned(
     options,
     'authorization',
     (value) => fromBase64(/^basic +(\S+)$/i.exec(value)?.[1] ?? ''),
@@ -55,6 +55,7 @@ export function basicAuth(options: BasicAuthOptions): Provider {
       secretForm: "'user:password', as in the address that the sender was given",
     },
   )
+  return { ...provider, challenge: 'Basic realm="webhooks", charset="UTF-8"' }
 }
 
 function toCredentials(secret: string): Uint8Array {

@@ -25,7 +25,7 @@ export function slack(options: TolerantOptions): Provider {
       ...(tolerance !== undefined && { tolerance }),
       eventId: (payload) => at(payload, 'event_id'),
       type: (payload) => at(payload, 'event.type') ?? at(payload, 'type') ?? at(payload, 'command'),
-      object: (payload) => at(payload, 'event.channel') ?? at(payload, 'channel_id'),
+      object: channelOf,
       keptHeaders: ['content-type', 'x-slack-retry-num', 'x-slack-retry-reason'],
       answers: {
         ...{ processed: SILENT, duplicate: SILENT, accepted: SILENT, ignored: SILENT },
@@ -41,6 +41,16 @@ export function slack(options: TolerantOptions): Provider {
       return isAsked ? { status: 200, body: { challenge } } : undefined
     },
   }
+}
+
+/** Events, commands and interactions name their channel in different places. */
+const CHANNELS = [
+  ...['event.channel.id', 'event.channel', 'event.item.channel'],
+  ...['channel_id', 'channel.id', 'container.channel_id'],
+]
+
+function channelOf(payload: unknown): unknown {
+  return CHANNELS.map((path) => at(payload, path)).find((channel) => typeof channel === 'string')
 }
 
 function parse(incoming: Incoming): unknown {

@@ -238,6 +238,23 @@ t.test('postmark: only what happens once has a name', (t) => {
   t.end()
 })
 
+t.test('a function "signed" that leaves the time out is refused at start', (t) => {
+  for (const timed of [{ timestampHeader: 'x-time' }, PAIRS]) {
+    const unsigned = { ...OWN, ...timed, signed: ({ body }: { body: Buffer }) => [body] }
+    t.throws(() => providers.hmac(unsigned), {
+      code,
+      message: /option "signed" of my-bank must return the timestamp among its pieces/,
+    })
+  }
+  // What it does with a request of the sender's is not known before there is one.
+  const failing = () => {
+    throw new TypeError('there is no request')
+  }
+  t.ok(providers.hmac({ ...OWN, timestampHeader: 'x-time', signed: failing }))
+  t.ok(providers.hmac({ ...OWN, signed: ({ body }) => [body] }))
+  t.end()
+})
+
 t.test(
   'a function "signed" that is async accepts nothing, and its rejection is ignored',
   async (t) => {
