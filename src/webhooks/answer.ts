@@ -38,13 +38,26 @@ const ARE_OURS: ReadonlySet<DeliveryOutcome> = new Set(['failed', 'running', 'po
 /** Answers as the endpoint says, or its provider, or as everybody is answered. */
 export function answerOutcome(
   reply: FastifyReply,
-  { provider, settings }: Endpoint,
+  endpoint: Endpoint,
   outcome: DeliveryOutcome,
+  isRedelivered: boolean,
 ): FastifyReply {
-  const isOurs = provider.redelivers === false && ARE_OURS.has(outcome)
-  const told = isOurs ? 'accepted' : outcome
-  const answer = settings.answers[outcome] ?? provider.answers?.[told] ?? ANSWERS[told]
+  const isOurs = !isRedelivered && ARE_OURS.has(outcome)
+  const answer = answerTo(endpoint, outcome, isOurs ? 'accepted' : outcome)
   return send(reply, { body: { outcome }, ...answer })
+}
+
+/** Whether a 2xx answers an event that is not done: then its provider does not deliver it again. */
+export function acknowledgesUndone(endpoint: Endpoint): boolean {
+  return [...ARE_OURS].some((outcome) => answerTo(endpoint, outcome, outcome).status < 300)
+}
+
+function answerTo(
+  { provider, settings }: Pick<Endpoint, 'provider' | 'settings'>,
+  outcome: DeliveryOutcome,
+  told: DeliveryOutcome,
+): Answer {
+  return settings.answers[outcome] ?? provider.answers?.[told] ?? ANSWERS[told]
 }
 
 export function send(reply: FastifyReply, { status, headers, body }: Answer): FastifyReply {

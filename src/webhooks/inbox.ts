@@ -7,9 +7,17 @@ import { batched } from '../store/batcher.js'
 import type { Arrival, Recorded, StoredEvent } from '../store/event-store.js'
 import { isOfItsData } from '../store/failures.js'
 import { within } from '../within.js'
+import { acknowledgesUndone } from './answer.js'
 import { arrivalOf, type Endpoint, laneOf, laneOfStored } from './endpoint.js'
 import type { WebhookEvent } from './event.js'
-import { nameOfDelivery, nameOfUnreadable, unreadableIn } from './names.js'
+import {
+  nameOfDelivery,
+  nameOfRead,
+  nameOfUnreadable,
+  sha256,
+  signedAtOf,
+  unreadableIn,
+} from './names.js'
 import type { Answer, DeliveryOutcome, Provider } from './provider.js'
 import { newRowId } from './row-id.js'
 import type { Ran } from './run.js'
@@ -40,7 +48,7 @@ export interface Delivery {
   readonly tenantId: string
   /** Those that are kept. */
   readonly headers: Readonly<Record<string, string>>
-  /** Whether its sender delivers it again if it is told that it failed. */
+  /** Whether it came from its provider, who may deliver it again. */
   readonly isRepeated: boolean
   readonly log: FastifyBaseLogger
 }
@@ -144,7 +152,9 @@ export class Inbox {
     const id = newRowId()
     // Until an inline run has succeeded, the provider delivers the event again, perhaps under another name.
     const isNamedAnew = event.namedBy === 'signed_bytes' || event.namedBy === 'nothing'
-    const isLeftToProvider = isNamedAnew && isRepeated && settings.mode === 'inline'
+    const isInline = settings.mode === 'inline' && isRepeated
+    const isLeftToProvider =
+      isNamedAnew && isInline && event.isRedelivered && !acknowledgesUndone(endpoint)
     const eventId = isLeftToProvider ? nameOfDelivery(event.eventId ?? id) : event.eventId
     const arrived = { ...arrivalOf(endpoint, tenantId, { ...event, eventId }, headers), id }
     const isHandled = event.type === null || (settings.types?.has(event.type) ?? true)
@@ -187,19 +197,24 @@ export class Inbox {
   /** Records bytes that a provider signed and that cannot be read: for a person. */
   async keepUnreadable(
     endpoint: Endpoint,
-    { rawBody, isItem, error }: UnreadableEvent,
+    { rawBody, isItem, signedAtMs, error }: UnreadableEvent,
     { tenantId, headers, log }: Delivery,
   ): Promise<Delivered> {
-    const named = { eventId: nameOfUnreadable(rawBody, isItem), type: 'unreadable', rawBody }
+    const id = newRowId()
+    const what = endpoint.provider.mergesUnnamed === false ? id : sha256(rawBody)
+    const eventId = nameOfUnreadable(what, isItem, signedAtMs)
+    const named = { eventId, type: 'unreadable', rawBody }
     const arrival: Arrival = {
       ...arrivalOf(endpoint, tenantId, named, headers),
-      id: newRowId(),
+      id,
       ...deadOf(error),
     }
     const recorded = await this.#recordInTime(arrival)
     const report = this.#tell(endpoint, arrival, recorded, log)
     if (recorded.isNew) tellDead(report, arrival, 'it cannot be read; its errors say why', error)
-    return { outcome: 'dead', id: recorded.id, deliveries: recorded.deliveries }
+    // What a person has replayed meanwhile has been delivered.
+    const outcome = recorded.status === 'processed' ? 'duplicate' : 'dead'
+    return { outcome, id: recorded.id, deliveries: recorded.deliveries }
   }
 
   /** Runs a stored event again, now. */
@@ -246,11 +261,11 @@ export class Inbox {
    * delivers what they hold. An event that has been delivered meanwhile is a duplicate.
    */
   #reading(endpoint: Endpoint, outcomes: DeliveryOutcome[]): Endpoint {
-    const handler = async ({ eventId, tenantId, rawBody, headers, log }: WebhookEvent) => {
+    const handler = async ({ id, eventId, tenantId, rawBody, headers, log }: WebhookEvent) => {
       const incoming = { method: 'POST', url: '/', headers, body: rawBody }
-      const isItem = unreadableIn(eventId) === 'item'
+      const what = { isItem: unreadableIn(eventId) === 'item', signedAtMs: signedAtOf(eventId) }
       const { keptHeaders } = endpoint.settings
-      const reading = readStored(endpoint.provider, incoming, isItem, keptHeaders)
+      const reading = readStored(endpoint.provider, incoming, what, keptHeaders)
       if (reading.kind === 'unreadable') throw reading.error
       // The first answer has acknowledged them: none of them comes again by itself.
       const delivery = { tenantId, headers, isRepeated: false, log }
@@ -258,8 +273,10 @@ export class Inbox {
         await this.keepUnreadable(endpoint, unreadable, delivery)
         outcomes.push('dead')
       }
-      for (const event of reading.events) {
-        const { outcome } = await this.deliver(endpoint, event, delivery)
+      for (const [index, event] of reading.events.entries()) {
+        // However often this is begun, none of them is delivered twice.
+        const name = event.eventId ?? nameOfRead(id, index)
+        const { outcome } = await this.deliver(endpoint, { ...event, eventId: name }, delivery)
         outcomes.push(outcome)
       }
     }

@@ -50,9 +50,28 @@ export function isOfDelivery(eventId: string | null): boolean {
   return eventId?.startsWith(DELIVERY) === true
 }
 
-/** Names bytes that cannot be read, so that their other deliveries are duplicates. */
-export function nameOfUnreadable(rawBody: Uint8Array, isItem: boolean): string {
-  return (isItem ? UNREADABLE_ITEM : UNREADABLE) + sha256(rawBody)
+/**
+ * Names what cannot be read, so that its other deliveries are duplicates: by `what`, a hash of its bytes or the
+ * row. The time of signing is kept in it, because the names of the events in the bytes may need it.
+ */
+export function nameOfUnreadable(
+  what: string,
+  isItem: boolean,
+  signedAtMs: number | undefined,
+): string {
+  const time = signedAtMs === undefined ? '' : `${signedAtMs}:`
+  return (isItem ? UNREADABLE_ITEM : UNREADABLE) + time + what
+}
+
+/** When the bytes of such an event were signed, where a time was. */
+export function signedAtOf(eventId: string | null): number | undefined {
+  const time = eventId?.split(':').at(1)
+  return time !== undefined && /^\d{1,16}$/.test(time) ? Number(time) : undefined
+}
+
+/** Names an event that was read again and has no name at all: the same however often it is read. */
+export function nameOfRead(row: string, index: number): string {
+  return BYTES + sha256(JSON.stringify([row, index]))
 }
 
 /** What an event holds that could not be read when it came: a whole request, or one item of a batch. */

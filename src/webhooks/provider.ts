@@ -91,16 +91,21 @@ export interface Provider {
     tenantId: string,
   ) => Answer | undefined | Promise<Answer | undefined>
   /**
-   * Whether the provider delivers an event again when the answer was no 2xx. Default `true`: inline,
-   * it gets a minute for that before a failed event is run again from the inbox.
+   * Whether the provider delivers an event again when the answer was no 2xx, or a function where it depends on
+   * the event. Default `true`: inline, it gets a minute for that before a failed event is run again from the inbox.
    */
-  readonly redelivers?: boolean
+  readonly redelivers?: boolean | ((payload: unknown) => boolean)
   /** The largest body that the provider sends, in bytes, where that is more than 1 MiB. */
   readonly bodyLimit?: number
   /** What a 401 says in `www-authenticate`, where the provider authenticates as HTTP has it: `'Basic realm="…"'`. */
   readonly challenge?: string
   /** What this provider wants to hear, where it differs from everybody else. */
   readonly answers?: Readonly<Partial<Record<DeliveryOutcome, Answer>>>
+}
+
+/** Whether this event is delivered again. @throws what the provider's function throws. */
+export function doesRedeliver({ redelivers = true }: Provider, payload: unknown): boolean {
+  return typeof redelivers === 'function' ? redelivers(payload) : redelivers
 }
 
 /** A part of the unique key, of logs and of metrics. */
@@ -125,11 +130,17 @@ const OUTCOMES: readonly DeliveryOutcome[] = [
 const isObject = (value: unknown): value is object =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 
+/** What says how long a message is, or how it is sent. */
+const FRAMING: ReadonlySet<string> = new Set([
+  ...['connection', 'content-length', 'keep-alive', 'trailer', 'transfer-encoding', 'upgrade'],
+])
+
 const isSendableHeaders: Check = (value) => {
   try {
     for (const [name, text] of Object.entries(value as object)) {
       validateHeaderName(name)
       validateHeaderValue(name, text)
+      if (FRAMING.has(name.toLowerCase())) return `must not contain '${name}': Node writes it`
     }
     if (isObject(value)) return undefined
   } catch {
@@ -143,7 +154,7 @@ export const ANSWER_CHECKS: Record<keyof Answer, Check> = {
   headers: isSendableHeaders,
   body: (value) =>
     textOf(value) === undefined
-      ? 'must be text, or an object that can be written as JSON, without cycles and without BigInt'
+      ? 'must be text, or plain data that can be written as JSON, without cycles and without BigInt'
       : undefined,
 }
 
@@ -152,11 +163,22 @@ function textOf(body: unknown): string | undefined {
   if (typeof body === 'string') return body
   if (typeof body !== 'object' || body === null || body instanceof Uint8Array) return undefined
   try {
-    return JSON.stringify(body)
+    return isData(body) ? JSON.stringify(body) : undefined
   } catch {
     // Without the cause: it may be anything that a `toJSON` throws.
     return undefined
   }
+}
+
+/** JSON would make nothing of a promise, a stream, a Map or a Response. */
+function isData(body: object): boolean {
+  const prototype: unknown = Object.getPrototypeOf(body)
+  return (
+    Array.isArray(body) ||
+    prototype === null ||
+    Object.getPrototypeOf(prototype) === null ||
+    typeof Reflect.get(body, 'toJSON') === 'function'
+  )
 }
 
 /** An answer as it is when it is given: what is done to its objects afterwards changes nothing. */
@@ -231,7 +253,10 @@ const CHECKS: Record<keyof Provider, Check> = {
   handshake: isFunction,
   unsigned: isFunction,
   greeting: isFunction,
-  redelivers: isBoolean,
+  redelivers: (value) =>
+    typeof value === 'function' || isBoolean(value) === undefined
+      ? undefined
+      : 'must be true or false, or a function of the payload',
   bodyLimit: isBodyLimit,
   challenge: isColumnText('Basic realm="webhooks"'),
   answers: isAnswers,

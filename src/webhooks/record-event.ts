@@ -144,7 +144,8 @@ export async function recordEvent(
     ...(eventId === null
       ? { eventId, namedBy: 'nothing' }
       : { eventId: storableName(eventId), namedBy: 'provider' }),
-    ...{ type, object: null, payload: given.payload, rawBody, isItem: false },
+    ...{ type, object: null, payload: given.payload, rawBody },
+    ...{ isItem: false, isRedelivered: true },
   }
   const delivery = { tenantId, headers: {}, isRepeated: true, log: request.log }
   const delivering = inbox.deliver(endpoint, event, delivery)

@@ -152,13 +152,13 @@ export function addWebhookRoute(
     }
     try {
       const headers = keptOf(endpoint, incoming)
-      const isRepeated = provider.redelivers ?? true
-      const delivery = { tenantId, headers, isRepeated, log: request.log }
+      const delivery = { tenantId, headers, isRepeated: true, log: request.log }
       const all = await deliverAll(verification, delivery)
       const [only, ...others] = all
       // Of a batch, no item speaks for the others.
       if (only?.answer !== undefined && others.length === 0) return send(reply, only.answer)
-      return answerOutcome(reply, endpoint, worstOf(all.map(({ outcome }) => outcome)))
+      const worst = worstOf(all.map(({ outcome }) => outcome))
+      return answerOutcome(reply, endpoint, worst, isRedelivered(verification))
     } catch (error) {
       report({ kind: 'inbox_unavailable', failure: failureOf(error) })
       return reply.send(problem(reply, docs, new InboxUnavailable(), STORE_RETRY_S))
@@ -179,6 +179,12 @@ export function addWebhookRoute(
     }
     if (provider.challenge !== undefined) reply.header('www-authenticate', provider.challenge)
     return reply.send(problem(reply, docs, new SignatureRefused(), undefined, { reason }))
+  }
+
+  /** One that comes again brings the others with it. */
+  function isRedelivered(reading: Reading): boolean {
+    if (reading.kind === 'unreadable') return true
+    return reading.events.some((event) => event.isRedelivered)
   }
 
   async function deliverAll(reading: Reading, delivery: Delivery): Promise<Delivered[]> {

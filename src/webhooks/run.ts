@@ -13,7 +13,7 @@ import type { KeepEventSteps, RunEnd, RunHold, StoredEvent } from '../store/even
 import type { Endpoint } from './endpoint.js'
 import { WebhookEvent } from './event.js'
 import { isOfDelivery } from './names.js'
-import type { Answer } from './provider.js'
+import { type Answer, doesRedeliver } from './provider.js'
 import { runErrorOf } from './run-error.js'
 
 /** What a run needs of its surroundings. */
@@ -70,6 +70,7 @@ export class Run {
   #steps: Steps | undefined
   #event: WebhookEvent | undefined
   #hasReturned = false
+  #isRedelivered = true
   /** Ends the run for who waits for it, while its handler goes on. */
   #endEarly: (outcome: RunOutcome) => void = () => {}
 
@@ -142,6 +143,7 @@ export class Run {
     let payload: unknown
     try {
       payload = readPayload()
+      this.#isRedelivered = doesRedeliver(this.#endpoint.provider, payload)
     } catch {
       return this.#die('its body cannot be read', undefined)
     }
@@ -186,7 +188,7 @@ export class Run {
       case 'reject':
         return this.#die('its handler rejected it', new Rejected(verdict.reason))
       case 'postpone':
-        return this.#postpone(verdict.afterMs)
+        return this.#postpone(verdict.afterMs, WebhookEvent.answerOf(event))
     }
   }
 
@@ -274,12 +276,11 @@ export class Run {
 
   async #failed(thrown: unknown): Promise<RunOutcome> {
     const error = thrown ?? new Error(`its handler threw ${thrown}`)
-    const { settings, provider } = this.#endpoint
-    const { mode, retry } = settings
+    const { mode, retry } = this.#endpoint.settings
     const { attempts } = this.#stored
     const failure = failureOf(error)
     if (attempts >= retry.attempts) return this.#die('its attempts are used up', error)
-    const isProvidersTurn = mode === 'inline' && (provider.redelivers ?? true)
+    const isProvidersTurn = mode === 'inline' && this.#isRedelivered
     const pauseMs = fullJitter(retry, attempts - 1, Math.random())
     const retryInMs = this.#isLeftToProvider
       ? null
@@ -295,7 +296,7 @@ export class Run {
     return this.#processed(true)
   }
 
-  #postpone(afterMs: number | undefined): Promise<RunOutcome> {
+  #postpone(afterMs: number | undefined, answer: Answer | undefined): Promise<RunOutcome> {
     const { attempts, deferrals } = this.#stored
     if (deferrals >= this.#endpoint.settings.deferrals) {
       return this.#die('it was put back too often', undefined)
@@ -312,6 +313,7 @@ export class Run {
       dueInMs: retryInMs,
       attempts: attempts - 1,
       deferrals: deferrals + 1,
+      isAcknowledged: answer !== undefined && answer.status < 300,
     })
   }
 
@@ -325,11 +327,13 @@ export class Run {
     outcome: RunOutcome,
     {
       error,
+      isAcknowledged = false,
       ...ending
-    }: Pick<RunEnd, 'status' | 'dueInMs'> & Partial<RunEnd> & { error?: unknown },
+    }: Pick<RunEnd, 'status' | 'dueInMs'> &
+      Partial<RunEnd> & { error?: unknown; isAcknowledged?: boolean },
   ): Promise<RunOutcome> {
     const { id, attempts, deferrals, errors } = this.#stored
-    const isLeft = ending.status === 'retrying' && this.#isLeftToProvider
+    const isLeft = ending.status === 'retrying' && this.#isLeftToProvider && !isAcknowledged
     const end: RunEnd = {
       id,
       fence: this.#lease.attempt,

@@ -5,6 +5,7 @@ import { idOf, nameOf, parseJson, returned, returnedList } from './payload.js'
 import {
   type Answer,
   checkProvider,
+  doesRedeliver,
   type HeaderReader,
   isProvider,
   type Provider,
@@ -36,12 +37,16 @@ export interface VerifiedEvent {
   readonly rawBody: Buffer
   /** Whether it is one item of a batch. */
   readonly isItem: boolean
+  /** Whether the provider delivers it again after an answer that is no 2xx. */
+  readonly isRedelivered: boolean
 }
 
 /** Bytes that the provider has signed and that are no event. */
 export interface UnreadableEvent {
   readonly rawBody: Buffer
   readonly isItem: boolean
+  /** When they were signed, where a time was. */
+  readonly signedAtMs: number | undefined
   /** What decoding them, or a function of the provider's such as `eventId`, has thrown. */
   readonly error: unknown
 }
@@ -157,7 +162,7 @@ export async function verifyIncoming(
   try {
     payload = decoded(provider, incoming)
   } catch (error) {
-    return { kind: 'unreadable', rawBody: incoming.body, isItem: false, error }
+    return { kind: 'unreadable', rawBody: incoming.body, isItem: false, signedAtMs, error }
   }
   const answer = await provider.handshake?.(payload, incoming, signers)
   if (answer !== undefined) return { kind: 'handshake', answer }
@@ -166,13 +171,13 @@ export async function verifyIncoming(
 
 /**
  * Reads the stored bytes of an event that could not be read when it came: a whole request, or one item of a
- * batch. The time of signing is not known any more. A header that was not kept may have been sent: a function
- * that asks for it makes the event unreadable, because its delivery would have had another name.
+ * batch. A header that was not kept may have been sent: a function that asks for it makes the event unreadable,
+ * because its delivery would have had another name.
  */
 export function readStored(
   provider: Provider,
   incoming: Incoming,
-  isItem: boolean,
+  { isItem, signedAtMs }: Pick<UnreadableEvent, 'isItem' | 'signedAtMs'>,
   keptHeaders: readonly string[],
 ): Reading {
   const { body: rawBody } = incoming
@@ -181,12 +186,14 @@ export function readStored(
     throw new TypeError(`header ${name} was not kept with the event: add it to the kept headers`)
   }
   try {
-    if (!isItem) return eventsOf(provider, incoming, decoded(provider, incoming), undefined, header)
+    if (!isItem) {
+      return eventsOf(provider, incoming, decoded(provider, incoming), signedAtMs, header)
+    }
     const item = { payload: parseJson(rawBody), rawBody, isItem }
-    const event = eventOf(provider, incoming, item, undefined, header)
+    const event = eventOf(provider, incoming, item, signedAtMs, header)
     return { kind: 'verified', events: [event], unreadable: [] }
   } catch (error) {
-    return { kind: 'unreadable', rawBody, isItem, error }
+    return { kind: 'unreadable', rawBody, isItem, signedAtMs, error }
   }
 }
 
@@ -208,7 +215,7 @@ function eventsOf(
   try {
     items = returnedList('items', provider.items?.(payload))
   } catch (error) {
-    return { kind: 'unreadable', rawBody: incoming.body, isItem: false, error }
+    return { kind: 'unreadable', rawBody: incoming.body, isItem: false, signedAtMs, error }
   }
   const isItem = items !== undefined
   for (const item of items ?? [payload]) {
@@ -218,8 +225,8 @@ function eventsOf(
       const event = { payload: item, rawBody, isItem }
       events.push(eventOf(provider, incoming, event, signedAtMs, header))
     } catch (error) {
-      if (!isItem) return { kind: 'unreadable', rawBody, isItem, error }
-      unreadable.push({ rawBody, isItem, error })
+      if (!isItem) return { kind: 'unreadable', rawBody, isItem, signedAtMs, error }
+      unreadable.push({ rawBody, isItem, signedAtMs, error })
     }
   }
   return { kind: 'verified', events, unreadable }
@@ -237,7 +244,7 @@ export function eventOf(
   const id = idOf(returned('eventId', provider.eventId(payload, header)))
   const type = nameOf(returned('type', provider.type?.(payload, header)))
   const object = nameOf(returned('object', provider.object?.(payload, header)))
-  const read = { ...event, type, object }
+  const read = { ...event, type, object, isRedelivered: doesRedeliver(provider, payload) }
   if (id !== null) return { ...read, eventId: storableName(id), namedBy: 'provider' }
   if (provider.mergesUnnamed === false) return { ...read, eventId: null, namedBy: 'nothing' }
   const namedBy = signedAtMs === undefined ? 'bytes' : 'signed_bytes'

@@ -78,7 +78,7 @@ export class EventEndpoints {
     const rawBody = Buffer.from(JSON.stringify(payload))
     const event: VerifiedEvent = {
       ...{ eventId, namedBy: 'provider', type: null, object: object ?? null },
-      ...{ payload, rawBody, isItem: false },
+      ...{ payload, rawBody, isItem: false, isRedelivered: true },
     }
     try {
       const delivery = { tenantId: '', headers: {}, isRepeated: true, log }

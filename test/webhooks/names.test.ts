@@ -202,6 +202,32 @@ for (const [what, providerOf] of [
   })
 }
 
+for (const [what, answers, decide] of [
+  [
+    'by the answer to a failure',
+    { failed: { status: 200 } },
+    () => Promise.reject(new Error('no')),
+  ],
+  [
+    'by its handler, which puts it back',
+    {},
+    (event: WebhookEvent) => {
+      event.respond({ status: 200, body: 'later' })
+      event.defer()
+    },
+  ],
+] as const) {
+  test(`an event without an id that is acknowledged ${what} is run again by the inbox`, async (t) => {
+    const provider = { ...unnamed(), mergesUnnamed: false }
+    const app = await inboxApp(t, database, decide, {
+      url: '/webhooks/bank',
+      webhook: { provider, answers },
+    })
+    t.equal((await postBank(app, { n: 1 })).statusCode, 200)
+    t.match(await rowsOf(provider), [{ status: 'retrying', dueAt: Date }])
+  })
+}
+
 test('a delivery that a closing server hands back is left to its provider', async (t) => {
   const provider = { ...unnamed(), mergesUnnamed: false }
   const began = latch()

@@ -1,6 +1,7 @@
 // Providers that read what they are answered: the default is nothing that they would show or misread, and a
 // handler can answer itself.
 import { createHmac } from 'node:crypto'
+import { Readable } from 'node:stream'
 import type { FastifyInstance } from 'fastify'
 import t, { test } from 'tap'
 import type { WebhookEvent } from '../../src/index.js'
@@ -85,13 +86,26 @@ test('what cannot be sent is refused with what to write', async (t) => {
       /"headers" of respond\(\) must be text by header name/,
     ],
     [{ status: 200, headers: [] }, /"headers"/],
-    [{ status: 200, body: 5 }, /"body" of respond\(\) must be text, or an object/],
+    [{ status: 200, body: 5 }, /"body" of respond\(\) must be text, or plain data/],
     [{ status: 200, body: null }, /"body"/],
-    [{ status: 200, body: { n: 1n } }, /"body" of respond\(\) must be text, or an object that can/],
+    [
+      { status: 200, body: { n: 1n } },
+      /"body" of respond\(\) must be text, or plain data that can/,
+    ],
     [{ status: 200, body: cyclic }, /"body"/],
     [{ status: 200, body: { toJSON: () => undefined } }, /"body"/],
     [{ status: 200, body: { toJSON: () => Promise.reject.call(0) } }, /"body"/],
     [{ status: 200, body: Buffer.from('x') }, /"body"/],
+    [{ status: 200, body: Promise.resolve({}) }, /"body"/],
+    [{ status: 200, body: new Map([['a', 1]]) }, /"body"/],
+    [{ status: 200, body: Readable.from(['x']) }, /"body"/],
+    [{ status: 200, body: new Response('x') }, /"body"/],
+    [
+      { status: 200, headers: { 'Transfer-Encoding': 'chunked' } },
+      /"headers" of respond\(\) must not contain 'Transfer-Encoding'/,
+    ],
+    [{ status: 200, headers: { 'content-length': '1' } }, /must not contain 'content-length'/],
+    [{ status: 200, headers: { trailer: 'x' } }, /must not contain 'trailer'/],
     [{ status: 200, text: 'x' }, /"text" of respond\(\) is not known/],
   ]
   for (const [answer, message] of wrong) {
@@ -202,4 +216,22 @@ test('Slack and Twilio get nothing to show, whatever became of the event', async
   decide = (event) => event.respond({ status: 200, body: { response_action: 'clear' } })
   const cleared = await postSlack(app, submission(newKey()), form)
   t.strictSame(cleared.json(), { response_action: 'clear' })
+})
+
+test('a command of Slack whose handler fails is acknowledged, and run again by the inbox', async (t) => {
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.webhook('/webhooks/slack', { provider: slack({ secret: SECRET }) }, () => {
+        throw new Error('the handler fails')
+      }),
+  })
+  const text = newKey()
+  const form = 'application/x-www-form-urlencoded'
+  const command = await postSlack(app, `command=%2Fdeploy&text=${text}`, form)
+  t.strictSame([command.statusCode, command.body], [200, ''])
+  const event = JSON.stringify({ event_id: newKey(), event: { type: 'message' } })
+  t.equal((await postSlack(app, event, 'application/json')).statusCode, 500, 'Slack repeats events')
+  const rows = await database.prisma.webhookEvent.findMany({ where: { provider: 'slack' } })
+  const [row] = rows.filter(({ payload }) => Buffer.from(payload).includes(text))
+  t.match(row, { status: 'retrying', eventId: /^bytes:/, dueAt: Date })
 })

@@ -1,5 +1,6 @@
 // A signed event that the provider's or the application's functions cannot read: it is kept for a
 // person, and costs the other events of its delivery nothing.
+import { createHmac } from 'node:crypto'
 import t, { test } from 'tap'
 import type { WebhookEvent } from '../../src/index.js'
 import { inProcess } from '../../src/index.js'
@@ -12,6 +13,7 @@ import {
   inboxApp,
   postBank,
   postStripe,
+  SECRET,
   signedByBank,
   stripeEvent,
 } from '../fixtures/webhooks.js'
@@ -298,6 +300,56 @@ test('a handler that fails after a replay is run again by the inbox', async (t) 
   t.equal(runs, 2)
 })
 
+for (const [what, more, timed] of [
+  ['that are signed at two times', {}, true],
+  ['that are never merged', { mergesUnnamed: false }, false],
+] as const) {
+  test(`the same unreadable bytes ${what} are two events, each read once`, async (t) => {
+    const { app, mend, seen, rows } = await mendable(
+      t,
+      { eventId: () => null, ...(timed && { timestampHeader: 'x-bank-time' }) },
+      { more },
+    )
+    const body = '{"ping":true}'
+    const post = (ago: number) => {
+      const at = String(Math.trunc(Date.now() / 1_000) - ago)
+      const signed = createHmac('sha256', SECRET).update(`${at}.${body}`).digest('hex')
+      const headers = { 'x-bank-signature': signed, 'x-bank-time': at }
+      return timed
+        ? app.inject({ method: 'POST', url: '/webhooks/bank', payload: body, headers })
+        : postBank(app, body)
+    }
+    for (const ago of [9, 5]) t.equal((await post(ago)).json().outcome, 'dead')
+    const unreadable = await rows()
+    t.equal(unreadable.length, 2)
+    mend()
+    for (const { id } of unreadable) {
+      const read = { kind: 'read', outcomes: ['processed'] } as const
+      t.strictSame(await app.idempotency.replay(id), read)
+      const again = { kind: 'read', outcomes: ['duplicate'] } as const
+      t.strictSame(await app.idempotency.replay(id, { force: true }), again)
+    }
+    t.equal(seen.length, 2)
+  })
+}
+
+test('what was read after all is a duplicate when it cannot be read again', async (t) => {
+  let isMended = false
+  const eventId = ({ id }: { id: string }) => (isMended ? id : failing())
+  const provider = bank({ name: `bank-${newKey()}`, eventId })
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/bank',
+    webhook: { provider },
+  })
+  const body = { id: newKey() }
+  await postBank(app, body)
+  const [unreadable] = await deadOf(provider.name)
+  isMended = true
+  await app.idempotency.replay(unreadable?.id ?? '')
+  isMended = false
+  t.equal((await postBank(app, body)).json().outcome, 'duplicate')
+})
+
 test('a replay does not name an event without the header that names it', async (t) => {
   const mended = {
     eventId: (_: unknown, header: (name: string) => string | undefined) => header('x-id'),
@@ -325,7 +377,7 @@ test('what a replay reads is acknowledged: the inbox retries it, whatever names 
   await postBank(app, { id: 'x' })
   mend()
   t.strictSame(await replay(), { kind: 'read', outcomes: ['failed'] })
-  t.match((await rows())[1], { eventId: null, status: 'retrying', dueAt: Date })
+  t.match((await rows())[1], { eventId: /^bytes:/, status: 'retrying', dueAt: Date })
 })
 
 test('a worker reads an event again that was queued by a process without its endpoint', async (t) => {

@@ -32,7 +32,10 @@ const MOST_FETCHED_AT_ONCE = 8
 const FETCH_TIMEOUT_MS = 5_000
 /** How long a name that was not found is not fetched again, and how many such names are remembered. */
 const NOTHING_FOR_MS = 30_000
-const MOST_NOTHING = 256
+const MOST_NOTHING = 64
+/** So many names that do not exist may be asked for in a minute: anybody can invent them. */
+const MOST_MISSES = 30
+const MISSES_FOR_MS = 60_000
 
 /**
  * Caches what is fetched by name, and shares fetches that overlap. `isEnough` checks whether the
@@ -50,13 +53,17 @@ export function fetchedByName<T>({
   const kept = new Map<string, { readonly value: T; readonly atMs: number }>()
   const nothing = new Map<string, { readonly atMs: number }>()
   const underWay = new Map<string, Promise<T | undefined>>()
+  /** When names were asked for that did not exist: the oldest first. */
+  const misses: number[] = []
 
   async function loadNow(name: string): Promise<T | undefined> {
     const value = await load(name)
     // By the monotonic clock: the time that a request is compared with may lie in the past.
     const atMs = performance.now()
-    if (value === undefined) remember(nothing, name, { atMs }, MOST_NOTHING)
-    else remember(kept, name, { value, atMs }, MOST_KEPT)
+    if (value === undefined) {
+      remember(nothing, name, { atMs }, MOST_NOTHING)
+      misses.push(atMs)
+    } else remember(kept, name, { value, atMs }, MOST_KEPT)
     return value
   }
 
@@ -73,7 +80,8 @@ export function fetchedByName<T>({
     }
     const joined = underWay.get(name)
     if (joined !== undefined) return joined
-    if (underWay.size >= MOST_FETCHED_AT_ONCE) {
+    while (misses[0] !== undefined && performance.now() > misses[0] + MISSES_FOR_MS) misses.shift()
+    if (underWay.size >= MOST_FETCHED_AT_ONCE || misses.length >= MOST_MISSES) {
       return Promise.reject(new CertificateUnreachable(`too many ${what}s are fetched`))
     }
     const loading = loadNow(name).finally(() => underWay.delete(name))

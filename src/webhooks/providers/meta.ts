@@ -108,6 +108,8 @@ function withContact(value: object): object {
   return own.length === 0 ? value : { ...value, contacts: own }
 }
 
+const MEMBERS = ['recipient_participant_id', 'recipient_participant_user_id']
+
 function eventIdOf(payload: unknown): unknown {
   const entry = first(at(payload, 'entry'))
   const value = at(first(at(entry, 'changes')), 'value')
@@ -115,9 +117,9 @@ function eventIdOf(payload: unknown): unknown {
   if (message !== undefined) return at(message, 'id')
   const status = first(at(value, 'statuses'))
   if (status !== undefined) {
-    // Each member of a group has a status of its own.
-    const member = nameOf(at(status, 'recipient_participant_id')) ?? []
-    return nameOfAll(named(status, ['id', 'status', 'timestamp']), ...[member].flat())
+    // Each member of a group has a status of its own, and one or both of these names.
+    const members = MEMBERS.flatMap((name) => nameOf(at(status, name)) ?? [])
+    return nameOfAll(named(status, ['id', 'status', 'timestamp']), ...members)
   }
   const call = first(at(value, 'calls'))
   if (call !== undefined) return named(call, ['id', 'event', 'timestamp'])

@@ -34,6 +34,8 @@ export function slack(options: TolerantOptions): Provider {
       },
     }),
     parse,
+    // Commands and interactions are repeated by people, if at all.
+    redelivers: (payload) => at(payload, 'event_id') !== undefined,
     handshake: (payload) => {
       if (at(payload, 'ssl_check') === '1') return { status: 200 }
       const challenge = at(payload, 'challenge')

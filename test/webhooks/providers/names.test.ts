@@ -110,6 +110,9 @@ t.test('each member of a WhatsApp group has a status', async (t) => {
   const statuses = ['1', '2'].map((id) => ({ ...status, recipient_participant_id: id }))
   const ids = (await eventsOf(facebook, whatsapp({ statuses }))).map(({ eventId }) => eventId)
   t.strictSame(ids, ['wamid.9:read:7:1', 'wamid.9:read:7:2'])
+  const users = ['US.1', 'US.2'].map((id) => ({ ...status, recipient_participant_user_id: id }))
+  const named = await eventsOf(facebook, whatsapp({ statuses: users }))
+  t.equal(new Set(named.map(({ eventId }) => eventId)).size, 2)
 })
 
 t.test('a message of Messenger is told from its echo, its deletion and its edit', async (t) => {

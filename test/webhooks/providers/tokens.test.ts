@@ -287,3 +287,20 @@ t.test('plaid: a request without a token in the right form costs no look-up', as
   }
   t.same([asked.length, lookups], [0, 0])
 })
+
+t.test('keys that do not exist are not asked for without end; known keys go on', async (t) => {
+  const advance = movableClock(t)
+  const { fetch, asked } = plaidHost()
+  const provider = plaid({ clientId: 'c-1', secret: FIRST, fetch })
+  t.equal((await ask(provider, fromPlaid(FIRST))).kind, 'verified')
+  const invented = (n: number) => {
+    const jwt = token({ ...publishedKey('ec', `invented-${n}`) }, { iat: NOW / 1_000 })
+    return ask(provider, { headers: { 'plaid-verification': jwt }, body: Buffer.from(ITEM) })
+  }
+  for (let n = 0; n < 30; n += 1) t.equal((await invented(n)).kind, 'refused')
+  await t.rejects(invented(30), { name: 'CertificateUnreachable' })
+  t.equal(asked.length, 31)
+  t.equal((await ask(provider, fromPlaid(FIRST))).kind, 'verified')
+  advance(60_001)
+  t.equal((await invented(31)).kind, 'refused', 'a minute later')
+})
