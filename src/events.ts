@@ -90,6 +90,7 @@ export type InboxHappening =
   | WebhookHappening
   | { readonly kind: 'webhook_refused'; readonly provider: string; readonly reason: string }
   | { readonly kind: 'webhook_handshake'; readonly provider: string }
+  | { readonly kind: 'webhook_without_events'; readonly provider: string }
   | {
       readonly kind: 'webhook_not_verified'
       readonly provider: string
@@ -315,6 +316,7 @@ const LOGGED: Record<Happening['kind'], readonly [Level, string]> = {
   ],
   webhook_refused: ['warn', 'Webhook refused: its signature was not accepted'],
   webhook_handshake: ['info', 'Webhook handshake answered'],
+  webhook_without_events: ['info', 'Webhook carried no event; nothing was recorded'],
   webhook_not_verified: ['error', 'Webhook could not be verified; it was not acknowledged'],
   webhook_too_large: [
     'error',

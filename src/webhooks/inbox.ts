@@ -315,7 +315,9 @@ export class Inbox {
     const subject = { provider, eventId, event: id }
     if (recorded.isNew) {
       report({ kind: 'webhook_recorded', ...subject, type })
-      if (sameBodyAs !== null) report({ kind: 'webhook_same_body', ...subject, sameBodyAs })
+      // Usual where two changes say the same.
+      const isTold = sameBodyAs !== null && endpoint.provider.mergesUnnamed !== false
+      if (isTold) report({ kind: 'webhook_same_body', ...subject, sameBodyAs })
       if (status === 'ignored') report({ kind: 'webhook_ignored', ...subject })
     } else {
       report({ kind: 'webhook_duplicate', ...subject, deliveries, status })

@@ -69,9 +69,9 @@ export function signedAtOf(eventId: string | null): number | undefined {
   return time !== undefined && /^\d{1,16}$/.test(time) ? Number(time) : undefined
 }
 
-/** Names an event that was read again and has no name at all: the same however often it is read. */
-export function nameOfRead(row: string, index: number): string {
-  return BYTES + sha256(JSON.stringify([row, index]))
+/** Names one of several events that have no names of their own, by what they came from: always the same. */
+export function nameOfRead(source: string, index: number): string {
+  return BYTES + sha256(JSON.stringify([source, index]))
 }
 
 /** What an event holds that could not be read when it came: a whole request, or one item of a batch. */

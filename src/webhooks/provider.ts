@@ -135,18 +135,22 @@ const FRAMING: ReadonlySet<string> = new Set([
   ...['connection', 'content-length', 'keep-alive', 'trailer', 'transfer-encoding', 'upgrade'],
 ])
 
+const SENDABLE =
+  "must be text by header name that HTTP allows, such as { 'content-type': 'text/xml' }"
+
 const isSendableHeaders: Check = (value) => {
   try {
     for (const [name, text] of Object.entries(value as object)) {
+      if (typeof text !== 'string') return SENDABLE
       validateHeaderName(name)
       validateHeaderValue(name, text)
       if (FRAMING.has(name.toLowerCase())) return `must not contain '${name}': Node writes it`
     }
-    if (isObject(value)) return undefined
+    if (isObject(value) && isData(value)) return undefined
   } catch {
     // Said below, without the value.
   }
-  return "must be text by header name that HTTP allows, such as { 'content-type': 'text/xml' }"
+  return SENDABLE
 }
 
 export const ANSWER_CHECKS: Record<keyof Answer, Check> = {

@@ -12,7 +12,13 @@ import { type Endpoint, keptOf } from './endpoint.js'
 import type { Delivered, Delivery, Inbox } from './inbox.js'
 import { returned } from './payload.js'
 import { keysOf } from './secrets.js'
-import { CertificateUnreachable, type Incoming, type Refusal } from './signature.js'
+import {
+  CertificateUnreachable,
+  checkSignature,
+  type Incoming,
+  type Key,
+  type Refusal,
+} from './signature.js'
 import { type Reading, type Verification, verifyIncoming } from './verify.js'
 
 export interface RouteContext {
@@ -70,7 +76,7 @@ export function addWebhookRoute(
       url,
       bodyLimit: settings.bodyLimit,
       config: { idempotency: false },
-      onRequest: findTenant,
+      onRequest: [findTenant, (request, reply) => refuseEarly(request, reply, limiter)],
       onError: async (request, _reply, { code }) => {
         if (code !== 'FST_ERR_CTP_BODY_TOO_LARGE') return
         const { bodyLimit } = settings
@@ -114,6 +120,35 @@ export function addWebhookRoute(
     return undefined
   }
 
+  // What proves nothing by its body need not be read: bodies of strangers take memory.
+  async function refuseEarly(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    limiter: Limiter | undefined,
+  ): Promise<FastifyReply | undefined> {
+    if (provider.scheme.isWithoutBody !== true) return undefined
+    const incoming = incomingOf(request, Buffer.alloc(0))
+    try {
+      if (provider.unsigned?.(incoming) !== undefined) return undefined
+      const checked = await checkSignature(provider.scheme, keysFor(request), incoming, now())
+      return typeof checked === 'string' ? refuse(request, reply, checked, limiter) : undefined
+    } catch (error) {
+      return notVerified(request, reply, error)
+    }
+  }
+
+  function incomingOf({ method, originalUrl, headers }: FastifyRequest, body: Buffer): Incoming {
+    return { method, url: originalUrl, headers, body }
+  }
+
+  function keysFor(request: FastifyRequest): () => Promise<readonly Key[]> {
+    return () => keysOf(provider, request[TENANT] ?? '', storeTimeoutMs)
+  }
+
+  function now(): number {
+    return returned('clock', settings.clock()) as number
+  }
+
   // Ours to mend, and not the provider's fault: it should deliver again.
   function notVerified(request: FastifyRequest, reply: FastifyReply, error: unknown): FastifyReply {
     const report = reporter(request.log, endpoint.name, undefined)
@@ -133,13 +168,10 @@ export function addWebhookRoute(
     const tenantId = request[TENANT] ?? ''
     const report = reporter(request.log, endpoint.name, undefined)
     const body = Buffer.isBuffer(request.body) ? request.body : Buffer.alloc(0)
-    const { method, originalUrl, headers } = request
-    const incoming: Incoming = { method, url: originalUrl, headers, body }
+    const incoming = incomingOf(request, body)
     let verification: Verification
     try {
-      const keys = () => keysOf(provider, tenantId, storeTimeoutMs)
-      const now = returned('clock', settings.clock()) as number
-      verification = await verifyIncoming(provider, keys, incoming, now)
+      verification = await verifyIncoming(provider, keysFor(request), incoming, now())
     } catch (error) {
       return notVerified(request, reply, error)
     }
@@ -154,6 +186,7 @@ export function addWebhookRoute(
       const headers = keptOf(endpoint, incoming)
       const delivery = { tenantId, headers, isRepeated: true, log: request.log }
       const all = await deliverAll(verification, delivery)
+      if (all.length === 0) report({ kind: 'webhook_without_events', provider: provider.name })
       const [only, ...others] = all
       // Of a batch, no item speaks for the others.
       if (only?.answer !== undefined && others.length === 0) return send(reply, only.answer)

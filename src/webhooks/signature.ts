@@ -62,6 +62,8 @@ export interface Scheme {
   readonly secretForm?: string
   /** How far `signedAtMs` may lie from now, on both sides. */
   readonly toleranceMs?: number | undefined
+  /** Whether the body proves nothing: then a request is refused before its body is read. */
+  readonly isWithoutBody?: boolean
   /**
    * Finds the signatures. A batch may have one for each of its items; then all of them must hold.
    * What it stumbles over (a TypeError, RangeError or SyntaxError) makes the request malformed.

@@ -1,6 +1,6 @@
 import { type Check, check } from '../checks.js'
 import { OptionInvalid } from '../errors.js'
-import { nameOfBytes, storableName } from './names.js'
+import { nameOfBytes, nameOfRead, storableName } from './names.js'
 import { idOf, nameOf, parseJson, returned, returnedList } from './payload.js'
 import {
   type Answer,
@@ -218,12 +218,18 @@ function eventsOf(
     return { kind: 'unreadable', rawBody: incoming.body, isItem: false, signedAtMs, error }
   }
   const isItem = items !== undefined
+  // Of equal items without an id, each is an event: the same ones in each delivery of the batch.
+  const seen = new Map<string | null, number>()
   for (const item of items ?? [payload]) {
     let rawBody = incoming.body
     try {
       if (isItem) rawBody = Buffer.from(JSON.stringify(item) ?? 'null')
       const event = { payload: item, rawBody, isItem }
-      events.push(eventOf(provider, incoming, event, signedAtMs, header))
+      const read = eventOf(provider, incoming, event, signedAtMs, header)
+      const before = seen.get(read.eventId) ?? 0
+      seen.set(read.eventId, before + 1)
+      const isAnother = before > 0 && read.eventId !== null && read.namedBy !== 'provider'
+      events.push(isAnother ? { ...read, eventId: nameOfRead(read.eventId, before) } : read)
     } catch (error) {
       if (!isItem) return { kind: 'unreadable', rawBody, isItem, signedAtMs, error }
       unreadable.push({ rawBody, isItem, signedAtMs, error })

@@ -250,6 +250,13 @@ const EVENTS: Record<InboxHappening['kind'], Provoked> = {
     event: { provider: 'bank' },
     hasSubject: false,
   },
+  webhook_without_events: {
+    level: 'info',
+    text: 'Webhook carried no event; nothing was recorded',
+    webhook: { provider: { ...provider, items: () => [] } },
+    event: { provider: 'bank' },
+    hasSubject: false,
+  },
   webhook_too_large: {
     level: 'error',
     text: 'Webhook refused: its body is larger than option "bodyLimit" allows',

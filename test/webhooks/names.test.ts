@@ -46,6 +46,19 @@ test('the bytes name an event: the same ones again are a duplicate, others are a
   t.equal((await rowsOf(provider)).length, 2)
 })
 
+test('equal items of one batch are several events, and the same ones in each delivery of it', async (t) => {
+  const runs: unknown[] = []
+  const app = await inboxApp(t, database, ({ eventId }) => void runs.push(eventId), {
+    url: '/webhooks/bank',
+    webhook: { provider: unnamed() },
+  })
+  const batch = [{ n: 1 }, { n: 2 }, { n: 1 }, { n: 1 }]
+  t.equal((await postBank(app, batch)).json().outcome, 'processed')
+  t.equal(new Set(runs).size, 4)
+  t.equal((await postBank(app, batch)).json().outcome, 'duplicate')
+  t.equal(runs.length, 4)
+})
+
 test('the type is part of the name, because a header may say it', async (t) => {
   const provider = unnamed({ type: (_payload, header) => header('x-topic') })
   const app = await inboxApp(t, database, () => {}, {

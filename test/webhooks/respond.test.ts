@@ -106,6 +106,9 @@ test('what cannot be sent is refused with what to write', async (t) => {
     ],
     [{ status: 200, headers: { 'content-length': '1' } }, /must not contain 'content-length'/],
     [{ status: 200, headers: { trailer: 'x' } }, /must not contain 'trailer'/],
+    [{ status: 200, headers: new Map([['x-own', 'a']]) }, /"headers" of respond\(\) must be text/],
+    [{ status: 200, headers: { 'x-own': ['a', 'b'] } }, /"headers"/],
+    [{ status: 200, headers: { 'x-own': null } }, /"headers"/],
     [{ status: 200, text: 'x' }, /"text" of respond\(\) is not known/],
   ]
   for (const [answer, message] of wrong) {

@@ -1,4 +1,6 @@
 // Validation requests that are not signed: they are answered, and nothing of them is stored.
+import { once } from 'node:events'
+import { type IncomingMessage, request } from 'node:http'
 import t, { test } from 'tap'
 import {
   azureEventGrid,
@@ -6,7 +8,7 @@ import {
   microsoftGraph,
   woocommerce,
 } from '../../src/webhooks/providers/index.js'
-import { collectEvents } from '../fixtures/app.js'
+import { collectEvents, listen } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import { inboxApp } from '../fixtures/webhooks.js'
 
@@ -65,4 +67,35 @@ test('a sender that authenticates with a password is told to', async (t) => {
   const refused = await app.inject({ method: 'POST', url: '/webhooks/erp', payload: '{}' })
   t.equal(refused.statusCode, 401)
   t.match(refused.headers['www-authenticate'], /^Basic realm="/)
+})
+
+test('a secret in a header is looked at before the body is read', async (t) => {
+  const provider = basicAuth({ name: 'erp', secret: 'user:password', eventId: () => null })
+  const events = collectEvents(t)
+  const app = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/erp',
+    webhook: { provider },
+  })
+  const port = await listen(app)
+  const begin = (headers: Record<string, string>) => {
+    const sent = request({
+      ...{ host: '127.0.0.1', port, path: '/webhooks/erp', method: 'POST' },
+      headers: { 'content-length': '1000000', ...headers },
+    })
+    sent.flushHeaders()
+    // It is destroyed in the end.
+    sent.on('error', () => {})
+    t.teardown(() => sent.destroy())
+    return sent
+  }
+  for (const headers of [{}, { authorization: 'Basic eDp5' }]) {
+    const [answer] = (await once(begin(headers), 'response')) as [IncomingMessage]
+    t.equal(answer.statusCode, 401)
+  }
+  t.match(events.kinds(), ['webhook_refused', 'webhook_refused'])
+  const authorization = `Basic ${Buffer.from('user:password').toString('base64')}`
+  const genuine = begin({ authorization })
+  genuine.end(JSON.stringify('x'.repeat(999_998)))
+  const [answer] = (await once(genuine, 'response')) as [IncomingMessage]
+  t.equal(answer.statusCode, 200)
 })

@@ -1,6 +1,6 @@
 import { type Check, isFunction, isHeader } from '../../checks.js'
 import { OptionInvalid } from '../../errors.js'
-import { at, nameOfAll } from '../payload.js'
+import { at, nameOf, nameOfAll } from '../payload.js'
 import { type Answer, defineProvider, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import { headerOf, type Incoming, type Known, type Read, type Scheme } from '../signature.js'
@@ -76,13 +76,17 @@ export function azureEventGrid(options: AzureEventGridOptions): Provider {
     secretOption: key === undefined ? 'audience' : 'key',
     scheme: {
       algorithm: { kind: 'equality' },
+      isWithoutBody: true,
       read: directory === undefined ? keyReader(header) : tokenReader(directory, options),
     },
     keptHeaders: [],
     secretHeaders: [header ?? 'authorization'],
     items: (payload) => (Array.isArray(payload) ? payload : undefined),
-    // An id is unique for its source.
-    eventId: (event) => nameOfAll(at(event, 'topic') ?? at(event, 'source'), at(event, 'id')),
+    // An id is unique for its source. Both may contain what separates them.
+    eventId: (event) => {
+      const source = nameOf(at(event, 'topic') ?? at(event, 'source'))
+      return nameOfAll(source?.replaceAll('%', '%25').replaceAll(':', '%3A'), at(event, 'id'))
+    },
     type: (event) => at(event, 'eventType') ?? at(event, 'type'),
     object: (event) => at(event, 'subject'),
     handshake: answerValidation,

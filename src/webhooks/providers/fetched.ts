@@ -81,7 +81,9 @@ export function fetchedByName<T>({
     const joined = underWay.get(name)
     if (joined !== undefined) return joined
     while (misses[0] !== undefined && performance.now() > misses[0] + MISSES_FOR_MS) misses.shift()
-    if (underWay.size >= MOST_FETCHED_AT_ONCE || misses.length >= MOST_MISSES) {
+    const isFull = underWay.size >= MOST_FETCHED_AT_ONCE || misses.length >= MOST_MISSES
+    // What was there before is no invention.
+    if (isFull && known === undefined) {
       return Promise.reject(new CertificateUnreachable(`too many ${what}s are fetched`))
     }
     const loading = loadNow(name).finally(() => underWay.delete(name))

@@ -74,6 +74,7 @@ export function googlePubsub(options: GooglePubsubOptions): Provider {
       toKey,
       secretForm: "the service account's e-mail, such as 'push@project.iam.gserviceaccount.com'",
       toleranceMs: toMs(tolerance),
+      isWithoutBody: true,
       read,
     },
     keptHeaders: [],

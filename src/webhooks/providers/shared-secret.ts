@@ -81,7 +81,7 @@ function unsigned(
   }
   return defineProvider({
     ...eventParts(options),
-    scheme: { algorithm: { kind: 'equality' }, ...rest, read },
+    scheme: { algorithm: { kind: 'equality' }, ...rest, isWithoutBody: true, read },
     secretHeaders: [header],
   })
 }

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { at, parseForm, parseJson } from '../payload.js'
-import { type Answer, defineProvider, type Provider } from '../provider.js'
+import { type Answer, defineProvider, type HeaderReader, type Provider } from '../provider.js'
 import type { Secrets } from '../secrets.js'
 import {
   fromBase64,
@@ -59,7 +59,9 @@ export function twilio(options: TwilioOptions): Provider {
     // Event Streams sends a list of CloudEvents.
     items: (payload) => (Array.isArray(payload) ? payload : undefined),
     eventId: (payload, header) =>
-      isCloudEvent(payload) ? at(payload, 'id') : header('i-twilio-idempotency-token'),
+      isCloudEvent(payload)
+        ? at(payload, 'id')
+        : (header('i-twilio-idempotency-token') ?? nameOfFields(payload, header)),
     // A form has no type: what it is about is said by the address that it was sent to.
     type: (payload) => (isCloudEvent(payload) ? at(payload, 'type') : undefined),
     object: (payload) => OBJECTS.map((path) => at(payload, path)).find((sid) => sid !== undefined),
@@ -136,9 +138,22 @@ function signedFields(incoming: Incoming): string | { refusal: Refusal } {
   }
 }
 
+/**
+ * What is signed of a form does not tell where a field ends: forms that share a signature share a name. A body
+ * with its hash in the address is named after its bytes.
+ */
+function nameOfFields(payload: unknown, header: HeaderReader): string | null {
+  const isOfForm = /^application\/x-www-form-urlencoded/i.test(header('content-type') ?? '')
+  return isOfForm ? createHash('sha256').update(textOf(payload)).digest('base64url') : null
+}
+
 /** Names and values, sorted by name; of a name that comes twice, each value once and sorted. */
 function fieldsOf(body: Buffer): string {
-  return Object.entries(parseForm(body))
+  return textOf(parseForm(body))
+}
+
+function textOf(form: unknown): string {
+  return Object.entries(form as Record<string, string | string[]>)
     .sort(([a], [b]) => (a < b ? -1 : 1))
     .flatMap(([name, value]) => [...new Set([value].flat())].sort().map((one) => name + one))
     .join('')

@@ -566,7 +566,7 @@ export const cases: readonly ProviderCase[] = [
     event: { eventId: 'token-1', type: null, object: 'SM1' },
     header: 'x-twilio-signature',
     windowMs: null,
-    nameless: { without: ['i-twilio-idempotency-token'] },
+    nameless: { without: ['i-twilio-idempotency-token'], isNamedByFields: true },
   },
   {
     name: 'twilio with JSON',

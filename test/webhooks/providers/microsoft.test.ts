@@ -175,3 +175,18 @@ for (const [options, message] of wrong) {
     t.throws(() => azureEventGrid(options), { code, message })
   })
 }
+
+t.test('the parts of a name of Event Grid cannot be confused', async (t) => {
+  const provider = azureEventGrid({ key: 's', header: 'x-key' })
+  const names: unknown[] = []
+  for (const [source, id] of [
+    ['a:b', 'c'],
+    ['a', 'b:c'],
+    ['a%3Ab', 'c'],
+  ]) {
+    const body = Buffer.from(JSON.stringify({ specversion: '1.0', source, id, type: 't' }))
+    const result = await ask(provider, { headers: { 'x-key': 's' }, body })
+    names.push(result.kind === 'verified' && result.events[0]?.eventId)
+  }
+  t.equal(new Set(names).size, 3)
+})

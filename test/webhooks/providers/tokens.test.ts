@@ -304,3 +304,17 @@ t.test('keys that do not exist are not asked for without end; known keys go on',
   advance(60_001)
   t.equal((await invented(31)).kind, 'refused', 'a minute later')
 })
+
+t.test('a key that was there before is asked for again, however many are invented', async (t) => {
+  const advance = movableClock(t)
+  const { fetch, asked } = plaidHost()
+  const provider = plaid({ clientId: 'c-1', secret: FIRST, fetch })
+  t.equal((await ask(provider, fromPlaid(FIRST))).kind, 'verified')
+  advance(3_600_001)
+  for (let n = 0; n < 30; n += 1) {
+    const jwt = token({ ...publishedKey('ec', `invented-${n}`) }, { iat: NOW / 1_000 })
+    await ask(provider, { headers: { 'plaid-verification': jwt }, body: Buffer.from(ITEM) })
+  }
+  t.equal((await ask(provider, fromPlaid(FIRST))).kind, 'verified')
+  t.equal(asked.length, 32)
+})
