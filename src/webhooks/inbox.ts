@@ -9,21 +9,14 @@ import { isOfItsData } from '../store/failures.js'
 import { within } from '../within.js'
 import { acknowledgesUndone } from './answer.js'
 import { arrivalOf, type Endpoint, laneOf, laneOfStored } from './endpoint.js'
-import type { WebhookEvent } from './event.js'
-import {
-  nameOfDelivery,
-  nameOfRead,
-  nameOfUnreadable,
-  sha256,
-  signedAtOf,
-  unreadableIn,
-} from './names.js'
+import { nameOfDelivery, nameOfUnreadable, sha256, unreadableIn } from './names.js'
 import type { Answer, DeliveryOutcome, Provider } from './provider.js'
+import { readingAgain } from './reading-again.js'
 import { newRowId } from './row-id.js'
 import type { Ran } from './run.js'
 import { runErrorOf } from './run-error.js'
 import { Runner, type RunnerOptions } from './runner.js'
-import { readStored, type UnreadableEvent, type VerifiedEvent } from './verify.js'
+import type { UnreadableEvent, VerifiedEvent } from './verify.js'
 
 export interface InboxOptions extends RunnerOptions {
   /** Whether this process runs events that wait without being told to. */
@@ -80,7 +73,9 @@ export class Inbox {
   constructor(options: InboxOptions) {
     const { store, storeTimeoutMs, limits } = options
     this.#options = options
-    this.#runner = new Runner(options, this.#endpoints, (endpoint) => this.#reading(endpoint, []))
+    this.#runner = new Runner(options, this.#endpoints, (endpoint) =>
+      readingAgain(this, endpoint, []),
+    )
     this.#record = batched(
       store,
       store.record,
@@ -248,41 +243,12 @@ export class Inbox {
       return { kind: 'queued' }
     }
     const outcomes: DeliveryOutcome[] = []
-    const reading = isUnreadable ? this.#reading(endpoint, outcomes) : endpoint
+    const reading = isUnreadable ? readingAgain(this, endpoint, outcomes) : endpoint
     const ran = await this.#runner.claimAndRun(reading, id, log)
     if (ran === undefined || ran.outcome === 'lost') return { kind: 'running' }
     return isUnreadable && ran.outcome === 'processed'
       ? { kind: 'read', outcomes }
       : { kind: ran.outcome }
-  }
-
-  /**
-   * The endpoint as it handles an event that could not be read when it came: it reads the bytes again, and
-   * delivers what they hold. An event that has been delivered meanwhile is a duplicate.
-   */
-  #reading(endpoint: Endpoint, outcomes: DeliveryOutcome[]): Endpoint {
-    const handler = async ({ id, eventId, tenantId, rawBody, headers, log }: WebhookEvent) => {
-      const incoming = { method: 'POST', url: '/', headers, body: rawBody }
-      const what = { isItem: unreadableIn(eventId) === 'item', signedAtMs: signedAtOf(eventId) }
-      const { keptHeaders } = endpoint.settings
-      const reading = readStored(endpoint.provider, incoming, what, keptHeaders)
-      if (reading.kind === 'unreadable') throw reading.error
-      // The first answer has acknowledged them: none of them comes again by itself.
-      const delivery = { tenantId, headers, isRepeated: false, log }
-      for (const unreadable of reading.unreadable) {
-        await this.keepUnreadable(endpoint, unreadable, delivery)
-        outcomes.push('dead')
-      }
-      for (const [index, event] of reading.events.entries()) {
-        // However often this is begun, none of them is delivered twice.
-        const name = event.eventId ?? nameOfRead(id, index)
-        const { outcome } = await this.deliver(endpoint, { ...event, eventId: name }, delivery)
-        outcomes.push(outcome)
-      }
-    }
-    // What cannot be read now cannot be read in a minute, either.
-    const retry = { ...endpoint.settings.retry, attempts: 1 }
-    return { ...endpoint, handler, settings: { ...endpoint.settings, retry } }
   }
 
   async #recordInTime(arrival: Arrival): Promise<Recorded> {
