@@ -34,9 +34,10 @@ const CHECKS: Record<keyof SharedSecretOptions, Check> = {
  */
 export function sharedSecret(options: SharedSecretOptions): Provider {
   readOptions(titleOf('sharedSecret', options), CHECKS, options, ['name', 'header', 'eventId'])
-  const { prefix = '' } = options
+  const prefix = (options.prefix ?? '').toLowerCase()
   return unsigned(options, options.header.toLowerCase(), (value) =>
-    value.startsWith(prefix) ? Buffer.from(value.slice(prefix.length)) : undefined,
+    // The name of a scheme, such as Bearer, may be written in any case (RFC 9110, section 11.1).
+    value.toLowerCase().startsWith(prefix) ? Buffer.from(value.slice(prefix.length)) : undefined,
   )
 }
 
