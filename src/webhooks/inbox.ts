@@ -11,7 +11,7 @@ import { acknowledgesUndone } from './answer.js'
 import { arrivalOf, type Endpoint, laneOf, laneOfStored } from './endpoint.js'
 import { nameOfDelivery, nameOfUnreadable, sha256, unreadableIn } from './names.js'
 import type { Answer, DeliveryOutcome, Provider } from './provider.js'
-import { readingAgain } from './reading-again.js'
+import { KEPT, readingAgain } from './reading-again.js'
 import { newRowId } from './row-id.js'
 import type { Ran } from './run.js'
 import { runErrorOf } from './run-error.js'
@@ -192,15 +192,19 @@ export class Inbox {
   /** Records bytes that a provider signed and that cannot be read: for a person. */
   async keepUnreadable(
     endpoint: Endpoint,
-    { rawBody, isItem, signedAtMs, error }: UnreadableEvent,
+    unreadable: UnreadableEvent,
     { tenantId, headers, log }: Delivery,
   ): Promise<Delivered> {
     const id = newRowId()
-    const what = endpoint.provider.mergesUnnamed === false ? id : sha256(rawBody)
-    const eventId = nameOfUnreadable(what, isItem, signedAtMs)
+    const { rawBody, error } = unreadable
+    // A header may name the event.
+    const hash = sha256(JSON.stringify([sha256(rawBody), headers]))
+    const what = endpoint.provider.mergesUnnamed === false ? id : hash
+    const eventId = nameOfUnreadable(what, unreadable)
     const named = { eventId, type: 'unreadable', rawBody }
+    const kept = { ...headers, [KEPT]: endpoint.settings.keptHeaders.join() }
     const arrival: Arrival = {
-      ...arrivalOf(endpoint, tenantId, named, headers),
+      ...arrivalOf(endpoint, tenantId, named, kept),
       id,
       ...deadOf(error),
     }

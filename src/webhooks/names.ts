@@ -50,23 +50,29 @@ export function isOfDelivery(eventId: string | null): boolean {
   return eventId?.startsWith(DELIVERY) === true
 }
 
-/**
- * Names what cannot be read, so that its other deliveries are duplicates: by `what`, a hash of its bytes or the
- * row. The time of signing is kept in it, because the names of the events in the bytes may need it.
- */
-export function nameOfUnreadable(
-  what: string,
-  isItem: boolean,
-  signedAtMs: number | undefined,
-): string {
-  const time = signedAtMs === undefined ? '' : `${signedAtMs}:`
-  return (isItem ? UNREADABLE_ITEM : UNREADABLE) + time + what
+/** What is known of an event that cannot be read, and that its name may need once it can. */
+export interface UnreadableName {
+  readonly isItem: boolean
+  /** When it was signed, where a time was. */
+  readonly signedAtMs: number | undefined
+  /** How many equal items of its batch came before it. */
+  readonly repetition: number
 }
 
-/** When the bytes of such an event were signed, where a time was. */
-export function signedAtOf(eventId: string | null): number | undefined {
-  const time = eventId?.split(':').at(1)
-  return time !== undefined && /^\d{1,16}$/.test(time) ? Number(time) : undefined
+/** Names what cannot be read, so that its other deliveries are duplicates: by `what`, a hash of it or the row. */
+export function nameOfUnreadable(
+  what: string,
+  { isItem, signedAtMs, repetition }: UnreadableName,
+): string {
+  const prefix = isItem ? UNREADABLE_ITEM : UNREADABLE
+  return `${prefix}${signedAtMs ?? ''}:${repetition}:${what}`
+}
+
+/** Reads such a name. */
+export function unreadableNameOf(eventId: string | null): UnreadableName {
+  const [, time = '', repetition] = eventId?.split(':') ?? []
+  const signedAtMs = time === '' ? undefined : Number(time)
+  return { isItem: unreadableIn(eventId) === 'item', signedAtMs, repetition: Number(repetition) }
 }
 
 /** Names one of several events that have no names of their own, by what they came from: always the same. */

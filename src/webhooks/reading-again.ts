@@ -1,9 +1,15 @@
 import type { Endpoint } from './endpoint.js'
 import type { WebhookEvent } from './event.js'
 import type { Inbox } from './inbox.js'
-import { nameOfRead, signedAtOf, unreadableIn } from './names.js'
+import { nameOfRead, unreadableNameOf } from './names.js'
 import type { DeliveryOutcome } from './provider.js'
 import { readStored } from './verify.js'
+
+/**
+ * Beside the headers of an event that could not be read: the names of those that are kept. The options of its
+ * endpoint may name others by the time it is read. No header has such a name.
+ */
+export const KEPT = ':kept'
 
 /**
  * An endpoint as it handles an event that could not be read when it came: it reads the bytes again, and delivers
@@ -16,12 +22,12 @@ export function readingAgain(
 ): Endpoint {
   const { provider, settings } = endpoint
   const handler = async ({ id, eventId, tenantId, rawBody, headers, log }: WebhookEvent) => {
-    const incoming = { method: 'POST', url: '/', headers, body: rawBody }
-    const what = { isItem: unreadableIn(eventId) === 'item', signedAtMs: signedAtOf(eventId) }
-    const reading = readStored(provider, incoming, what, settings.keptHeaders)
+    const { [KEPT]: names = '', ...sent } = headers
+    const incoming = { method: 'POST', url: '/', headers: sent, body: rawBody }
+    const reading = readStored(provider, incoming, unreadableNameOf(eventId), names.split(','))
     if (reading.kind === 'unreadable') throw reading.error
     // The first answer has acknowledged them: none of them comes again by itself.
-    const delivery = { tenantId, headers, isRepeated: false, log }
+    const delivery = { tenantId, headers: sent, isRepeated: false, log }
     for (const unreadable of reading.unreadable) {
       const { outcome } = await inbox.keepUnreadable(endpoint, unreadable, delivery)
       outcomes.push(outcome)

@@ -154,7 +154,8 @@ export function addWebhookRoute(
     const report = reporter(request.log, endpoint.name, undefined)
     const failure = failureOf(error)
     // Its code is that of a network, and not of the database.
-    const hint = isThrown(error, CertificateUnreachable) ? KEYS_UNREACHABLE : failure.hint
+    const isOfNetwork = isThrown(error, CertificateUnreachable) && error.cause !== undefined
+    const hint = isOfNetwork ? KEYS_UNREACHABLE : failure.hint
     const { name } = provider
     report({ kind: 'webhook_not_verified', provider: name, failure: { ...failure, hint } })
     return reply.send(problem(reply, docs, new InboxUnavailable(), STORE_RETRY_S))

@@ -71,6 +71,8 @@ export class Run {
   #event: WebhookEvent | undefined
   #hasReturned = false
   #isRedelivered = true
+  /** Whether workers are the only ones who run it. */
+  #isOfWorker = false
   /** Ends the run for who waits for it, while its handler goes on. */
   #endEarly: (outcome: RunOutcome) => void = () => {}
 
@@ -117,10 +119,11 @@ export class Run {
 
   /** The same for a worker, which leaves to the provider what comes again under another name. */
   async executeByWorker(readPayload: () => unknown): Promise<Ran> {
-    const { attempts, fence } = this.#stored
-    // It waited for its lane, or its run has left no word. What a person has replayed is run.
-    const hasFailed = fence > 1 && !this.#lastIsLost
-    if (!this.#isLeftToProvider || hasFailed) return this.execute(readPayload)
+    const { attempts, fence, deferrals } = this.#stored
+    // It waited for its lane, or its run has left no word. What is due after another end was acknowledged by
+    // its handler, or replayed by a person: the provider does not repeat it.
+    this.#isOfWorker = deferrals > 0 || (fence > 1 && !this.#lastIsLost)
+    if (!this.#isLeftToProvider) return this.execute(readPayload)
     const end = { status: 'retrying', dueInMs: null, attempts: attempts - 1 } as const
     if ((await this.#end('failed', end)) === 'failed') {
       this.#report({ kind: 'webhook_left_to_provider', attempt: this.#lease.attempt })
@@ -219,7 +222,8 @@ export class Run {
 
   /** Whether only its next delivery can run it: no worker is to look at it. */
   get #isLeftToProvider(): boolean {
-    return !this.#endpoint.isServed || isOfDelivery(this.#stored.eventId)
+    const isOfProvider = !this.#isOfWorker && isOfDelivery(this.#stored.eventId)
+    return !this.#endpoint.isServed || isOfProvider
   }
 
   /** Whether the run before this one ended without a word. */

@@ -1,6 +1,6 @@
 import { type Check, check } from '../checks.js'
 import { OptionInvalid } from '../errors.js'
-import { nameOfBytes, nameOfRead, storableName } from './names.js'
+import { nameOfBytes, nameOfRead, sha256, storableName } from './names.js'
 import { idOf, nameOf, parseJson, returned, returnedList } from './payload.js'
 import {
   type Answer,
@@ -47,6 +47,8 @@ export interface UnreadableEvent {
   readonly isItem: boolean
   /** When they were signed, where a time was. */
   readonly signedAtMs: number | undefined
+  /** How many equal items of its batch came before it. */
+  readonly repetition: number
   /** What decoding them, or a function of the provider's such as `eventId`, has thrown. */
   readonly error: unknown
 }
@@ -162,7 +164,7 @@ export async function verifyIncoming(
   try {
     payload = decoded(provider, incoming)
   } catch (error) {
-    return { kind: 'unreadable', rawBody: incoming.body, isItem: false, signedAtMs, error }
+    return unreadableRequest(incoming.body, signedAtMs, error)
   }
   const answer = await provider.handshake?.(payload, incoming, signers)
   if (answer !== undefined) return { kind: 'handshake', answer }
@@ -177,7 +179,7 @@ export async function verifyIncoming(
 export function readStored(
   provider: Provider,
   incoming: Incoming,
-  { isItem, signedAtMs }: Pick<UnreadableEvent, 'isItem' | 'signedAtMs'>,
+  { isItem, signedAtMs, repetition }: Omit<UnreadableEvent, 'rawBody' | 'error'>,
   keptHeaders: readonly string[],
 ): Reading {
   const { body: rawBody } = incoming
@@ -190,10 +192,10 @@ export function readStored(
       return eventsOf(provider, incoming, decoded(provider, incoming), signedAtMs, header)
     }
     const item = { payload: parseJson(rawBody), rawBody, isItem }
-    const event = eventOf(provider, incoming, item, signedAtMs, header)
-    return { kind: 'verified', events: [event], unreadable: [] }
+    const read = eventOf(provider, incoming, item, signedAtMs, header)
+    return { kind: 'verified', events: [repeated(read, repetition)], unreadable: [] }
   } catch (error) {
-    return { kind: 'unreadable', rawBody, isItem, signedAtMs, error }
+    return { kind: 'unreadable', rawBody, isItem, signedAtMs, repetition, error }
   }
 }
 
@@ -215,27 +217,45 @@ function eventsOf(
   try {
     items = returnedList('items', provider.items?.(payload))
   } catch (error) {
-    return { kind: 'unreadable', rawBody: incoming.body, isItem: false, signedAtMs, error }
+    return unreadableRequest(incoming.body, signedAtMs, error)
   }
   const isItem = items !== undefined
   // Of equal items without an id, each is an event: the same ones in each delivery of the batch.
   const seen = new Map<string | null, number>()
+  const countOf = (name: string | null): number => {
+    const before = seen.get(name) ?? 0
+    seen.set(name, before + 1)
+    return before
+  }
   for (const item of items ?? [payload]) {
     let rawBody = incoming.body
     try {
       if (isItem) rawBody = Buffer.from(JSON.stringify(item) ?? 'null')
       const event = { payload: item, rawBody, isItem }
       const read = eventOf(provider, incoming, event, signedAtMs, header)
-      const before = seen.get(read.eventId) ?? 0
-      seen.set(read.eventId, before + 1)
-      const isAnother = before > 0 && read.eventId !== null && read.namedBy !== 'provider'
-      events.push(isAnother ? { ...read, eventId: nameOfRead(read.eventId, before) } : read)
+      events.push(repeated(read, countOf(read.eventId)))
     } catch (error) {
-      if (!isItem) return { kind: 'unreadable', rawBody, isItem, signedAtMs, error }
-      unreadable.push({ rawBody, isItem, signedAtMs, error })
+      if (!isItem) return unreadableRequest(rawBody, signedAtMs, error)
+      const repetition = countOf(`unreadable ${sha256(rawBody)}`)
+      unreadable.push({ rawBody, isItem, signedAtMs, repetition, error })
     }
   }
   return { kind: 'verified', events, unreadable }
+}
+
+function unreadableRequest(
+  rawBody: Buffer,
+  signedAtMs: number | undefined,
+  error: unknown,
+): Reading {
+  return { kind: 'unreadable', rawBody, isItem: false, signedAtMs, repetition: 0, error }
+}
+
+/** An event of a batch in which so many of the same name came before it. */
+function repeated(event: VerifiedEvent, before: number): VerifiedEvent {
+  const { eventId, namedBy } = event
+  if (before === 0 || eventId === null || namedBy === 'provider') return event
+  return { ...event, eventId: nameOfRead(eventId, before) }
 }
 
 /** One event of a decoded body, as the provider names it. @throws what its functions throw. */

@@ -7,6 +7,7 @@ import { inProcess } from '../../src/index.js'
 import { verify } from '../../src/webhooks/verify.js'
 import { buildApp, collectEvents, latch, listen, newKey, WatchedPool } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
+import { until } from '../fixtures/until.js'
 import { bank, inboxApp, postBank, SECRET, signedByBank } from '../fixtures/webhooks.js'
 
 const database = await anyDatabase(t)
@@ -240,6 +241,29 @@ for (const [what, answers, decide] of [
     t.match(await rowsOf(provider), [{ status: 'retrying', dueAt: Date }])
   })
 }
+
+test('an event without an id that its handler has put off is retried when a later run fails', async (t) => {
+  const events = collectEvents(t)
+  const provider = { ...unnamed(), mergesUnnamed: false }
+  let runs = 0
+  const decide = (event: WebhookEvent) => {
+    runs += 1
+    if (runs === 2) throw new Error('the second one fails')
+    if (runs > 2) return
+    event.respond({ status: 200, body: 'later' })
+    event.defer({ after: 1 })
+  }
+  const app = await inboxApp(t, database, decide, {
+    url: '/webhooks/bank',
+    plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+    webhook: { provider },
+  })
+  await listen(app)
+  t.equal((await postBank(app, { n: 1 })).statusCode, 200)
+  t.match(await events.first('webhook_failed'), { attempt: 2, retryInMs: Number })
+  const isOver = ([row]: Awaited<ReturnType<typeof rowsOf>>) => row?.status === 'retrying'
+  t.match(await until(() => rowsOf(provider), isOver), [{ dueAt: Date }])
+})
 
 test('a delivery that a closing server hands back is left to its provider', async (t) => {
   const provider = { ...unnamed(), mergesUnnamed: false }

@@ -333,6 +333,52 @@ for (const [what, more, timed] of [
   })
 }
 
+test('equal items of a batch that cannot be read are several events', async (t) => {
+  const { app, mend, seen, rows } = await mendable(t, { eventId: () => null })
+  const batch = [{ n: 1 }, { n: 1 }, { n: 2 }]
+  for (let delivery = 1; delivery <= 2; delivery += 1) await postBank(app, batch)
+  const unreadable = await rows()
+  t.equal(unreadable.length, 3)
+  mend()
+  for (const { id } of unreadable) {
+    t.strictSame(await app.idempotency.replay(id), { kind: 'read', outcomes: ['processed'] })
+  }
+  t.equal(seen.length, 3)
+  t.equal((await postBank(app, batch)).json().outcome, 'duplicate')
+})
+
+test('the same unreadable bytes under two ids in a header are two events', async (t) => {
+  const { app, mend, seen, rows } = await mendable(t, {
+    eventId: (_: unknown, header: (name: string) => string | undefined) => header('x-id'),
+    keptHeaders: ['x-id'],
+  })
+  const ids = [newKey(), newKey()]
+  for (const id of ids) await postBank(app, { n: 1 }, { headers: { 'x-id': id } })
+  mend()
+  for (const { id } of await rows()) await app.idempotency.replay(id)
+  t.strictSame(seen.map(({ eventId }) => eventId).sort(), ids.sort())
+  t.notOk(seen.some(({ headers }) => ':kept' in headers))
+})
+
+test('a header that was not kept when an event came is not kept because it is now', async (t) => {
+  const name = `bank-${newKey()}`
+  const body = { n: newKey() }
+  const headers = { 'x-id': newKey() }
+  const broken = await inboxApp(t, database, () => {}, {
+    url: '/webhooks/bank',
+    webhook: { provider: bank({ name, eventId: failing }) },
+  })
+  await postBank(broken, body, { headers })
+  const mended = await inboxApp(t, database, () => t.fail('it was run under another name'), {
+    url: '/webhooks/bank',
+    webhook: {
+      provider: bank({ name, eventId: (_, header) => header('x-id'), keptHeaders: ['x-id'] }),
+    },
+  })
+  const [unreadable] = await deadOf(name)
+  t.strictSame(await mended.idempotency.replay(unreadable?.id ?? ''), { kind: 'dead' })
+})
+
 test('what was read after all is a duplicate when it cannot be read again', async (t) => {
   let isMended = false
   const eventId = ({ id }: { id: string }) => (isMended ? id : failing())

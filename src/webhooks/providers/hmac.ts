@@ -149,13 +149,22 @@ function contradictionIn(options: HmacOptions): string | undefined {
   return undefined
 }
 
-/** A time that is not signed could be replaced by any other. */
+/** What "signed" returns must be a list. A time that is not signed could be replaced by any other. */
 function unsignedTimeOf({ name, signed, timestampHeader, timestampPrefix }: HmacOptions) {
-  if (signed === undefined || (timestampHeader ?? timestampPrefix) === undefined) return undefined
+  if (signed === undefined) return undefined
   const request = { body: Buffer.from('{}'), header: () => 'x', method: 'POST', url: '/' }
   try {
-    const [one, other] = ['1', '2'].map((timestamp) =>
-      Buffer.concat(signed({ ...request, timestamp }).map((part) => Buffer.from(part as string))),
+    const lists = ['1', '2'].map(
+      (timestamp) => returned('signed', signed({ ...request, timestamp })) as readonly Part[],
+    )
+    if (
+      lists.some((pieces: unknown) => pieces instanceof Uint8Array || typeof pieces === 'string')
+    ) {
+      return `"signed" of ${name} must return a list of pieces, such as ({ body }) => [body]`
+    }
+    if ((timestampHeader ?? timestampPrefix) === undefined) return undefined
+    const [one, other] = lists.map((pieces) =>
+      Buffer.concat(pieces.map((part) => Buffer.from(part as string))),
     )
     if (one?.equals(other as Buffer) !== true) return undefined
   } catch {

@@ -124,9 +124,9 @@ async function fetchKey(fetch: Fetch, host: string, body: string): Promise<JWK |
   const code = at(answer, 'error_code')
   if (code === 'INVALID_WEBHOOK_VERIFICATION_KEY_ID') return undefined
   // With wrong credentials of ours, the request may still be genuine.
-  throw new CertificateUnreachable(
-    `Plaid does not say what the key is: ${nameOf(code) ?? 'no key'}`,
-  )
+  const name = nameOf(code) ?? 'no key'
+  const error = new CertificateUnreachable(`Plaid does not say what the key is: ${name}`)
+  throw Object.assign(error, { code: name })
 }
 
 function parsed(text: string): unknown {

@@ -252,6 +252,12 @@ t.test('a function "signed" that leaves the time out is refused at start', (t) =
       message: /option "signed" of my-bank must return the timestamp among its pieces/,
     })
   }
+  for (const signed of [({ body }: { body: Buffer }) => body, () => 'text']) {
+    t.throws(() => providers.hmac({ ...OWN, signed: signed as never }), {
+      code,
+      message: /option "signed" of my-bank must return a list of pieces/,
+    })
+  }
   // What it does with a request of the sender's is not known before there is one.
   const failing = () => {
     throw new TypeError('there is no request')

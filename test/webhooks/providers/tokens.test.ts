@@ -261,6 +261,7 @@ t.test('plaid: credentials that it does not know say nothing of the request', as
   await t.rejects(ask(one, fromPlaid(FIRST)), {
     name: 'CertificateUnreachable',
     message: 'Plaid does not say what the key is: INVALID_API_KEYS',
+    code: 'INVALID_API_KEYS',
   })
   const both = plaid({ clientId: 'c-1', secret: ['revoked', FIRST], fetch })
   t.equal((await ask(both, fromPlaid(FIRST))).kind, 'verified', 'another secret that it knows does')
