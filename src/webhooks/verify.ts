@@ -185,7 +185,9 @@ export function readStored(
   const { body: rawBody } = incoming
   const header: HeaderReader = (name) => {
     if (keptHeaders.includes(name)) return headerOf(incoming, name)
-    throw new TypeError(`header ${name} was not kept with the event: add it to the kept headers`)
+    throw new TypeError(
+      `header ${name} was not kept with the event: have it delivered again, or give it to ingest with the header; to keep it from now on, add it to the kept headers`,
+    )
   }
   try {
     if (!isItem) {
