@@ -34,7 +34,7 @@ test('the bytes name an event: the same ones again are a duplicate, others are a
   const provider = unnamed()
   const app = await inboxApp(t, database, ({ eventId }) => void seen.push(eventId), {
     url: '/webhooks/bank',
-    webhook: { provider },
+    webhook: { name: newKey(), provider },
   })
   for (const [body, outcome] of [
     [{ n: 1 }, 'processed'],
@@ -51,7 +51,7 @@ test('equal items of one batch are several events, and the same ones in each del
   const runs: unknown[] = []
   const app = await inboxApp(t, database, ({ eventId }) => void runs.push(eventId), {
     url: '/webhooks/bank',
-    webhook: { provider: unnamed() },
+    webhook: { name: newKey(), provider: unnamed() },
   })
   const batch = [{ n: 1 }, { n: 2 }, { n: 1 }, { n: 1 }]
   t.equal((await postBank(app, batch)).json().outcome, 'processed')
@@ -64,7 +64,7 @@ test('the type is part of the name, because a header may say it', async (t) => {
   const provider = unnamed({ type: (_payload, header) => header('x-topic') })
   const app = await inboxApp(t, database, () => {}, {
     url: '/webhooks/bank',
-    webhook: { provider },
+    webhook: { name: newKey(), provider },
   })
   for (const topic of ['created', 'updated']) {
     const answer = await postBank(app, { n: 1 }, { headers: { 'x-topic': topic } })
@@ -76,7 +76,7 @@ test('values that are no exact name do not name an event', async (t) => {
   const provider = bank({ name: `bank-${newKey()}` })
   const app = await inboxApp(t, database, () => {}, {
     url: '/webhooks/bank',
-    webhook: { provider },
+    webhook: { name: newKey(), provider },
   })
   // As numbers of JavaScript, the first two are the same.
   for (const id of ['9007199254740992', '9007199254740993', '1.5', 'null', '""']) {
@@ -99,7 +99,7 @@ test("an id that looks like one of the inbox's own names is another one", async 
   const provider = bank({ name: `bank-${newKey()}` })
   const app = await inboxApp(t, database, () => Promise.reject(new Error('no')), {
     url: '/webhooks/bank',
-    webhook: { provider, retry: { attempts: 1 } },
+    webhook: { name: newKey(), provider, retry: { attempts: 1 } },
   })
   const own = ['bytes:x', 'delivery:x', 'unreadable:x', 'unreadable-item:x']
   for (const id of own) t.equal((await postBank(app, { id })).json().outcome, 'dead', id)
@@ -112,7 +112,7 @@ test('a signed time is part of the name: the same bytes at two times are two eve
   const provider = timed()
   const app = await inboxApp(t, database, () => {}, {
     url: '/webhooks/bank',
-    webhook: { provider },
+    webhook: { name: newKey(), provider },
   })
   const body = '{"ping":true}'
   const now = Date.now()
@@ -148,7 +148,7 @@ for (const [what, providerOf] of [
       {
         url: '/webhooks/bank',
         plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-        webhook: { provider },
+        webhook: { name: newKey(), provider },
       },
     )
     const body = '{"ping":true}'
@@ -178,7 +178,7 @@ for (const [what, providerOf] of [
     const app = await inboxApp(t, database, () => t.fail('a worker ran it'), {
       url: '/webhooks/bank',
       plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-      webhook: { provider },
+      webhook: { name: provider.name, provider },
     })
     const id = newKey()
     await prisma.webhookEvent.create({ data: crashed(id, provider.name) })
@@ -202,7 +202,7 @@ for (const [what, providerOf] of [
       {
         url: '/webhooks/bank',
         plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-        webhook: { provider, mode: 'deferred', retry: { first: 1, most: 1 } },
+        webhook: { name: newKey(), provider, mode: 'deferred', retry: { first: 1, most: 1 } },
       },
     )
     await listen(app)
@@ -235,7 +235,7 @@ for (const [what, answers, decide] of [
     const provider = { ...unnamed(), mergesUnnamed: false }
     const app = await inboxApp(t, database, decide, {
       url: '/webhooks/bank',
-      webhook: { provider, answers },
+      webhook: { name: newKey(), provider, answers },
     })
     t.equal((await postBank(app, { n: 1 })).statusCode, 200)
     t.match(await rowsOf(provider), [{ status: 'retrying', dueAt: Date }])
@@ -256,7 +256,7 @@ test('an event without an id that its handler has put off is retried when a late
   const app = await inboxApp(t, database, decide, {
     url: '/webhooks/bank',
     plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-    webhook: { provider },
+    webhook: { name: newKey(), provider },
   })
   await listen(app)
   t.equal((await postBank(app, { n: 1 })).statusCode, 200)
@@ -276,7 +276,7 @@ test('a delivery that a closing server hands back is left to its provider', asyn
       began.open()
       await go.opened
     },
-    { url: '/webhooks/bank', plugin: { drain: 0 }, webhook: { provider } },
+    { url: '/webhooks/bank', plugin: { drain: 0 }, webhook: { name: newKey(), provider } },
   )
   const answered = postBank(app, { n: 1 })
   await began.opened
@@ -295,7 +295,7 @@ test('a delivery that is recorded too late to be run is left to its provider', a
   const app = await inboxApp(t, database, () => t.fail('it was run'), {
     url: '/webhooks/bank',
     plugin: { pool, storeTimeout: 200 },
-    webhook: { provider },
+    webhook: { name: newKey(), provider },
   })
   t.equal((await postBank(app, { n: 1 })).statusCode, 503)
   go.open()
@@ -317,7 +317,7 @@ test('a worker runs a failed delivery that a person has queued', async (t) => {
     {
       url: '/webhooks/bank',
       plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-      webhook: { provider },
+      webhook: { name: newKey(), provider },
     },
   )
   t.equal((await postBank(app, { n: 1 })).statusCode, 500)
@@ -344,7 +344,7 @@ test('a provider that does not deliver again: the inbox runs its events, whateve
     {
       url: '/webhooks/bank',
       plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-      webhook: { provider, retry: { first: 1, most: 1 } },
+      webhook: { name: newKey(), provider, retry: { first: 1, most: 1 } },
     },
   )
   await listen(app)
@@ -363,7 +363,7 @@ test('a duplicate with other bytes is a duplicate, told and counted', async (t) 
   const provider = bank({ name: `bank-${newKey()}` })
   const app = await inboxApp(t, database, () => {}, {
     url: '/webhooks/bank',
-    webhook: { provider },
+    webhook: { name: newKey(), provider },
   })
   await postBank(app, { id: 'a', n: 1 })
   await postBank(app, { id: 'a', n: 1 })
@@ -377,7 +377,7 @@ test('a duplicate with other bytes is a duplicate, told and counted', async (t) 
 function crashed(id: string, provider: string) {
   const past = new Date(Date.now() - 60_000)
   return {
-    ...{ id, provider, tenantId: '', eventId: `delivery:${id}`, endpoint: '/webhooks/bank' },
+    ...{ id, provider, tenantId: '', eventId: `delivery:${id}`, endpoint: provider },
     ...{ status: 'processing', fence: 1, attempts: 1, dueAt: past, receivedAt: past },
     ...{ deliveredAt: [past.toISOString()], payload: Buffer.from('{"ping":true}'), headers: {} },
     ...{ bodyHash: id, steps: {}, errors: [] },

@@ -46,7 +46,7 @@ for (const [name, item] of Object.entries(BAD)) {
     const provider = named(`bank-${Object.keys(BAD).indexOf(name)}`)
     const app = await inboxApp(t, database, ({ eventId }) => void seen.push(eventId), {
       url: '/webhooks/bank',
-      webhook: { provider },
+      webhook: { name: newKey(), provider },
     })
     const [before, after] = [newKey().toUpperCase(), newKey().toUpperCase()]
     const body = `[{"id":"${before}"},${item},{"id":"${after}"}]`
@@ -81,7 +81,7 @@ for (const [what, over] of [
       const provider = bank({ name: `bank-${what}-${how}`, ...over, [what]: value })
       const app = await inboxApp(t, database, () => t.fail('it was run'), {
         url: '/webhooks/bank',
-        webhook: { provider },
+        webhook: { name: newKey(), provider },
       })
       for (let delivery = 1; delivery <= 2; delivery += 1) {
         t.strictSame((await postBank(app, { id: 'x' })).json(), { outcome: 'dead' })
@@ -98,7 +98,7 @@ for (const [what, over] of [
     const provider = bank({ name: `bank-${what}`, ...over })
     const app = await inboxApp(t, database, () => t.fail('it was run'), {
       url: '/webhooks/bank',
-      webhook: { provider },
+      webhook: { name: newKey(), provider },
     })
     const body = JSON.stringify({ id: newKey() })
     t.strictSame((await postBank(app, body)).json(), { outcome: 'dead' })
@@ -177,7 +177,7 @@ async function mendable(
   const app = await inboxApp(t, database, run, {
     url: '/webhooks/bank',
     plugin,
-    webhook: { provider, ...webhook },
+    webhook: { name: newKey(), provider, ...webhook },
   })
   const rows = () =>
     prisma.webhookEvent.findMany({ where: { provider: name }, orderBy: { receivedAt: 'asc' } })
@@ -366,12 +366,13 @@ test('a header that was not kept when an event came is not kept because it is no
   const headers = { 'x-id': newKey() }
   const broken = await inboxApp(t, database, () => {}, {
     url: '/webhooks/bank',
-    webhook: { provider: bank({ name, eventId: failing }) },
+    webhook: { name, provider: bank({ name, eventId: failing }) },
   })
   await postBank(broken, body, { headers })
   const mended = await inboxApp(t, database, () => t.fail('it was run under another name'), {
     url: '/webhooks/bank',
     webhook: {
+      name,
       provider: bank({ name, eventId: (_, header) => header('x-id'), keptHeaders: ['x-id'] }),
     },
   })
@@ -385,7 +386,7 @@ test('what was read after all is a duplicate when it cannot be read again', asyn
   const provider = bank({ name: `bank-${newKey()}`, eventId })
   const app = await inboxApp(t, database, () => {}, {
     url: '/webhooks/bank',
-    webhook: { provider },
+    webhook: { name: newKey(), provider },
   })
   const body = { id: newKey() }
   await postBank(app, body)
@@ -461,7 +462,7 @@ for (const [how, item] of [
     const provider = bank({ name, items: (payload) => payload.list.map(item) })
     const app = await inboxApp(t, database, () => t.fail('it was run'), {
       url: '/webhooks/bank',
-      webhook: { provider },
+      webhook: { name: newKey(), provider },
     })
     const body = '{"list":[{"id":"a"},{"id":"b"}]}'
     t.equal((await postBank(app, body)).json().outcome, 'dead')
