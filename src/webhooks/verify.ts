@@ -223,10 +223,11 @@ function eventsOf(
   }
   const isItem = items !== undefined
   // Of equal items without an id, each is an event: the same ones in each delivery of the batch.
-  const seen = new Map<string | null, number>()
-  const countOf = (name: string | null): number => {
-    const before = seen.get(name) ?? 0
-    seen.set(name, before + 1)
+  const seen = new Map<string, number>()
+  const countOf = (rawBody: Buffer): number => {
+    const hash = sha256(rawBody)
+    const before = seen.get(hash) ?? 0
+    seen.set(hash, before + 1)
     return before
   }
   for (const item of items ?? [payload]) {
@@ -235,11 +236,10 @@ function eventsOf(
       if (isItem) rawBody = Buffer.from(JSON.stringify(item) ?? 'null')
       const event = { payload: item, rawBody, isItem }
       const read = eventOf(provider, incoming, event, signedAtMs, header)
-      events.push(repeated(read, countOf(read.eventId)))
+      events.push(read.namedBy === 'provider' ? read : repeated(read, countOf(rawBody)))
     } catch (error) {
       if (!isItem) return unreadableRequest(rawBody, signedAtMs, error)
-      const repetition = countOf(`unreadable ${sha256(rawBody)}`)
-      unreadable.push({ rawBody, isItem, signedAtMs, repetition, error })
+      unreadable.push({ rawBody, isItem, signedAtMs, repetition: countOf(rawBody), error })
     }
   }
   return { kind: 'verified', events, unreadable }

@@ -347,6 +347,28 @@ test('equal items of a batch that cannot be read are several events', async (t) 
   t.equal((await postBank(app, batch)).json().outcome, 'duplicate')
 })
 
+test('of equal items of a batch, one that cannot be read is not its neighbour', async (t) => {
+  const name = `bank-${newKey()}`
+  let calls = 0
+  const eventId = () => {
+    calls += 1
+    if (calls === 2) failing()
+    return null
+  }
+  const seen: WebhookEvent[] = []
+  const app = await inboxApp(t, database, (event) => void seen.push(event), {
+    url: '/webhooks/bank',
+    webhook: { name, provider: bank({ name, eventId }) },
+  })
+  const batch = [{ n: 1 }, { n: 1 }, { n: 1 }]
+  t.equal((await postBank(app, batch)).json().outcome, 'dead')
+  const [unreadable] = await deadOf(name)
+  const replayed = await app.idempotency.replay(unreadable?.id ?? '')
+  t.strictSame(replayed, { kind: 'read', outcomes: ['processed'] })
+  t.equal(seen.length, 3)
+  t.equal((await postBank(app, batch)).json().outcome, 'duplicate')
+})
+
 test('the same unreadable bytes under two ids in a header are two events', async (t) => {
   const { app, mend, seen, rows } = await mendable(t, {
     eventId: (_: unknown, header: (name: string) => string | undefined) => header('x-id'),
