@@ -248,7 +248,7 @@ export class Inbox {
     }
     const outcomes: DeliveryOutcome[] = []
     const reading = isUnreadable ? readingAgain(this, endpoint, outcomes) : endpoint
-    const ran = await this.#runner.claimAndRun(reading, id, log)
+    const ran = await this.#runner.claimAndRun(reading, id, log, undefined, 'person')
     if (ran === undefined || ran.outcome === 'lost') return { kind: 'running' }
     return isUnreadable && ran.outcome === 'processed'
       ? { kind: 'read', outcomes }

@@ -48,6 +48,9 @@ export interface Ran {
   readonly answer: Answer | undefined
 }
 
+/** What an event is run for: its delivery, because it is due, or because a person says so. */
+export type RunBy = 'delivery' | 'worker' | 'person'
+
 /** Outcomes of a handler that returned. */
 const RETURNED: readonly RunOutcome[] = ['processed', 'ignored', 'postponed', 'dead']
 
@@ -71,8 +74,7 @@ export class Run {
   #event: WebhookEvent | undefined
   #hasReturned = false
   #isRedelivered = true
-  /** Whether workers are the only ones who run it. */
-  #isOfWorker = false
+  #isRepeatedByInbox = false
   /** Ends the run for who waits for it, while its handler goes on. */
   #endEarly: (outcome: RunOutcome) => void = () => {}
 
@@ -102,7 +104,9 @@ export class Run {
    * Runs the handler and stores how it ended. Never rejects, and is `lost` once its lease is over or the
    * event was handed back: a handler that never ends keeps neither a place nor a request.
    */
-  async execute(readPayload: () => unknown): Promise<Ran> {
+  async execute(readPayload: () => unknown, runBy: RunBy = 'delivery'): Promise<Ran> {
+    this.#isRepeatedByInbox = this.#isOfInbox(runBy)
+    if (runBy === 'worker' && this.#isLeftToProvider) return this.#leave()
     const early = new Promise<RunOutcome>((resolve) => {
       this.#endEarly = resolve
     })
@@ -117,18 +121,22 @@ export class Run {
     return { outcome, answer }
   }
 
-  /** The same for a worker, which leaves to the provider what comes again under another name. */
-  async executeByWorker(readPayload: () => unknown): Promise<Ran> {
-    const { attempts, fence, deferrals } = this.#stored
-    // It waited for its lane, or its run has left no word. What is due after another end was acknowledged by
-    // its handler, or replayed by a person: the provider does not repeat it.
-    this.#isOfWorker = deferrals > 0 || (fence > 1 && !this.#lastIsLost)
-    if (!this.#isLeftToProvider) return this.execute(readPayload)
-    const end = { status: 'retrying', dueInMs: null, attempts: attempts - 1 } as const
+  /** What only the provider repeats, because it comes again under another name, no worker runs. */
+  async #leave(): Promise<Ran> {
+    const end = { status: 'retrying', dueInMs: null, attempts: this.#stored.attempts - 1 } as const
     if ((await this.#end('failed', end)) === 'failed') {
       this.#report({ kind: 'webhook_left_to_provider', attempt: this.#lease.attempt })
     }
     return { outcome: 'lost', answer: undefined }
+  }
+
+  /** Whether the inbox repeats it whatever its name is: what a person runs, its provider has given up. */
+  #isOfInbox(runBy: RunBy): boolean {
+    if (runBy !== 'worker') return runBy === 'person'
+    const { fence, deferrals } = this.#stored
+    // It waited for its lane, or its run has left no word. What is due after another end was acknowledged by
+    // its handler, or replayed.
+    return deferrals > 0 || (fence > 1 && !this.#lastIsLost)
   }
 
   async #execute(readPayload: () => unknown): Promise<RunOutcome> {
@@ -222,7 +230,7 @@ export class Run {
 
   /** Whether only its next delivery can run it: no worker is to look at it. */
   get #isLeftToProvider(): boolean {
-    const isOfProvider = !this.#isOfWorker && isOfDelivery(this.#stored.eventId)
+    const isOfProvider = !this.#isRepeatedByInbox && isOfDelivery(this.#stored.eventId)
     return !this.#endpoint.isServed || isOfProvider
   }
 

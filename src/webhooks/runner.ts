@@ -21,7 +21,7 @@ import type { PlaceLimits } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import { type Endpoint, payloadOf } from './endpoint.js'
 import { isOfDelivery, unreadableIn } from './names.js'
-import { type Ran, Run, type RunContext } from './run.js'
+import { type Ran, Run, type RunBy, type RunContext } from './run.js'
 
 export interface RunnerOptions {
   readonly store: EventStore
@@ -147,14 +147,14 @@ export class Runner implements Work {
     id: string,
     log: FastifyBaseLogger,
     report?: Report,
-    isWorker = false,
+    runBy: RunBy = 'delivery',
   ): Promise<Ran | undefined> {
     const askedAt = performance.now()
     const { store, limits } = this.#options
     const claiming = limits.begin(() => store.claim(id, endpoint.settings.leaseMs))
     const claimed = this.#claimInTime(claiming.then((stored) => (stored ? [stored] : [])))
     const starting = claimed.then(
-      ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, log, isWorker, report),
+      ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, log, runBy, report),
     )
     const start = await this.#tracked(starting)
     return start?.()
@@ -185,7 +185,7 @@ export class Runner implements Work {
       const endpoint = this.#endpointOf(stored)
       // The store was asked for these endpoints only.
       if (endpoint === undefined) return
-      const start = await this.#tracked(this.#beginStored(endpoint, stored, askedAt, log, true))
+      const start = await this.#tracked(this.#beginStored(endpoint, stored, askedAt, log, 'worker'))
       await start?.()
     })
   }
@@ -199,7 +199,7 @@ export class Runner implements Work {
     if (endpoint === undefined || found?.fence !== fence) return 'over'
     if (!['received', 'retrying', 'processing'].includes(found.status)) return 'over'
     if (this.#isStopped) return 'held'
-    const ran = await this.claimAndRun(endpoint, id, log, undefined, true)
+    const ran = await this.claimAndRun(endpoint, id, log, undefined, 'worker')
     return ran === undefined ? 'held' : 'ran'
   }
 
@@ -283,12 +283,12 @@ export class Runner implements Work {
     stored: StoredEvent,
     askedAt: number,
     log: FastifyBaseLogger,
-    isWorker: boolean,
+    runBy: RunBy,
     report = reporter(log, endpoint.name, { tenantId: stored.tenantId, key: stored.id }),
   ): Promise<(() => Promise<Ran>) | undefined> {
     const run = await this.begin(endpoint, stored, askedAt, log, report)
     const read = () => payloadOf(endpoint, stored)
-    return run && (() => (isWorker ? run.executeByWorker(read) : run.execute(read)))
+    return run && (() => run.execute(read, runBy))
   }
 
   /** Of this process, and as it handles this event. */

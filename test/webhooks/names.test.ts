@@ -303,6 +303,19 @@ test('a delivery that is recorded too late to be run is left to its provider', a
   t.match(await rowsOf(provider), [{ status: 'retrying', dueAt: null, attempts: 0 }])
 })
 
+test('what a person replays is repeated by the inbox when it fails', async (t) => {
+  const provider = { ...unnamed(), mergesUnnamed: false }
+  const app = await inboxApp(t, database, () => Promise.reject(new Error('it fails')), {
+    url: '/webhooks/bank',
+    webhook: { name: newKey(), provider },
+  })
+  t.equal((await postBank(app, { n: 1 })).statusCode, 500)
+  const [failed] = await rowsOf(provider)
+  t.match(failed, { status: 'retrying', dueAt: null })
+  t.strictSame(await app.idempotency.replay(failed?.id ?? ''), { kind: 'failed' })
+  t.match(await rowsOf(provider), [{ status: 'retrying', dueAt: Date }])
+})
+
 test('a worker runs a failed delivery that a person has queued', async (t) => {
   const events = collectEvents(t)
   const provider = { ...unnamed(), mergesUnnamed: false }
