@@ -24,7 +24,10 @@ export class WebhookEvent<Payload = any> implements Guards {
   readonly id: string
   readonly tenantId: string
   readonly provider: string
-  /** What the provider calls it, if it does. */
+  /**
+   * What the provider calls it. Where it gives no id, a name that the inbox has made: `bytes:…` or `delivery:…`;
+   * `null` for an event that was given to `ingest` or `recordEvent` as one without a name.
+   */
   readonly eventId: string | null
   readonly type: string | null
   /** The decoded body. */

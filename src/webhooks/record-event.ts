@@ -147,7 +147,7 @@ export async function recordEvent(
     ...{ type, object: null, payload: given.payload, rawBody },
     ...{ isItem: false, isRedelivered: true },
   }
-  const delivery = { tenantId, headers: {}, isRepeated: true, log: request.log }
+  const delivery = { tenantId, headers: {}, isRepeated: false, log: request.log }
   const delivering = inbox.deliver(endpoint, event, delivery)
   let first: WebhookEvent | Delivered
   try {

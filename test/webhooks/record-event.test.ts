@@ -489,3 +489,20 @@ test('payloads are kept as bytes, as text, as JSON, or not at all', async (t) =>
   }
   t.strictSame(seen, payloads)
 })
+
+test('an event without an id has none, for its route and in the table', async (t) => {
+  const seen: Recorded[] = []
+  const app = await recordingApp(t, (recorded) => {
+    seen.push(recorded)
+    return { ok: true }
+  })
+  for (let delivery = 1; delivery <= 2; delivery += 1) await post(app, null)
+  t.match(seen, [
+    { duplicate: false, event: { eventId: null } },
+    { duplicate: false, event: { eventId: null } },
+  ])
+  for (const { event } of seen) {
+    const stored = await prisma.webhookEvent.findUnique({ where: { id: event.id } })
+    t.match(stored, { eventId: null, status: 'processed' })
+  }
+})
