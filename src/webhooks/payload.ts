@@ -58,7 +58,7 @@ export function returnedList(what: string, value: unknown): readonly unknown[] |
   throw new TypeError(`${what} returned a list of promises; it must return its items at once`)
 }
 
-/** Whether somebody would await it. The rejection of a promise is ignored from now on. */
+/** Whether `await` would wait for it. The rejection of a promise is ignored from now on. */
 function isAwaitable(value: unknown): boolean {
   if (types.isPromise(value)) {
     // Its own `then` and `catch` may be anything.

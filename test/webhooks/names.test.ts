@@ -1,8 +1,8 @@
 // Events that their provider gives no id: what names them, and which of their deliveries are one event.
 
 import { createHmac } from 'node:crypto'
-import t, { test } from 'tap'
-import type { WebhookEvent } from '../../src/index.js'
+import t, { type Test, test } from 'tap'
+import type { WebhookEvent, WebhookOptions } from '../../src/index.js'
 import { inProcess } from '../../src/index.js'
 import { verify } from '../../src/webhooks/verify.js'
 import { buildApp, collectEvents, latch, listen, newKey, WatchedPool } from '../fixtures/app.js'
@@ -28,6 +28,21 @@ function signedAt(body: string, atMs: number): Record<string, string> {
 
 const rowsOf = (provider: { name: string }) =>
   prisma.webhookEvent.findMany({ where: { provider: provider.name }, orderBy: { id: 'asc' } })
+
+/** An application whose handler fails the first time, and whose worker looks for what is due. */
+async function failingOnce(t: Test, webhook: WebhookOptions) {
+  let runs = 0
+  const handler = () => {
+    runs += 1
+    if (runs === 1) throw new Error('the first one fails')
+  }
+  const app = await inboxApp(t, database, handler, {
+    url: '/webhooks/bank',
+    plugin: { dispatch: inProcess({ pollEvery: 10 }) },
+    webhook: { name: newKey(), ...webhook },
+  })
+  return { app, runs: () => runs }
+}
 
 test('the bytes name an event: the same ones again are a duplicate, others are another event', async (t) => {
   const seen: unknown[] = []
@@ -191,20 +206,11 @@ for (const [what, providerOf] of [
   test(`deliveries ${what}: the inbox runs one that was acknowledged`, async (t) => {
     const events = collectEvents(t)
     const provider = providerOf()
-    let runs = 0
-    const app = await inboxApp(
-      t,
-      database,
-      () => {
-        runs += 1
-        if (runs === 1) throw new Error('the first one fails')
-      },
-      {
-        url: '/webhooks/bank',
-        plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-        webhook: { name: newKey(), provider, mode: 'deferred', retry: { first: 1, most: 1 } },
-      },
-    )
+    const { app, runs } = await failingOnce(t, {
+      provider,
+      mode: 'deferred',
+      retry: { first: 1, most: 1 },
+    })
     await listen(app)
     const body = '{"ping":true}'
     const headers = provider.keptHeaders.includes('x-bank-time')
@@ -212,7 +218,7 @@ for (const [what, providerOf] of [
       : signedByBank(body)
     await app.inject({ method: 'POST', url: '/webhooks/bank', payload: body, headers })
     await events.first('webhook_processed')
-    t.equal(runs, 2)
+    t.equal(runs(), 2)
   })
 }
 
@@ -319,20 +325,7 @@ test('what a person replays is repeated by the inbox when it fails', async (t) =
 test('a worker runs a failed delivery that a person has queued', async (t) => {
   const events = collectEvents(t)
   const provider = { ...unnamed(), mergesUnnamed: false }
-  let runs = 0
-  const app = await inboxApp(
-    t,
-    database,
-    () => {
-      runs += 1
-      if (runs === 1) throw new Error('the first one fails')
-    },
-    {
-      url: '/webhooks/bank',
-      plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-      webhook: { name: newKey(), provider },
-    },
-  )
+  const { app, runs } = await failingOnce(t, { provider })
   t.equal((await postBank(app, { n: 1 })).statusCode, 500)
   const [failed] = await rowsOf(provider)
   const other = await buildApp(t, database, { routes: () => {} })
@@ -340,26 +333,13 @@ test('a worker runs a failed delivery that a person has queued', async (t) => {
   t.strictSame(queued, { kind: 'queued' })
   await listen(app)
   await events.first('webhook_processed')
-  t.equal(runs, 2)
+  t.equal(runs(), 2)
 })
 
 test('a provider that does not deliver again: the inbox runs its events, whatever names them', async (t) => {
   const events = collectEvents(t)
   const provider = { ...timed(), redelivers: false }
-  let runs = 0
-  const app = await inboxApp(
-    t,
-    database,
-    () => {
-      runs += 1
-      if (runs === 1) throw new Error('the first one fails')
-    },
-    {
-      url: '/webhooks/bank',
-      plugin: { dispatch: inProcess({ pollEvery: 10 }) },
-      webhook: { name: newKey(), provider, retry: { first: 1, most: 1 } },
-    },
-  )
+  const { app, runs } = await failingOnce(t, { provider, retry: { first: 1, most: 1 } })
   await listen(app)
   const body = '{"ping":true}'
   const answer = await app.inject({
@@ -368,7 +348,7 @@ test('a provider that does not deliver again: the inbox runs its events, whateve
   })
   t.equal(answer.statusCode, 200)
   await events.first('webhook_processed')
-  t.equal(runs, 2)
+  t.equal(runs(), 2)
 })
 
 test('a duplicate with other bytes is a duplicate, told and counted', async (t) => {

@@ -181,7 +181,7 @@ t.test('an address where nothing was is not asked again for a while', async (t) 
     aheadMs += 2_000
     t.equal((await from('')).kind, 'verified', 'it may have been put there since')
     t.equal(visited.length, 2)
-    // Nor are addresses that somebody makes up asked for without end: 30 in a minute, with the first one.
+    // Invented addresses are asked for 30 times in a minute, with the first one.
     isThere = false
     for (let n = 1; n < 30; n += 1) t.equal((await from(n)).kind, 'refused')
     await t.rejects(from(30), { name: 'CertificateUnreachable' })

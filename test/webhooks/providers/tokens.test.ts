@@ -81,7 +81,7 @@ t.test('a token is valid between its times', async (t) => {
   t.match(await kindOf({ iat: s - 3_601 }), { reason: 'too_old' })
 })
 
-t.test('a token that nobody has signed is refused, as is one signed in another way', async (t) => {
+t.test('a token without a signature is refused, as is one signed in another way', async (t) => {
   const { send, visited } = pubsub()
   const [head, claims, signature] = token(googleKey, CLAIMS).split('.') as [string, string, string]
   const part = (value: object) => Buffer.from(JSON.stringify(value)).toString('base64url')
