@@ -56,7 +56,7 @@ export type WebhookHappening = WebhookSubject &
         readonly kind: 'webhook_postponed'
         readonly attempt: number
         readonly deferrals: number
-        readonly retryInMs: number
+        readonly retryInMs: number | null
       }
     | {
         readonly kind: 'webhook_failed'

@@ -86,6 +86,7 @@ const MODELS = {
     'bodyHash',
     'sameBodyAs',
     'otherBodies',
+    'awaitsDelivery',
     'lane',
     'runningLane',
     'steps',

@@ -13,7 +13,8 @@ const DUE_IN_MS = `(extract(epoch FROM e.due_at - ${NOW}) * 1000)::float8`
 const WHOLE_ROW = `
   e.id, e.tenant_id, e.provider, e.event_id, e.endpoint, e.type, e.status, e.fence, e.attempts,
   e.deferrals, e.deliveries, e.delivered_at::text AS delivered_at, e.payload,
-  e.headers::text AS headers, e.body_hash, e.same_body_as, e.other_bodies, e.lane, e.steps::text AS steps,
+  e.headers::text AS headers, e.body_hash, e.same_body_as, e.other_bodies,
+  e.awaits_delivery::text AS awaits_delivery, e.lane, e.steps::text AS steps,
   e.errors::text AS errors, ${msOf('e.received_at')} AS received_at`
 
 // What makes a run of a row. The lane is unique among the rows that run.
@@ -51,7 +52,7 @@ WITH a AS MATERIALIZED (
     ...(['id::text', 'tenant_id::text', 'provider::text', 'event_id::text'] as const),
     ...(['endpoint::text', 'type::text', 'payload::text', 'headers::text'] as const),
     ...(['body_hash::text', 'lane::text', 'status::text', 'due_ms::float8'] as const),
-    ...(['errors::text', 'deliveries::int4'] as const),
+    ...(['awaits_delivery::boolean', 'errors::text', 'deliveries::int4'] as const),
   )}
 ), b AS (
   SELECT a.*,
@@ -79,13 +80,13 @@ WITH a AS MATERIALIZED (
 )
 INSERT INTO webhook_event AS e
   (id, tenant_id, provider, event_id, endpoint, type, status, fence, attempts, deferrals, due_at,
-   deliveries, delivered_at, payload, headers, body_hash, same_body_as, lane, running_lane, steps,
-   errors, received_at)
+   deliveries, delivered_at, payload, headers, body_hash, same_body_as, awaits_delivery, lane,
+   running_lane, steps, errors, received_at)
 SELECT id, tenant_id, provider, event_id, endpoint, type,
   CASE WHEN status = 'processing' AND NOT starts THEN 'received' ELSE status END,
   starts::int4, starts::int4, 0, ${fromNow('due_ms')},
   deliveries, to_jsonb(array_fill(${ISO_NOW}, ARRAY[least(deliveries, ${KEPT_DELIVERIES})])),
-  decode(payload, 'base64'), headers::jsonb, body_hash, same_body_as, lane,
+  decode(payload, 'base64'), headers::jsonb, body_hash, same_body_as, awaits_delivery, lane,
   CASE WHEN starts THEN lane END, '{}', errors::jsonb, ${fromNow('0')}
 FROM b ORDER BY tenant_id, provider, event_id
 ON CONFLICT (tenant_id, provider, event_id) DO UPDATE SET
@@ -93,7 +94,11 @@ ON CONFLICT (tenant_id, provider, event_id) DO UPDATE SET
   delivered_at = jsonb_path_query_array(
     e.delivered_at || excluded.delivered_at, '$[last - ${KEPT_DELIVERIES - 1} to last]'),
   other_bodies = e.other_bodies
-    + CASE WHEN e.body_hash = excluded.body_hash THEN 0 ELSE excluded.deliveries END
+    + CASE WHEN e.body_hash = excluded.body_hash THEN 0 ELSE excluded.deliveries END,
+  awaits_delivery = e.awaits_delivery AND excluded.awaits_delivery,
+  due_at = CASE
+    WHEN e.status = 'retrying' AND NOT excluded.awaits_delivery THEN coalesce(e.due_at, excluded.due_at)
+    ELSE e.due_at END
 RETURNING e.id, e.tenant_id, e.provider, e.event_id, e.status, e.fence, e.attempts, e.deliveries,
   ${DUE_IN_MS} AS due_in_ms, e.body_hash, e.same_body_as, ${msOf('e.received_at')} AS received_at`
 
@@ -182,9 +187,17 @@ RETURNING ${WHOLE_ROW}`
 export const END = `
 WITH ended AS (
   UPDATE webhook_event e SET
-    status = a.status, due_at = ${fromNow('a.due_ms')}, attempts = a.attempts,
+    status = a.status, attempts = a.attempts,
+    awaits_delivery = e.awaits_delivery AND NOT a.is_acknowledged,
+    due_at = CASE
+      WHEN a.status = 'retrying' AND e.awaits_delivery AND NOT a.is_acknowledged THEN NULL
+      ELSE ${fromNow('a.due_ms')} END,
     deferrals = a.deferrals, errors = a.errors::jsonb, running_lane = NULL
-  FROM ${asked('id::text', 'fence::int4', 'status::text', 'due_ms::float8', 'attempts::int4', 'deferrals::int4', 'errors::text', 'wakes::text')}
+  FROM ${asked(
+    ...(['id::text', 'fence::int4', 'status::text', 'is_acknowledged::boolean'] as const),
+    ...(['due_ms::float8', 'attempts::int4', 'deferrals::int4', 'errors::text'] as const),
+    'wakes::text',
+  )}
   WHERE e.id = a.id AND e.fence = a.fence AND e.status IN ('processing', a.status)
   RETURNING a.i, a.wakes
 ), waiting AS MATERIALIZED (
@@ -222,7 +235,7 @@ WHERE e.tenant_id = (SELECT $1::text) AND e.provider = (SELECT $2::text)
 export const REOPEN = `
 UPDATE webhook_event e SET
   status = 'received', attempts = 0, deferrals = 0, due_at = ${fromNow('0')}, running_lane = NULL,
-  lane = coalesce($3::text, e.lane),
+  awaits_delivery = false, lane = coalesce($3::text, e.lane),
   steps = CASE WHEN e.status = 'processed' THEN '{}' ELSE e.steps END
 WHERE e.id = (SELECT $1::text WHERE ${WAITS_BRIEFLY}) AND (
   CASE e.status

@@ -22,6 +22,11 @@ export interface Arrival {
    * lane, the row starts as `received` instead, and is as due.
    */
   readonly status: Exclude<EventStatus, 'retrying'>
+  /**
+   * Whether only its provider repeats it, by another delivery: then no time makes it due once it is `retrying`.
+   * A later delivery of which this is not so makes it an event like any other.
+   */
+  readonly awaitsDelivery: boolean
   /** From now; `null` for never. The lease of one that starts as `processing`. */
   readonly dueInMs: number | null
   /** Why it cannot be run, where it starts as `dead`. */
@@ -66,6 +71,8 @@ export interface StoredEvent {
   readonly sameBodyAs: string | null
   /** How many deliveries carried other bytes than the first. */
   readonly otherBodies: number
+  /** Whether only its provider repeats it, by another delivery. It can become `false`, and never `true`. */
+  readonly awaitsDelivery: boolean
   readonly lane: string | null
   readonly steps: StepResults
   readonly errors: readonly RunError[]
@@ -86,7 +93,9 @@ export interface KeepEventSteps extends RunHold {
 /** How a run ends. Absolute values: saying it twice changes nothing more. */
 export interface RunEnd extends RunHold {
   readonly status: Exclude<EventStatus, 'processing'>
-  /** From now; `null` for never. */
+  /** Whether its provider is answered that it need not deliver it again: it no longer awaits a delivery. */
+  readonly isAcknowledged: boolean
+  /** From now; `null` for never. One that is `retrying` and awaits a delivery is never due. */
   readonly dueInMs: number | null
   readonly attempts: number
   readonly deferrals: number
@@ -136,7 +145,7 @@ export interface EventStore {
   ): Promise<StoredEvent | undefined>
   /**
    * Lets an event that is not being processed run again, from its first attempt, due now. One that
-   * is processed only when forced, and then its steps are forgotten, too. `lane`: the one to run in from
+   * is processed only when forced, and then its steps are forgotten, too. It no longer awaits a delivery. `lane`: the one to run in from
    * now on; `null` for the one that it has.
    */
   reopen(id: string, force: boolean, lane: string | null): Promise<boolean>

@@ -48,6 +48,7 @@ interface EventRow extends Omit<RecordedRow, 'due_in_ms'> {
   payload: Uint8Array
   headers: string
   other_bodies: number
+  awaits_delivery: string
   lane: string | null
   steps: string
   errors: string
@@ -93,13 +94,13 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
   async function record(arrivals: readonly Arrival[]): Promise<Recorded[]> {
     // A statement cannot touch a row twice: those of one event travel once, with their number.
     const groups = new Map<string, Group>()
-    // Those with other bytes than the first of their event, which are told apart once it is there.
+    // Those that differ from the first of their event, which are told apart once it is there.
     const others: number[] = []
     for (const [place, arrival] of arrivals.entries()) {
       const name = nameOf(arrival.tenantId, arrival.provider, arrival.eventId, arrival.id)
       const group = groups.get(name)
       if (group === undefined) groups.set(name, { first: arrival, places: [place] })
-      else if (group.first.bodyHash === arrival.bodyHash) group.places.push(place)
+      else if (isAlike(group.first, arrival)) group.places.push(place)
       else others.push(place)
     }
     const list = [...groups.values()].map(({ first }) => first)
@@ -116,6 +117,7 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
       list.map(({ lane }) => lane),
       list.map(({ status }) => status),
       list.map(({ dueInMs }) => dueInMs),
+      list.map(({ awaitsDelivery }) => awaitsDelivery),
       list.map(({ errors }) => JSON.stringify(errors)),
       [...groups.values()].map(({ places }) => places.length),
       lockTimeoutFor(list),
@@ -160,6 +162,7 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
       matched('fi_event_end', END, ends, (list: readonly RunEnd[]) => [
         ...holds(list),
         list.map(({ status }) => status),
+        list.map(({ isAcknowledged }) => isAcknowledged),
         list.map(({ dueInMs }) => dueInMs),
         list.map(({ attempts }) => attempts),
         list.map(({ deferrals }) => deferrals),
@@ -211,6 +214,11 @@ export function postgresEventStore(runOnce: RunStatement): EventStore {
 /** What the constraint compares. Events without a name are each their own. */
 function nameOf(tenantId: string, provider: string, eventId: string | null, id: string): string {
   return JSON.stringify(eventId === null ? [id] : [tenantId, provider, eventId])
+}
+
+/** Whether a delivery does to the row of its event what this one does. */
+function isAlike(one: Arrival, other: Arrival): boolean {
+  return one.bodyHash === other.bodyHash && one.awaitsDelivery === other.awaitsDelivery
 }
 
 function compare(a: RunHold, b: RunHold): number {
@@ -292,6 +300,7 @@ function storedEvent(row: EventRow): StoredEvent {
     bodyHash: row.body_hash,
     sameBodyAs: row.same_body_as,
     otherBodies: Number(row.other_bodies),
+    awaitsDelivery: row.awaits_delivery === 'true',
     lane: row.lane,
     steps: JSON.parse(row.steps) as StepResults,
     errors: JSON.parse(row.errors) as RunError[],

@@ -33,6 +33,7 @@ interface RecordedRow {
   deliveredAt: string[]
   bodyHash: string
   otherBodies: number
+  awaitsDelivery: boolean
   dueAt: Date | null
   receivedAt: Date
 }
@@ -62,7 +63,8 @@ interface Candidate {
 
 const RECORDED = select<RecordedRow>(
   ...(['id', 'tenantId', 'provider', 'eventId', 'status', 'fence', 'attempts'] as const),
-  ...(['deliveries', 'deliveredAt', 'bodyHash', 'otherBodies', 'dueAt', 'receivedAt'] as const),
+  ...(['deliveries', 'deliveredAt', 'bodyHash', 'otherBodies', 'awaitsDelivery'] as const),
+  ...(['dueAt', 'receivedAt'] as const),
 )
 const CANDIDATE = select<Candidate>(
   ...(['id', 'fence', 'endpoint', 'lane', 'runningLane', 'dueAt', 'status', 'errors'] as const),
@@ -158,11 +160,20 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
       const deliveries = row.deliveries + 1
       const deliveredAt = [...row.deliveredAt, now.toISOString()].slice(-KEPT_DELIVERIES)
       const otherBodies = row.otherBodies + (row.bodyHash === arrival.bodyHash ? 0 : 1)
+      const awaitsDelivery = row.awaitsDelivery && arrival.awaitsDelivery
       const count = await updateMany({
         where: { id: row.id, deliveries: row.deliveries },
-        data: { deliveries, deliveredAt, otherBodies },
+        data: { deliveries, deliveredAt, otherBodies, awaitsDelivery },
       })
-      if (count === 1) return recorded({ ...row, deliveries }, now)
+      if (count === 1) {
+        if (!awaitsDelivery && (row.awaitsDelivery || row.dueAt === null)) {
+          // A run that has ended before the write above has left it without a time.
+          const isParked = { id: row.id, status: 'retrying', awaitsDelivery, dueAt: null }
+          const dueAt = later(now, arrival.dueInMs)
+          await updateMany({ where: isParked, data: { dueAt } })
+        }
+        return recorded({ ...row, deliveries }, now)
+      }
       const pauseMs = backoff(NEXT_TURN, turn, Math.random())
       await new Promise((resolve) => setTimeout(resolve, pauseMs))
     }
@@ -265,13 +276,21 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
   async function end(run: RunEnd): Promise<boolean> {
     const { id, fence, status, attempts, deferrals, errors, wakes } = run
     const now = await clock.ask()
-    const count = await updateMany({
-      where: { id, fence, status: { in: ['processing', status] } },
-      data: {
-        ...{ status, attempts, deferrals, errors, runningLane: null },
-        dueAt: later(now, run.dueInMs),
-      },
-    })
+    const where = { id, fence, status: { in: ['processing', status] } }
+    const data = { status, attempts, deferrals, errors, runningLane: null }
+    const isFinal = run.isAcknowledged || status !== 'retrying'
+    // In this order: an event can stop to await a delivery between the two, and never begin to.
+    let count = isFinal
+      ? 0
+      : await updateMany({
+          where: { ...where, awaitsDelivery: true },
+          data: { ...data, dueAt: null },
+        })
+    if (count === 0) {
+      const dueAt = later(now, run.dueInMs)
+      const acknowledged = run.isAcknowledged && { awaitsDelivery: false }
+      count = await updateMany({ where, data: { ...data, ...acknowledged, dueAt } })
+    }
     // After the end, for which they wait. A crash in between leaves them to their own time.
     if (count === 1 && wakes !== null) {
       const asleep = { lane: wakes, dueAt: { gt: now }, id: { not: id } }
@@ -365,6 +384,7 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
       const now = await clock.ask()
       const again = {
         ...{ status: 'received', attempts: 0, deferrals: 0, dueAt: now, runningLane: null },
+        awaitsDelivery: false,
         ...(lane !== null && { lane }),
       }
       const count = await updateMany({
@@ -466,6 +486,7 @@ function storedEvent(row: Row): StoredEvent {
     bodyHash: row.bodyHash,
     sameBodyAs: row.sameBodyAs,
     otherBodies: row.otherBodies,
+    awaitsDelivery: row.awaitsDelivery,
     lane: row.lane,
     steps: row.steps,
     errors: row.errors,

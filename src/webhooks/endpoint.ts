@@ -26,13 +26,13 @@ export interface Endpoint {
   readonly settings: EndpointSettings
 }
 
-/** Everything of a new event but its row's name, its lane and how it starts. */
+/** Everything of a new event but its row's name, its lane, how it starts and how it is repeated. */
 export function arrivalOf(
   { name, provider }: Endpoint,
   tenantId: string,
   { eventId, type, rawBody }: Pick<VerifiedEvent, 'eventId' | 'type' | 'rawBody'>,
   headers: Readonly<Record<string, string>>,
-): Omit<Arrival, 'id' | 'lane' | 'status' | 'dueInMs' | 'errors'> {
+): Omit<Arrival, 'id' | 'lane' | 'status' | 'awaitsDelivery' | 'dueInMs' | 'errors'> {
   return {
     tenantId,
     provider: provider.name,

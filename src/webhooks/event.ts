@@ -25,8 +25,8 @@ export class WebhookEvent<Payload = any> implements Guards {
   readonly tenantId: string
   readonly provider: string
   /**
-   * What the provider calls it. Where it gives no id, a name that the inbox has made: `bytes:…` or `delivery:…`;
-   * `null` for an event that was given to `ingest` or `recordEvent` as one without a name.
+   * What the provider calls it. Where it gives no id, a name that the inbox has made of its bytes, `bytes:…`;
+   * `null` where deliveries are never merged, or `ingest` or `recordEvent` was given none.
    */
   readonly eventId: string | null
   readonly type: string | null

@@ -9,11 +9,11 @@ import { isOfItsData } from '../store/failures.js'
 import { within } from '../within.js'
 import { acknowledgesUndone } from './answer.js'
 import { arrivalOf, type Endpoint, laneOf, laneOfStored } from './endpoint.js'
-import { nameOfDelivery, nameOfUnreadable, sha256, unreadableIn } from './names.js'
+import { nameOfUnreadable, sha256, unreadableIn } from './names.js'
 import type { Answer, DeliveryOutcome, Provider } from './provider.js'
 import { KEPT, readingAgain } from './reading-again.js'
 import { newRowId } from './row-id.js'
-import type { Ran } from './run.js'
+import type { Ran, RunFrom } from './run.js'
 import { runErrorOf } from './run-error.js'
 import { Runner, type RunnerOptions } from './runner.js'
 import type { UnreadableEvent, VerifiedEvent } from './verify.js'
@@ -41,8 +41,11 @@ export interface Delivery {
   readonly tenantId: string
   /** Those that are kept. */
   readonly headers: Readonly<Record<string, string>>
-  /** Whether it came from its provider, who may deliver it again. */
-  readonly isRepeated: boolean
+  /**
+   * Whether it came from its provider, who delivers again what is not acknowledged, and how: as the only event
+   * of its request, whose handler can answer that, or as one of several.
+   */
+  readonly from: RunFrom
   readonly log: FastifyBaseLogger
 }
 
@@ -141,17 +144,13 @@ export class Inbox {
   async deliver(
     endpoint: Endpoint,
     event: VerifiedEvent,
-    { tenantId, headers, isRepeated, log }: Delivery,
+    { tenantId, headers, from, log }: Delivery,
   ): Promise<Delivered> {
     const { settings } = endpoint
-    const id = newRowId()
-    // Until an inline run has succeeded, the provider delivers the event again, perhaps under another name.
-    const isNamedAnew = event.namedBy === 'signed_bytes' || event.namedBy === 'nothing'
-    const isInline = settings.mode === 'inline' && isRepeated
-    const isLeftToProvider =
-      isNamedAnew && isInline && event.isRedelivered && !acknowledgesUndone(endpoint)
-    const eventId = isLeftToProvider ? nameOfDelivery(event.eventId ?? id) : event.eventId
-    const arrived = { ...arrivalOf(endpoint, tenantId, { ...event, eventId }, headers), id }
+    const awaitsDelivery =
+      !endpoint.isServed || (from !== 'elsewhere' && isNamedAnew(endpoint, event))
+    const named = arrivalOf(endpoint, tenantId, event, headers)
+    const arrived = { ...named, id: newRowId(), awaitsDelivery }
     const isHandled = event.type === null || (settings.types?.has(event.type) ?? true)
     let arrival: Arrival
     let unserialized: { error: unknown } | undefined
@@ -182,10 +181,10 @@ export class Inbox {
     if (recorded.isNew && recorded.status === 'processing') {
       const stored = asStored(arrival, recorded)
       const run = await this.#runner.begin(endpoint, stored, askedAt, log, report)
-      const ran = run && (await run.execute(() => event.payload))
+      const ran = run && (await run.execute(() => event.payload, from))
       return { ...toldOf(ran), id: recorded.id, deliveries }
     }
-    const goOn = () => this.#goOn(endpoint, recorded, log, report)
+    const goOn = () => this.#goOn(endpoint, recorded, from, log, report)
     return { ...(await sealed('this event', goOn)), id: recorded.id, deliveries }
   }
 
@@ -205,7 +204,7 @@ export class Inbox {
     const kept = { ...headers, [KEPT]: endpoint.settings.keptHeaders.join() }
     const arrival: Arrival = {
       ...arrivalOf(endpoint, tenantId, named, kept),
-      id,
+      ...{ id, awaitsDelivery: false },
       ...deadOf(error),
     }
     const recorded = await this.#recordInTime(arrival)
@@ -248,7 +247,7 @@ export class Inbox {
     }
     const outcomes: DeliveryOutcome[] = []
     const reading = isUnreadable ? readingAgain(this, endpoint, outcomes) : endpoint
-    const ran = await this.#runner.claimAndRun(reading, id, log, undefined, 'person')
+    const ran = await this.#runner.claimAndRun(reading, id, 'elsewhere', log)
     if (ran === undefined || ran.outcome === 'lost') return { kind: 'running' }
     return isUnreadable && ran.outcome === 'processed'
       ? { kind: 'read', outcomes }
@@ -263,14 +262,13 @@ export class Inbox {
       recording.then(
         (recorded) => {
           if (!recorded.isNew || recorded.status !== 'processing') return
-          const { eventId } = arrival
-          this.#runner.giveBack({ ...recorded, eventId, deferrals: 0, errors: [] })
+          this.#runner.giveBack({ ...recorded, deferrals: 0, errors: [] })
         },
         (failure) => {
           // It may be there all the same, under an id that no other delivery has.
           if (arrival.status !== 'processing' || isOfItsData(failure)) return
-          const { id, eventId } = arrival
-          this.#runner.giveBack({ id, eventId, fence: 1, attempts: 1, deferrals: 0, errors: [] })
+          const { id } = arrival
+          this.#runner.giveBack({ id, fence: 1, attempts: 1, deferrals: 0, errors: [] })
         },
       )
       throw error
@@ -307,6 +305,7 @@ export class Inbox {
   async #goOn(
     endpoint: Endpoint,
     { id, status, fence, dueInMs }: Recorded,
+    from: RunFrom,
     log: FastifyBaseLogger,
     report: Report,
   ): Promise<Told> {
@@ -319,8 +318,15 @@ export class Inbox {
       return { outcome: 'accepted' }
     }
     if (status === 'processing' && (dueInMs ?? 0) > 0) return { outcome: 'running' }
-    return toldOf(await this.#runner.claimAndRun(endpoint, id, log, report))
+    return toldOf(await this.#runner.claimAndRun(endpoint, id, from, log, report))
   }
+}
+
+/** Whether its provider delivers it again until an inline run has succeeded, and perhaps under another name. */
+function isNamedAnew(endpoint: Endpoint, { namedBy, isRedelivered }: VerifiedEvent): boolean {
+  const mayDiffer = namedBy === 'signed_bytes' || namedBy === 'nothing'
+  const isInline = endpoint.settings.mode === 'inline'
+  return mayDiffer && isInline && isRedelivered && !acknowledgesUndone(endpoint)
 }
 
 /** How an event starts that cannot be run. */

@@ -6,10 +6,9 @@ import { isStorableText } from '../core/text.js'
 export const LONGEST_NAME = 191
 
 const BYTES = 'bytes:'
-const DELIVERY = 'delivery:'
 const UNREADABLE = 'unreadable:'
 const UNREADABLE_ITEM = 'unreadable-item:'
-const OWN = [BYTES, DELIVERY, UNREADABLE, UNREADABLE_ITEM]
+const OWN = [BYTES, UNREADABLE, UNREADABLE_ITEM]
 
 /**
  * A name from a payload as a column can hold it. The inbox stores an unusual one as its hash, and also one
@@ -36,18 +35,6 @@ export function nameOfBytes(
   signedAtMs: number | undefined,
 ): string {
   return BYTES + sha256(JSON.stringify([sha256(rawBody), type, signedAtMs ?? null]))
-}
-
-/**
- * Names one delivery, by a name of its bytes or by its row: another delivery of the event may have another
- * name. The inbox does not run it beside that one.
- */
-export function nameOfDelivery(name: string): string {
-  return DELIVERY + (name.startsWith(BYTES) ? name.slice(BYTES.length) : name)
-}
-
-export function isOfDelivery(eventId: string | null): boolean {
-  return eventId?.startsWith(DELIVERY) === true
 }
 
 /** What is known of an event that cannot be read, and that its name may need once it can. */

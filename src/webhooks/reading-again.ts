@@ -27,7 +27,7 @@ export function readingAgain(
     const reading = readStored(provider, incoming, unreadableNameOf(eventId), names.split(','))
     if (reading.kind === 'unreadable') throw reading.error
     // The first answer has acknowledged them: none of them comes again by itself.
-    const delivery = { tenantId, headers: sent, isRepeated: false, log }
+    const delivery = { tenantId, headers: sent, from: 'elsewhere', log } as const
     for (const unreadable of reading.unreadable) {
       const { outcome } = await inbox.keepUnreadable(endpoint, unreadable, delivery)
       outcomes.push(outcome)

@@ -147,7 +147,7 @@ export async function recordEvent(
     ...{ type, object: null, payload: given.payload, rawBody },
     ...{ isItem: false, isRedelivered: true },
   }
-  const delivery = { tenantId, headers: {}, isRepeated: false, log: request.log }
+  const delivery = { tenantId, headers: {}, from: 'elsewhere', log: request.log } as const
   const delivering = inbox.deliver(endpoint, event, delivery)
   let first: WebhookEvent | Delivered
   try {

@@ -185,12 +185,10 @@ export function addWebhookRoute(
     }
     try {
       const headers = keptOf(endpoint, incoming)
-      const delivery = { tenantId, headers, isRepeated: true, log: request.log }
-      const all = await deliverAll(verification, delivery)
+      const all = await deliverAll(verification, { tenantId, headers, log: request.log })
       if (all.length === 0) report({ kind: 'webhook_without_events', provider: provider.name })
-      const [only, ...others] = all
-      // Of a batch, no item speaks for the others.
-      if (only?.answer !== undefined && others.length === 0) return send(reply, only.answer)
+      const answer = all[0]?.answer
+      if (answer !== undefined) return send(reply, answer)
       const worst = worstOf(all.map(({ outcome }) => outcome))
       return answerOutcome(reply, endpoint, worst, isRedelivered(verification))
     } catch (error) {
@@ -221,13 +219,18 @@ export function addWebhookRoute(
     return reading.events.some((event) => event.isRedelivered)
   }
 
-  async function deliverAll(reading: Reading, delivery: Delivery): Promise<Delivered[]> {
+  async function deliverAll(
+    reading: Reading,
+    request: Omit<Delivery, 'from'>,
+  ): Promise<Delivered[]> {
     const isRead = reading.kind === 'verified'
-    const all: Delivered[] = []
-    for (const unreadable of isRead ? reading.unreadable : [reading]) {
-      all.push(await inbox.keepUnreadable(endpoint, unreadable, delivery))
-    }
     const events = isRead ? reading.events : []
+    const unreadable = isRead ? reading.unreadable : [reading]
+    // Of a batch, no item speaks for the others.
+    const isAlone = events.length + unreadable.length === 1
+    const delivery = { ...request, from: isAlone ? 'request' : 'batch' } as const
+    const all: Delivered[] = []
+    for (const one of unreadable) all.push(await inbox.keepUnreadable(endpoint, one, delivery))
     // Those of one lane would find it taken.
     const runAtOnce = settings.isSerialized ? 1 : SIDE_BY_SIDE
     const sideBySide = settings.mode === 'deferred' ? STORED_AT_ONCE : runAtOnce

@@ -12,7 +12,6 @@ import type { DatabaseClock } from '../store/clock.js'
 import type { KeepEventSteps, RunEnd, RunHold, StoredEvent } from '../store/event-store.js'
 import type { Endpoint } from './endpoint.js'
 import { WebhookEvent } from './event.js'
-import { isOfDelivery } from './names.js'
 import { type Answer, doesRedeliver } from './provider.js'
 import { runErrorOf } from './run-error.js'
 
@@ -48,8 +47,11 @@ export interface Ran {
   readonly answer: Answer | undefined
 }
 
-/** What an event is run for: its delivery, because it is due, or because a person says so. */
-export type RunBy = 'delivery' | 'worker' | 'person'
+/**
+ * What an event is run for: the request that delivered it alone, whose answer its handler can give, or with
+ * others; `elsewhere`, a caller in this process; or a worker, because it is due.
+ */
+export type RunFrom = 'request' | 'batch' | 'elsewhere' | 'worker'
 
 /** Outcomes of a handler that returned. */
 const RETURNED: readonly RunOutcome[] = ['processed', 'ignored', 'postponed', 'dead']
@@ -74,7 +76,7 @@ export class Run {
   #event: WebhookEvent | undefined
   #hasReturned = false
   #isRedelivered = true
-  #isRepeatedByInbox = false
+  #mayAnswer = false
   /** Ends the run for who waits for it, while its handler goes on. */
   #endEarly: (outcome: RunOutcome) => void = () => {}
 
@@ -104,9 +106,9 @@ export class Run {
    * Runs the handler and stores how it ended. Never rejects, and is `lost` once its lease is over or the
    * event was handed back: a handler that never ends keeps neither a place nor a request.
    */
-  async execute(readPayload: () => unknown, runBy: RunBy = 'delivery'): Promise<Ran> {
-    this.#isRepeatedByInbox = this.#isOfInbox(runBy)
-    if (runBy === 'worker' && this.#isLeftToProvider) return this.#leave()
+  async execute(readPayload: () => unknown, from: RunFrom): Promise<Ran> {
+    this.#mayAnswer = from === 'request'
+    if (from === 'worker' && this.#stored.awaitsDelivery) return this.#leave()
     const early = new Promise<RunOutcome>((resolve) => {
       this.#endEarly = resolve
     })
@@ -117,26 +119,16 @@ export class Run {
     })
     const outcome = await Promise.race([this.#execute(readPayload), overdue, early])
     const hasReturned = this.#hasReturned && RETURNED.includes(outcome)
-    const answer = hasReturned && this.#event ? WebhookEvent.answerOf(this.#event) : undefined
-    return { outcome, answer }
+    return { outcome, answer: hasReturned ? this.#answer : undefined }
   }
 
-  /** What only the provider repeats, because it comes again under another name, no worker runs. */
+  /** What its provider delivers again, under another name, no worker runs beside that. */
   async #leave(): Promise<Ran> {
-    const end = { status: 'retrying', dueInMs: null, attempts: this.#stored.attempts - 1 } as const
+    const end = { status: 'retrying', dueInMs: 0, attempts: this.#stored.attempts - 1 } as const
     if ((await this.#end('failed', end)) === 'failed') {
       this.#report({ kind: 'webhook_left_to_provider', attempt: this.#lease.attempt })
     }
     return { outcome: 'lost', answer: undefined }
-  }
-
-  /** Whether the inbox repeats it whatever its name is: what a person runs, its provider has given up. */
-  #isOfInbox(runBy: RunBy): boolean {
-    if (runBy !== 'worker') return runBy === 'person'
-    const { fence, deferrals } = this.#stored
-    // It waited for its lane, or its run has left no word. What is due after another end was acknowledged by
-    // its handler, or replayed.
-    return deferrals > 0 || (fence > 1 && !this.#lastIsLost)
   }
 
   async #execute(readPayload: () => unknown): Promise<RunOutcome> {
@@ -199,7 +191,7 @@ export class Run {
       case 'reject':
         return this.#die('its handler rejected it', new Rejected(verdict.reason))
       case 'postpone':
-        return this.#postpone(verdict.afterMs, WebhookEvent.answerOf(event))
+        return this.#postpone(verdict.afterMs)
     }
   }
 
@@ -228,10 +220,9 @@ export class Run {
     return this.#endpoint.isServed
   }
 
-  /** Whether only its next delivery can run it: no worker is to look at it. */
-  get #isLeftToProvider(): boolean {
-    const isOfProvider = !this.#isRepeatedByInbox && isOfDelivery(this.#stored.eventId)
-    return !this.#endpoint.isServed || isOfProvider
+  /** What the handler answers itself, where an answer waits for it. */
+  get #answer(): Answer | undefined {
+    return this.#mayAnswer && this.#event ? WebhookEvent.answerOf(this.#event) : undefined
   }
 
   /** Whether the run before this one ended without a word. */
@@ -294,11 +285,10 @@ export class Run {
     if (attempts >= retry.attempts) return this.#die('its attempts are used up', error)
     const isProvidersTurn = mode === 'inline' && this.#isRedelivered
     const pauseMs = fullJitter(retry, attempts - 1, Math.random())
-    const retryInMs = this.#isLeftToProvider
-      ? null
-      : Math.round((isProvidersTurn ? PROVIDER_FIRST_MS : 0) + pauseMs)
+    const dueInMs = Math.round((isProvidersTurn ? PROVIDER_FIRST_MS : 0) + pauseMs)
+    const retryInMs = this.#stored.awaitsDelivery ? null : dueInMs
     this.#report({ kind: 'webhook_failed', attempt: this.#lease.attempt, retryInMs, failure })
-    return this.#end('failed', { status: 'retrying', dueInMs: retryInMs, error })
+    return this.#end('failed', { status: 'retrying', dueInMs, error })
   }
 
   /** Its effects are committed, and so is that it is processed: a failure after that is only told. */
@@ -308,24 +298,22 @@ export class Run {
     return this.#processed(true)
   }
 
-  #postpone(afterMs: number | undefined, answer: Answer | undefined): Promise<RunOutcome> {
+  #postpone(afterMs: number | undefined): Promise<RunOutcome> {
     const { attempts, deferrals } = this.#stored
     if (deferrals >= this.#endpoint.settings.deferrals) {
       return this.#die('it was put back too often', undefined)
     }
-    const retryInMs = Math.round(afterMs ?? fullJitter(POSTPONE, deferrals, Math.random()))
-    this.#report({
-      kind: 'webhook_postponed',
-      attempt: this.#lease.attempt,
-      deferrals: deferrals + 1,
-      retryInMs,
-    })
+    const dueInMs = Math.round(afterMs ?? fullJitter(POSTPONE, deferrals, Math.random()))
+    const isAcknowledged = (this.#answer?.status ?? 500) < 300
+    const retryInMs = this.#stored.awaitsDelivery && !isAcknowledged ? null : dueInMs
+    const { attempt } = this.#lease
+    this.#report({ kind: 'webhook_postponed', attempt, deferrals: deferrals + 1, retryInMs })
     return this.#end('postponed', {
       status: 'retrying',
-      dueInMs: retryInMs,
+      isAcknowledged,
+      dueInMs,
       attempts: attempts - 1,
       deferrals: deferrals + 1,
-      isAcknowledged: answer !== undefined && answer.status < 300,
     })
   }
 
@@ -339,25 +327,22 @@ export class Run {
     outcome: RunOutcome,
     {
       error,
-      isAcknowledged = false,
       ...ending
-    }: Pick<RunEnd, 'status' | 'dueInMs'> &
-      Partial<RunEnd> & { error?: unknown; isAcknowledged?: boolean },
+    }: Pick<RunEnd, 'status' | 'dueInMs'> & Partial<RunEnd> & { error?: unknown },
   ): Promise<RunOutcome> {
     const { id, attempts, deferrals, errors } = this.#stored
-    const isLeft = ending.status === 'retrying' && this.#isLeftToProvider && !isAcknowledged
     const end: RunEnd = {
       id,
       fence: this.#lease.attempt,
       attempts,
       deferrals,
+      isAcknowledged: false,
       wakes: null,
       errors:
         error === undefined
           ? errors
           : [...errors, runErrorOf(this.#lease.attempt, error)].slice(-KEPT_ERRORS),
       ...ending,
-      ...(isLeft && { dueInMs: null }),
     }
     if (this.#lease.isSettled) return 'lost'
     const { storeTimeoutMs } = this.#context

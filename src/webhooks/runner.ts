@@ -20,8 +20,8 @@ import type {
 import type { PlaceLimits } from '../store/statement-limit.js'
 import { within } from '../within.js'
 import { type Endpoint, payloadOf } from './endpoint.js'
-import { isOfDelivery, unreadableIn } from './names.js'
-import { type Ran, Run, type RunBy, type RunContext } from './run.js'
+import { unreadableIn } from './names.js'
+import { type Ran, Run, type RunContext, type RunFrom } from './run.js'
 
 export interface RunnerOptions {
   readonly store: EventStore
@@ -117,7 +117,8 @@ export class Runner implements Work {
       keepSteps: (steps) => within(this.#keepSteps(steps), storeTimeoutMs),
       end: async (end) => {
         const isEnded = await this.#end(end)
-        if (isEnded && end.status === 'retrying' && end.dueInMs !== null) {
+        const awaitsDelivery = stored.awaitsDelivery && !end.isAcknowledged
+        if (isEnded && end.status === 'retrying' && end.dueInMs !== null && !awaitsDelivery) {
           this.enqueue({ id: end.id, fence: end.fence, inMs: end.dueInMs })
         }
         return isEnded
@@ -145,29 +146,26 @@ export class Runner implements Work {
   async claimAndRun(
     endpoint: Endpoint,
     id: string,
+    from: RunFrom,
     log: FastifyBaseLogger,
     report?: Report,
-    runBy: RunBy = 'delivery',
   ): Promise<Ran | undefined> {
     const askedAt = performance.now()
     const { store, limits } = this.#options
     const claiming = limits.begin(() => store.claim(id, endpoint.settings.leaseMs))
     const claimed = this.#claimInTime(claiming.then((stored) => (stored ? [stored] : [])))
     const starting = claimed.then(
-      ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, log, runBy, report),
+      ([stored]) => stored && this.#beginStored(endpoint, stored, askedAt, from, log, report),
     )
     const start = await this.#tracked(starting)
     return start?.()
   }
 
   /** Claimed too late, for somebody who is gone: free for the next one, and no attempt. */
-  giveBack(
-    claimed: Pick<StoredEvent, 'id' | 'eventId' | 'fence' | 'attempts' | 'deferrals' | 'errors'>,
-  ): void {
-    const { id, eventId, fence, attempts, deferrals, errors } = claimed
-    const dueInMs = isOfDelivery(eventId) ? null : 0
-    const end = { status: 'retrying', dueInMs, attempts: attempts - 1, wakes: null } as const
-    this.#end({ id, fence, deferrals, errors, ...end }).catch(() => {})
+  giveBack(claimed: Pick<StoredEvent, 'id' | 'fence' | 'attempts' | 'deferrals' | 'errors'>): void {
+    const { id, fence, attempts, deferrals, errors } = claimed
+    const end = { status: 'retrying', isAcknowledged: false, dueInMs: 0, wakes: null } as const
+    this.#end({ id, fence, attempts: attempts - 1, deferrals, errors, ...end }).catch(() => {})
   }
 
   /** Says that an event wants to be run. */
@@ -185,7 +183,7 @@ export class Runner implements Work {
       const endpoint = this.#endpointOf(stored)
       // The store was asked for these endpoints only.
       if (endpoint === undefined) return
-      const start = await this.#tracked(this.#beginStored(endpoint, stored, askedAt, log, 'worker'))
+      const start = await this.#tracked(this.#beginStored(endpoint, stored, askedAt, 'worker', log))
       await start?.()
     })
   }
@@ -199,7 +197,7 @@ export class Runner implements Work {
     if (endpoint === undefined || found?.fence !== fence) return 'over'
     if (!['received', 'retrying', 'processing'].includes(found.status)) return 'over'
     if (this.#isStopped) return 'held'
-    const ran = await this.claimAndRun(endpoint, id, log, undefined, 'worker')
+    const ran = await this.claimAndRun(endpoint, id, 'worker', log)
     return ran === undefined ? 'held' : 'ran'
   }
 
@@ -282,13 +280,13 @@ export class Runner implements Work {
     endpoint: Endpoint,
     stored: StoredEvent,
     askedAt: number,
+    from: RunFrom,
     log: FastifyBaseLogger,
-    runBy: RunBy,
     report = reporter(log, endpoint.name, { tenantId: stored.tenantId, key: stored.id }),
   ): Promise<(() => Promise<Ran>) | undefined> {
     const run = await this.begin(endpoint, stored, askedAt, log, report)
     const read = () => payloadOf(endpoint, stored)
-    return run && (() => run.execute(read, runBy))
+    return run && (() => run.execute(read, from))
   }
 
   /** Of this process, and as it handles this event. */

@@ -190,7 +190,7 @@ export function bindWebhooks(
         )
       }
       const { event: ingested, headers } = ingestedEvent(endpoint, given)
-      const delivery = { tenantId, headers, isRepeated: false, log: app.log }
+      const delivery = { tenantId, headers, from: 'elsewhere', log: app.log } as const
       return inbox().deliver(endpoint, ingested, delivery)
     },
     async replay(event, options = {}) {

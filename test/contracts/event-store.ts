@@ -38,6 +38,7 @@ const arrival = (over: Partial<Arrival> = {}): Arrival => {
     bodyHash: hash(payload),
     lane: null,
     status: 'received',
+    awaitsDelivery: false,
     dueInMs: 0,
     errors: [],
     ...over,
@@ -59,6 +60,7 @@ const ending = (run: { id: string; fence: number }, over: Partial<RunEnd> = {}):
   id: run.id,
   fence: run.fence,
   status: 'processed',
+  isAcknowledged: false,
   dueInMs: 86_400_000,
   attempts: 1,
   deferrals: 0,
@@ -109,7 +111,7 @@ export async function eventStoreContract(
     t.strictSame(stored, {
       ...kept,
       ...{ status: 'received', fence: 0, attempts: 0, deferrals: 0, deliveries: 2 },
-      ...{ sameBodyAs: null, otherBodies: 0, steps: {}, errors: [] },
+      ...{ sameBodyAs: null, otherBodies: 0, awaitsDelivery: false, steps: {}, errors: [] },
     })
     t.ok(Buffer.from(payload).equals(sent), 'the bytes of the first delivery')
     t.strictSame(receivedAt, first.receivedAt)
@@ -340,6 +342,79 @@ export async function eventStoreContract(
     t.match(made, [{ bodyHash }, { bodyHash }, { bodyHash }])
   })
 
+  const awaiting = (over: Partial<Arrival> = {}) => processing({ awaitsDelivery: true, ...over })
+  const failing = { status: 'retrying', dueInMs: 5_000 } as const
+  const dueAtOf = async (id: string) => ((await row(id)) as { dueAt: Date | null }).dueAt
+
+  await test('one that awaits a delivery is due only while it runs', async (t) => {
+    const a = awaiting()
+    await record(a)
+    t.match(await dueAtOf(a.id), Date, 'a lease runs out')
+    t.match(await found(a.id), { awaitsDelivery: true })
+    const end = ending({ id: a.id, fence: 1 }, failing)
+    t.strictSame(await store.end([end]), [true])
+    t.equal(await dueAtOf(a.id), null)
+    t.strictSame(await store.end([end]), [true], 'said again')
+    t.equal(await dueAtOf(a.id), null)
+    t.match(await record(again(a)), { isNew: false, status: 'retrying', dueInMs: null })
+    t.equal(await dueAtOf(a.id), null, 'its next delivery runs it')
+    t.match(await store.claim(a.id, LEASE_MS), { fence: 2, awaitsDelivery: true })
+    t.strictSame(await store.end([ending({ id: a.id, fence: 2 })]), [true])
+    t.match(await dueAtOf(a.id), Date, 'when it is pruned')
+  })
+
+  await test('one that is acknowledged awaits no delivery any more', async (t) => {
+    const [a, b] = [awaiting(), awaiting()]
+    await store.record([a, b])
+    const ends = [
+      ending({ id: a.id, fence: 1 }, { ...failing, isAcknowledged: true }),
+      ending({ id: b.id, fence: 1 }, failing),
+    ]
+    for (const _ of ['once', 'said again']) t.strictSame(await store.end(ends), [true, true])
+    t.match(await dueAtOf(a.id), Date)
+    t.match(await found(a.id), { awaitsDelivery: false })
+    t.equal(await dueAtOf(b.id), null)
+    // Nor is it awaited after the next failure.
+    const run = (await store.claim(a.id, LEASE_MS)) as StoredEvent
+    t.strictSame(await store.end([ending(run, failing)]), [true])
+    t.match(await dueAtOf(a.id), Date)
+    t.match(await record(again(a, { awaitsDelivery: true })), { isNew: false })
+    t.match(await found(a.id), { awaitsDelivery: false }, 'what was acknowledged stays so')
+  })
+
+  await test('a delivery that is acknowledged makes the event due, before or after its run ends', async (t) => {
+    const [failed, running, both] = [awaiting(), awaiting(), awaiting()]
+    await store.record([failed, running, both])
+    await store.end([ending({ id: failed.id, fence: 1 }, failing)])
+    const lease = await dueAtOf(running.id)
+    const acknowledged = { awaitsDelivery: false, status: 'received', dueInMs: 0 } as const
+    await store.record([
+      again(failed, acknowledged),
+      again(running, acknowledged),
+      again(both),
+      again(both, acknowledged),
+    ])
+    t.match(await store.find(failed.id), { status: 'retrying', awaitsDelivery: false })
+    t.match(await dueAtOf(failed.id), Date)
+    t.strictSame(await dueAtOf(running.id), lease, 'its lease is as it was')
+    await store.end([
+      ending({ id: running.id, fence: 1 }, failing),
+      ending({ id: both.id, fence: 1 }, failing),
+    ])
+    for (const { id } of [running, both]) t.match(await dueAtOf(id), Date)
+    t.equal((await found(both.id)).deliveries, 3)
+  })
+
+  await test('one that is reopened awaits no delivery any more', async (t) => {
+    const a = awaiting()
+    await record(a)
+    await store.end([ending({ id: a.id, fence: 1 }, failing)])
+    t.equal(await store.reopen(a.id, false, null), true)
+    t.match(await store.claim(a.id, LEASE_MS), { awaitsDelivery: false })
+    t.strictSame(await store.end([ending({ id: a.id, fence: 2 }, failing)]), [true])
+    t.match(await dueAtOf(a.id), Date)
+  })
+
   await test('an event without a lane is reopened in one, and keeps it afterwards', async (t) => {
     const a = arrival({ status: 'dead', dueInMs: null, lane: null })
     await record(a)
@@ -458,7 +533,7 @@ export async function eventStoreContract(
     t.strictSame(event, {
       ...sent,
       ...{ status: 'processing', fence: 1, attempts: 1, deferrals: 0, deliveries: 1 },
-      ...{ sameBodyAs: null, otherBodies: 0, steps: {}, errors: [] },
+      ...{ sameBodyAs: null, otherBodies: 0, awaitsDelivery: false, steps: {}, errors: [] },
     })
     t.ok(Buffer.from(payload).equals(list[5]?.payload ?? Buffer.from('')))
     t.equal(deliveredAt.length, 1)

@@ -81,7 +81,7 @@ export class EventEndpoints {
       ...{ payload, rawBody, isItem: false, isRedelivered: true },
     }
     try {
-      const delivery = { tenantId: '', headers: {}, isRepeated: true, log }
+      const delivery = { tenantId: '', headers: {}, from: 'request', log } as const
       const { outcome, id } = await this.#inbox.deliver(endpoint, event, delivery)
       const isAcknowledged = ['processed', 'duplicate', 'accepted', 'ignored'].includes(outcome)
       if (!isAcknowledged) return { kind: 'again', why: outcome }

@@ -22,6 +22,8 @@ export interface EventItem {
   readonly body_hash: string
   readonly lane: string | null
   readonly status: EventStatus
+  readonly awaits_delivery: boolean
+  readonly is_acknowledged: boolean
   readonly due_ms: number | null
   readonly deliveries: number
   readonly fence: number
@@ -128,12 +130,16 @@ export const EVENT_STATEMENTS: Readonly<Record<string, OfEvents>> = {
         ...([transaction, database, items] as const),
         (row, { fence, status }) =>
           row.fence === fence && (row.status === 'processing' || row.status === status),
-        (row, { status, due_ms, attempts, deferrals, errors }) => ({
-          ...row,
-          ...{ status, attempts, deferrals, runningLane: null },
-          dueAt: dueIn(due_ms, database),
-          errors: JSON.parse(errors),
-        }),
+        (row, { status, is_acknowledged, due_ms, attempts, deferrals, errors }) => {
+          const awaitsDelivery = row.awaitsDelivery && !is_acknowledged
+          const isParked = status === 'retrying' && awaitsDelivery
+          return {
+            ...row,
+            ...{ status, attempts, deferrals, runningLane: null, awaitsDelivery },
+            dueAt: isParked ? null : dueIn(due_ms, database),
+            errors: JSON.parse(errors),
+          }
+        },
       )
       const lanes = ended.flatMap(({ wakes }) => wakes ?? [])
       const isAsleep = (row: EventRow) =>
@@ -196,7 +202,7 @@ export const EVENT_STATEMENTS: Readonly<Record<string, OfEvents>> = {
       if (row === undefined) return []
       const steps = row.status === 'processed' ? {} : row.steps
       const anew = { attempts: 0, deferrals: 0, dueAt: database.now(), runningLane: null, steps }
-      const inLane = { lane: (lane as string | null) ?? row.lane }
+      const inLane = { lane: (lane as string | null) ?? row.lane, awaitsDelivery: false }
       yield* events.put(transaction, { ...row, ...anew, ...inLane, status: 'received' })
       return [{ reopened: 1 }]
     },
@@ -234,7 +240,12 @@ function* insertOrCount(
     const deliveredAt = [...now.deliveredAt, ...row.deliveredAt].slice(-KEPT_DELIVERIES)
     const others = now.bodyHash === row.bodyHash ? 0 : row.deliveries
     const deliveries = now.deliveries + row.deliveries
-    const counted = { ...now, deliveries, deliveredAt, otherBodies: now.otherBodies + others }
+    const awaitsDelivery = now.awaitsDelivery && row.awaitsDelivery
+    const isLeft = now.status === 'retrying' && now.dueAt === null
+    const counted = {
+      ...{ ...now, deliveries, deliveredAt, otherBodies: now.otherBodies + others, awaitsDelivery },
+      dueAt: isLeft && !row.awaitsDelivery ? row.dueAt : now.dueAt,
+    }
     yield* events.put(transaction, counted)
     return counted
   }
@@ -354,6 +365,7 @@ function rowOf(item: EventItem, database: ModelDatabase): EventRow {
       bodyHash: item.body_hash,
       sameBodyAs: null,
       otherBodies: 0,
+      awaitsDelivery: item.awaits_delivery,
     },
     ...{ lane: item.lane, runningLane: null, steps: {}, errors: JSON.parse(item.errors) },
     receivedAt: database.now(),
@@ -387,6 +399,7 @@ function shown(row: EventRow): object {
     ...{ delivered_at: JSON.stringify(row.deliveredAt), payload: row.payload },
     ...{ headers: JSON.stringify(row.headers), body_hash: row.bodyHash },
     ...{ same_body_as: row.sameBodyAs, other_bodies: row.otherBodies, lane: row.lane },
+    awaits_delivery: String(row.awaitsDelivery),
     steps: JSON.stringify(row.steps),
     ...{ errors: JSON.stringify(row.errors), received_at: row.receivedAt.getTime() },
   }

@@ -60,6 +60,7 @@ export interface EventRow extends Version {
   readonly bodyHash: string
   readonly sameBodyAs: string | null
   readonly otherBodies: number
+  readonly awaitsDelivery: boolean
   readonly lane: string | null
   readonly runningLane: string | null
   readonly steps: StepResults
@@ -69,7 +70,7 @@ export interface EventRow extends Version {
 
 export const EMPTY_EVENT = {
   ...{ fence: 0, attempts: 0, deferrals: 0, dueAt: null, deliveries: 1 },
-  ...{ sameBodyAs: null, otherBodies: 0, lane: null, runningLane: null },
+  ...{ sameBodyAs: null, otherBodies: 0, awaitsDelivery: false, lane: null, runningLane: null },
 }
 
 export const eventNameOf = ({ id }: Pick<EventRow, 'id'>): string => `event\0${id}`

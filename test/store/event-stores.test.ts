@@ -33,7 +33,7 @@ const noMariadb = await missing('mariadb')
 const anArrival: Arrival = {
   ...{ id: 'e', tenantId: 'a', provider: 'p', eventId: 'n', endpoint: 'stripe', type: null },
   ...{ payload: new Uint8Array(0), headers: {}, bodyHash: 'h', lane: 'l' },
-  ...{ status: 'processing', dueInMs: 30_000, errors: [] },
+  ...{ status: 'processing', awaitsDelivery: false, dueInMs: 30_000, errors: [] },
 }
 const served = { names: ['stripe'], leasesMs: [30_000] }
 
@@ -146,6 +146,7 @@ t.test('with Prisma alone, a run that came and went since the look is seen', asy
   await store.record([{ ...anArrival, status: 'received', dueInMs: 0 }])
   const retrying = {
     status: 'retrying',
+    isAcknowledged: false,
     dueInMs: 0,
     attempts: 1,
     deferrals: 0,
@@ -159,6 +160,41 @@ t.test('with Prisma alone, a run that came and went since the look is seen', asy
   t.strictSame(await late.claimDue(1, served), [])
   t.match(await store.find('e'), { status: 'retrying', fence: 2 })
 })
+
+t.test(
+  'with Prisma alone, an acknowledged delivery makes due what has failed since the look',
+  async (t) => {
+    const { prisma } = await sqliteDatabase(t)
+    const store = portable(prisma, 'sqlite')
+    await store.record([{ ...anArrival, awaitsDelivery: true }])
+    let isEnded = false
+    const late = interrupted(prisma, async () => {
+      if (isEnded) return
+      isEnded = true
+      const failed = { status: 'retrying', isAcknowledged: false, dueInMs: 0, attempts: 1 } as const
+      await store.end([{ id: 'e', fence: 1, ...failed, deferrals: 0, errors: [], wakes: null }])
+      t.match(await prisma.webhookEvent.findMany(), [{ status: 'retrying', dueAt: null }])
+    })
+    await late.record([{ ...anArrival, id: 'f' }])
+    t.match(await prisma.webhookEvent.findMany(), [{ awaitsDelivery: false, dueAt: Date }])
+  },
+)
+
+t.test(
+  'with Prisma alone, a run that fails sees a delivery that was acknowledged meanwhile',
+  async (t) => {
+    const { prisma } = await sqliteDatabase(t)
+    const store = portable(prisma, 'sqlite')
+    await store.record([{ ...anArrival, awaitsDelivery: true }])
+    const late = interrupted(prisma, async () => {
+      await store.record([{ ...anArrival, id: 'f' }])
+    })
+    const failed = { status: 'retrying', isAcknowledged: false, dueInMs: 0, attempts: 1 } as const
+    const end = { id: 'e', fence: 1, ...failed, deferrals: 0, errors: [], wakes: null }
+    t.strictSame(await late.end([end]), [true])
+    t.match(await prisma.webhookEvent.findMany(), [{ status: 'retrying', dueAt: Date }])
+  },
+)
 
 t.test('with Prisma alone, a lease that was renewed since the look is seen', async (t) => {
   const { prisma } = await sqliteDatabase(t)
@@ -255,7 +291,7 @@ for (const isolation of ['repeatable read', 'serializable'] as const) {
         t.equal(started.length, 15, 'ten without a lane, and one of each lane')
         const ends = started.map(({ id }) => ({
           ...{ id, fence: 1, status: 'processed' as const, dueInMs: 0, attempts: 1, deferrals: 0 },
-          ...{ errors: [], wakes: null },
+          ...{ isAcknowledged: false, errors: [], wakes: null },
         }))
         const ended = await Promise.all([store.end(ends), store.end([...ends].reverse())])
         t.ok(ended.flat().every(Boolean))
@@ -276,7 +312,7 @@ t.test(
     const hold = { id: 'e', fence: 1 }
     const end: RunEnd = {
       ...{ ...hold, status: 'retrying', dueInMs: 1, attempts: 1, deferrals: 1 },
-      ...{ errors: [], wakes: 'l' },
+      ...{ isAcknowledged: false, errors: [], wakes: 'l' },
     }
     for (const rows of [0, 10, 1_000]) {
       await fill(pool, rows)

@@ -167,7 +167,7 @@ const EVENTS: Record<InboxHappening['kind'], Provoked> = {
       await listen(app)
       await events.first('webhook_left_to_provider')
     },
-    event: { provider: 'bank', eventId: /^delivery:/, attempt: 1 },
+    event: { provider: 'bank', eventId: null, attempt: 1 },
     hasSubject: false,
   },
   webhook_processed: {

@@ -4,6 +4,7 @@ import { createHmac } from 'node:crypto'
 import t, { type Test, test } from 'tap'
 import type { WebhookEvent, WebhookOptions } from '../../src/index.js'
 import { inProcess } from '../../src/index.js'
+import type { Provider } from '../../src/webhooks/provider.js'
 import { verify } from '../../src/webhooks/verify.js'
 import { buildApp, collectEvents, latch, listen, newKey, WatchedPool } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
@@ -116,7 +117,7 @@ test("an id that looks like one of the inbox's own names is another one", async 
     url: '/webhooks/bank',
     webhook: { name: newKey(), provider, retry: { attempts: 1 } },
   })
-  const own = ['bytes:x', 'delivery:x', 'unreadable:x', 'unreadable-item:x']
+  const own = ['bytes:x', 'unreadable:x', 'unreadable-item:x']
   for (const id of own) t.equal((await postBank(app, { id })).json().outcome, 'dead', id)
   const rows = await rowsOf(provider)
   t.strictSame([...new Set(rows.map(({ eventId }) => eventId?.slice(0, 7)))], ['sha256:'])
@@ -178,7 +179,7 @@ for (const [what, providerOf] of [
     t.equal((await post(now - 2_000)).statusCode, 500)
     t.match(await events.first('webhook_failed'), { retryInMs: null })
     const [failed] = await rowsOf(provider)
-    t.match(failed, { status: 'retrying', dueAt: null, eventId: /^delivery:/ })
+    t.match(failed, { status: 'retrying', dueAt: null, awaitsDelivery: true })
     t.equal((await post(now)).json().outcome, 'processed')
     t.equal(runs.length, 2)
     t.equal((await rowsOf(provider)).length, 2)
@@ -269,6 +270,84 @@ test('an event without an id that its handler has put off is retried when a late
   t.match(await events.first('webhook_failed'), { attempt: 2, retryInMs: Number })
   const isOver = ([row]: Awaited<ReturnType<typeof rowsOf>>) => row?.status === 'retrying'
   t.match(await until(() => rowsOf(provider), isOver), [{ dueAt: Date }])
+})
+
+test('an event that was acknowledged is retried when its request is delivered again, and fails', async (t) => {
+  const provider = timed()
+  let runs = 0
+  const app = await inboxApp(
+    t,
+    database,
+    (event) => {
+      runs += 1
+      if (runs > 1) throw new Error('the second one fails')
+      event.respond({ status: 200, body: 'later' })
+      event.defer({ after: '1h' })
+    },
+    { url: '/webhooks/bank', webhook: { name: newKey(), provider } },
+  )
+  const body = '{"ping":true}'
+  const headers = signedAt(body, Date.now())
+  const post = () => app.inject({ method: 'POST', url: '/webhooks/bank', payload: body, headers })
+  t.equal((await post()).statusCode, 200)
+  t.equal((await post()).statusCode, 500)
+  t.match(await rowsOf(provider), [{ status: 'retrying', deliveries: 2, dueAt: Date }])
+})
+
+test('in a batch, an answer of its handler acknowledges no event without an id', async (t) => {
+  const provider: Provider = { ...timed(), items: (payload) => payload as unknown[] }
+  const app = await inboxApp(
+    t,
+    database,
+    (event) => {
+      event.respond({ status: 200, body: 'later' })
+      event.defer()
+    },
+    { url: '/webhooks/bank', webhook: { name: newKey(), provider } },
+  )
+  const post = (body: string) =>
+    app.inject({
+      ...({ method: 'POST', url: '/webhooks/bank', payload: body } as const),
+      headers: signedAt(body, Date.now()),
+    })
+  t.equal((await post('[{"n":1},{"n":2}]')).statusCode, 503)
+  const left = { status: 'retrying', dueAt: null, awaitsDelivery: true }
+  t.match(await rowsOf(provider), [left, left])
+  t.equal((await post('[{"n":3}]')).statusCode, 200)
+  const alone = (await rowsOf(provider)).find(({ awaitsDelivery }) => !awaitsDelivery)
+  t.match(alone, { status: 'retrying', dueAt: Date })
+})
+
+test('an event without an id keeps its name when it is read again', async (t) => {
+  let isBroken = true
+  const provider: Provider = {
+    ...timed(),
+    type: () => {
+      if (isBroken) throw new Error('a mistake')
+      return 'ping'
+    },
+  }
+  let runs = 0
+  const app = await inboxApp(
+    t,
+    database,
+    () => {
+      runs += 1
+      if (runs === 1) throw new Error('the first one fails')
+    },
+    { url: '/webhooks/bank', webhook: { name: newKey(), provider } },
+  )
+  const body = '{"ping":true}'
+  const headers = signedAt(body, Date.now())
+  const post = () => app.inject({ method: 'POST', url: '/webhooks/bank', payload: body, headers })
+  t.equal((await post()).json().outcome, 'dead')
+  const [unreadable] = await rowsOf(provider)
+  isBroken = false
+  t.equal((await post()).statusCode, 500)
+  const read = await app.idempotency.replay(unreadable?.id ?? '')
+  t.strictSame(read, { kind: 'read', outcomes: ['processed'] })
+  t.equal((await rowsOf(provider)).length, 2)
+  t.equal(runs, 2)
 })
 
 test('a delivery that a closing server hands back is left to its provider', async (t) => {
@@ -370,7 +449,7 @@ test('a duplicate with other bytes is a duplicate, told and counted', async (t) 
 function crashed(id: string, provider: string) {
   const past = new Date(Date.now() - 60_000)
   return {
-    ...{ id, provider, tenantId: '', eventId: `delivery:${id}`, endpoint: provider },
+    ...{ id, provider, tenantId: '', eventId: null, awaitsDelivery: true, endpoint: provider },
     ...{ status: 'processing', fence: 1, attempts: 1, dueAt: past, receivedAt: past },
     ...{ deliveredAt: [past.toISOString()], payload: Buffer.from('{"ping":true}'), headers: {} },
     ...{ bodyHash: id, steps: {}, errors: [] },
