@@ -58,6 +58,8 @@ function eventId(item: unknown): string | null {
     // Not every app is told its subscription.
     at(item, 'subscriptionId') ?? typeOf(item),
     at(item, 'occurredAt'),
+    // Ids of objects are those of an account.
+    ...[at(item, 'portalId') ?? []].flat(),
     ...subjects.map(textOf),
   )
 }

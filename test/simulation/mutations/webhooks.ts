@@ -137,11 +137,11 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     file: PRISMA,
     edits: [
       [
-        "where: { id, fence, status: { in: ['processing', status] } },",
-        "where: { id, status: { in: ['processing', status] } },",
+        "const where = { id, fence, status: { in: ['processing', status] } }",
+        "const where = { id, status: { in: ['processing', status] } }",
       ],
     ],
-    shownBy: 5806,
+    shownBy: 622,
   },
   {
     name: 'webhooks, Prisma: an event that runs is claimed',

@@ -781,15 +781,15 @@ export const cases: readonly ProviderCase[] = [
       { url: '/prefix?to=a%2Fb%3ac%20d' },
     ),
     body: JSON.stringify([{ ...hubspotEvent, note: 'SIGNED' }]),
-    event: { eventId: '100:7:1700000000000:123', type: 'contact.creation', object: '123' },
+    event: { eventId: '100:7:1700000000000:1:123', type: 'contact.creation', object: '123' },
     header: 'x-hubspot-signature-v3',
     windowMs: 5 * MINUTE,
     nameless: { body: JSON.stringify([{ subscriptionType: 'contact.creation' }]) },
     batch: {
       body: JSON.stringify([hubspotEvent, { ...hubspotEvent, objectId: 124 }]),
       events: [
-        { eventId: '100:7:1700000000000:123' },
-        { eventId: '100:7:1700000000000:124' },
+        { eventId: '100:7:1700000000000:1:123' },
+        { eventId: '100:7:1700000000000:1:124' },
       ] as Names[],
     },
   },

@@ -164,6 +164,8 @@ t.test('associations and merges of HubSpot are told apart', async (t) => {
     { ...merge, mergedObjectIds: [5, 7] },
     { ...times, objectId: 4 },
     { ...times, objectId: 4, messageId: 'm-1' },
+    { ...times, objectId: 4, portalId: 9 },
+    { ...times, objectId: 4, portalId: 10 },
   ]
   const events = await eventsOf(provider, items)
   t.equal(events[0]?.eventId, '1:2:3:4:5:CONTACT_TO_COMPANY:false')
@@ -171,7 +173,7 @@ t.test('associations and merges of HubSpot are told apart', async (t) => {
   t.equal(new Set(events.map(({ eventId }) => eventId)).size, items.length)
   t.strictSame(
     events.map(({ object }) => object),
-    ['4', '4', '5', '4', '4', '4', '4', '4'],
+    ['4', '4', '5', '4', '4', '4', '4', '4', '4', '4'],
   )
   // A repeated one differs in this alone.
   t.equal(await idOf(provider, [{ ...association, attemptNumber: 1 }]), events[0]?.eventId)
