@@ -145,8 +145,8 @@ export interface EventStore {
   ): Promise<StoredEvent | undefined>
   /**
    * Lets an event that is not being processed run again, from its first attempt, due now. One that
-   * is processed only when forced, and then its steps are forgotten, too. It no longer awaits a delivery. `lane`: the one to run in from
-   * now on; `null` for the one that it has.
+   * is processed only when forced, and then its steps are forgotten, too. It no longer awaits a delivery.
+   * `lane`: the one to run in from now on; `null` for the one that it has.
    */
   reopen(id: string, force: boolean, lane: string | null): Promise<boolean>
   /** Deletes at most `limit` processed or ignored events that are due; returns how many. */

@@ -41,11 +41,8 @@ export interface Delivery {
   readonly tenantId: string
   /** Those that are kept. */
   readonly headers: Readonly<Record<string, string>>
-  /**
-   * Whether it came from its provider, who delivers again what is not acknowledged, and how: as the only event
-   * of its request, whose handler can answer that, or as one of several.
-   */
-  readonly from: RunFrom
+  /** A provider, whose requests they are, delivers again what is not acknowledged. */
+  readonly from: Exclude<RunFrom, 'worker'>
   readonly log: FastifyBaseLogger
 }
 

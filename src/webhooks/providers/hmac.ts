@@ -171,7 +171,7 @@ function unsignedTimeOf({ name, signed, timestampHeader, timestampPrefix }: Hmac
     // It needs a request of the sender's: what it does with it cannot be known before.
     return undefined
   }
-  return `"signed" of ${name} must return the timestamp among its pieces, such as ({ timestamp, body }) => [timestamp, '.', body]: a time that is not signed proves nothing`
+  return `"signed" of ${name} must return "timestamp" (not the header that it was read from) among its pieces, such as ({ timestamp, body }) => [timestamp, '.', body]: a time that is not signed proves nothing`
 }
 
 /** The options that describe the signature. */
