@@ -63,13 +63,31 @@ export function startProvider(
   const { world, invariants } = context
   const { random } = world
   world.in(startsInMs, new Person(name), async () => {
+    const signedFirst = event.isNamedAnew ? `${event.eventId}, signed by ${name}` : event.eventId
+    let sent = signedFirst
     for (let tries = 1; tries <= MOST_TRIES; tries += 1) {
-      const answer = await call(context, (server) => server.deliver(event), NOT_ACKNOWLEDGED)
-      world.tell(() => `${name} delivers ${event.eventId} and gets ${JSON.stringify(answer)}`)
-      if (answer.kind === 'acknowledged' || tries === event.givesUpAfter) return
+      const answer = await call(context, (server) => server.deliver(event, sent), NOT_ACKNOWLEDGED)
+      world.tell(() => `${name} delivers ${sent} and gets ${JSON.stringify(answer)}`)
+      if (answer.kind === 'acknowledged') return
+      if (tries === event.givesUpAfter) {
+        return event.isNamedAnew ? replayLater(event, sent, context) : undefined
+      }
+      // Mostly signed anew; what stands between the two may send the same bytes once more.
+      if (event.isNamedAnew && random.chance(0.7)) sent = `${signedFirst}, again ${tries}`
       await world.sleep(random.between(LEASE_MS / 50, LEASE_MS))
     }
     invariants.check(false, () => `${name} was never acknowledged for ${event.eventId}`)
+  })
+}
+
+/** An operator sees what its provider has given up. */
+function replayLater(event: EventPlan, sent: string, { world, servers }: ClientContext): void {
+  const { random } = world
+  world.in(random.between(0, LEASE_MS), new Person('operator'), () => {
+    const found = servers()
+    if (found.length === 0) return
+    const server = random.pick(found)
+    world.in(random.between(0, LEASE_MS / 2), server, () => server.replay(event, sent))
   })
 }
 

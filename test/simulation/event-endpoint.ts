@@ -70,27 +70,48 @@ export class EventEndpoints {
   }
 
   /** What src/webhooks/route.ts does with a delivery that is verified. */
-  async deliver({ eventId, mode, object }: EventPlan): Promise<Acknowledgement> {
+  async deliver(plan: EventPlan, name: string): Promise<Acknowledgement> {
+    const { eventId, mode, object, isNamedAnew } = plan
     const { network, events } = this.#context
     const { answers, log, process } = this.#parts
     const endpoint = this.#inbox.endpoint(mode) as Endpoint
     const payload = { eventId }
     const rawBody = Buffer.from(JSON.stringify(payload))
     const event: VerifiedEvent = {
-      ...{ eventId, namedBy: 'provider', type: null, object: object ?? null },
+      ...{ eventId: name, namedBy: isNamedAnew ? 'signed_bytes' : 'provider' },
+      ...{ type: null, object: object ?? null },
       ...{ payload, rawBody, isItem: false, isRedelivered: true },
     }
+    const delivered = events.delivering(name, process)
     try {
       const delivery = { tenantId: '', headers: {}, from: 'request', log } as const
-      const { outcome, id } = await this.#inbox.deliver(endpoint, event, delivery)
-      const isAcknowledged = ['processed', 'duplicate', 'accepted', 'ignored'].includes(outcome)
-      if (!isAcknowledged) return { kind: 'again', why: outcome }
+      const { outcome, id, answer } = await this.#inbox.deliver(endpoint, event, delivery)
+      const isDone = ['processed', 'duplicate', 'accepted', 'ignored'].includes(outcome)
+      if (!isDone && answer === undefined) return { kind: 'again', why: outcome }
       const row = network.database.events.see(eventNameOf({ id }))
-      if (!process.isDead) events.acknowledged(eventId, outcome, row)
+      if (!process.isDead) events.acknowledged(name, outcome, row)
       return { kind: 'acknowledged' }
     } catch (error) {
       answers.failed(error)
       return { kind: 'again', why: String(error) }
+    } finally {
+      delivered()
+    }
+  }
+
+  /** What an operator asks for whose provider has given up. */
+  async replay({ mode: provider }: EventPlan, eventId: string): Promise<void> {
+    const { network, events } = this.#context
+    const { answers, process } = this.#parts
+    events.mayRun(eventId)
+    try {
+      const name = { tenantId: '', provider, eventId }
+      const { kind } = await this.#inbox.replay(name, { force: false, queue: false })
+      network.world.tell(() => `an operator replays ${eventId}: ${kind}`)
+      const isRun = ['processed', 'failed', 'postponed'].includes(kind)
+      if (isRun && !process.isDead) events.replayed(eventId)
+    } catch (error) {
+      answers.failed(error)
     }
   }
 
@@ -112,11 +133,13 @@ export class EventEndpoints {
     const { network, events, plan } = this.#context
     const { world, database, counts, stormUntil } = network
     const { answers, process } = this.#parts
-    const found = plan.events.find(({ eventId }) => eventId === event.eventId) as EventPlan
+    const found = plan.events.find(({ eventId }) => eventId === event.payload.eventId) as EventPlan
     let isRunning = true
     const run = {
       ...{ id: event.id, attempt: event.attempt, operation: event.keyFor('charge') },
       lane: found.object && `${found.mode} ${found.object}`,
+      name: event.eventId ?? '',
+      isLeftToProvider: found.isNamedAnew && found.mode === 'inline',
       isTold: () => event.signal.aborted,
       isLate: answers.stoodStill,
       isRunning: () => isRunning && !process.isDead && !answers.stoodStill,
@@ -130,7 +153,9 @@ export class EventEndpoints {
       : events.began(run, database.events.see(eventNameOf(event)))
     try {
       const isStormy = world.now < stormUntil
-      const mishaps = isStormy ? found : { handler: NO_MISHAPS, defers: 0, isFinal: found.isFinal }
+      const { isFinal } = found
+      const calm = { handler: NO_MISHAPS, defers: 0, acknowledges: 0, isFinal }
+      const mishaps = isStormy ? found : calm
       await workOnEvent(event, { world, counts, events, run, ...mishaps })
     } finally {
       isRunning = false

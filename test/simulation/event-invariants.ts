@@ -12,6 +12,10 @@ export interface EventRun {
   /** What the event is known by downstream: the same in each of its runs, and in no other's. */
   readonly operation: string
   readonly lane: string | undefined
+  /** The provider's name of it. */
+  readonly name: string
+  /** Whether no worker is to run it by itself. */
+  readonly isLeftToProvider: boolean
   /** Whether its handler was told that another run may start. */
   readonly isTold: () => boolean
   /** Whether its process has just stood still: what it believes is old. */
@@ -45,6 +49,10 @@ export class EventInvariants {
   readonly #known = new Map<string, Known>()
   /** Events whose deliveries were acknowledged, by the provider's names. */
   readonly #acknowledged = new Set<string>()
+  /** Processes that are being asked for each event, by the provider's names. */
+  readonly #deliveries = new Map<string, Set<{ readonly isDead: boolean }>>()
+  /** Events of which a handler or a person has said that workers may run them. */
+  readonly #mayRun = new Set<string>()
   readonly #running = new Set<EventRun>()
   readonly #processed = new Set<string>()
 
@@ -116,6 +124,17 @@ export class EventInvariants {
       !isOver || after.status === before.status,
       () => `${id} was ${before.status} and is ${after.status}`,
     )
+    const { awaitsDelivery, dueAt } = after
+    const isParked = after.status === 'retrying' && dueAt === null
+    if (isParked && !isOver) this.#context.counts['event left to its provider'] += 1
+    this.#check(
+      after.status !== 'retrying' || isParked === awaitsDelivery,
+      () => `${id} is ${brief(after)}, and ${awaitsDelivery ? 'awaits' : 'awaits no'} delivery`,
+    )
+    this.#check(
+      before.awaitsDelivery || !awaitsDelivery,
+      () => `${id} awaits a delivery although it was acknowledged`,
+    )
     this.#checkSteps(before, after)
   }
 
@@ -153,6 +172,10 @@ export class EventInvariants {
     this.#check(
       isExcused || (row?.fence === attempt && row.status === 'processing'),
       () => `${id}: run ${attempt} begins, and the event is ${brief(row)}`,
+    )
+    this.#check(
+      !run.isLeftToProvider || this.#mayRun.has(run.name) || this.#isDelivered(run.name),
+      () => `${id}: run ${attempt} begins, and its provider will deliver it under another name`,
     )
     const known = this.#of(id)
     this.#check(!known.runs.has(attempt), () => `${id}: two are run ${attempt}`)
@@ -199,6 +222,39 @@ export class EventInvariants {
     )
   }
 
+  /** A process is asked for an event; returns what says that it has answered. */
+  delivering(name: string, process: { readonly isDead: boolean }): () => void {
+    const asked = this.#deliveries.get(name) ?? new Set()
+    this.#deliveries.set(name, asked)
+    const delivery = {
+      get isDead() {
+        return process.isDead
+      },
+    }
+    asked.add(delivery)
+    return () => asked.delete(delivery)
+  }
+
+  /** The names under which events were delivered. */
+  get delivered(): readonly string[] {
+    return [...this.#deliveries.keys()]
+  }
+
+  #isDelivered(name: string): boolean {
+    return [...(this.#deliveries.get(name) ?? [])].some(({ isDead }) => !isDead)
+  }
+
+  /** A handler acknowledges an event, or a person replays it: workers may run it as soon as that is stored. */
+  mayRun(name: string | null): void {
+    if (name !== null) this.#mayRun.add(name)
+  }
+
+  /** A person was told that it was run, or will be. */
+  replayed(name: string): void {
+    this.#context.counts['event replayed'] += 1
+    this.#acknowledged.add(name)
+  }
+
   /** A delivery was answered with success; `row` is the event in the inbox, if it is there. */
   acknowledged(eventId: string, outcome: string, row: EventRow | undefined): void {
     this.#context.counts['delivery acknowledged'] += 1
@@ -219,7 +275,11 @@ export class EventInvariants {
       () => `${eventId} was acknowledged, and is lost`,
     )
     if (row === undefined) return
-    this.#check(row.status === 'processed', () => `${eventId} is ${brief(row)} in the end`)
+    const isLeft = row.awaitsDelivery && row.dueAt === null && !this.#acknowledged.has(eventId)
+    this.#check(
+      row.status === 'processed' || isLeft,
+      () => `${eventId} is ${brief(row)} in the end`,
+    )
   }
 
   #storedOf(id: string, step: string) {

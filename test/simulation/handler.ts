@@ -160,13 +160,14 @@ interface EventContext extends Pick<HandlerContext, 'world' | 'counts'> {
   readonly run: EventRun
   readonly handler: HandlerPlan
   readonly defers: number
+  readonly acknowledges: number
   readonly isFinal: boolean
 }
 
 /** A handler of webhook events, with the same mistakes and misfortunes. */
 export async function workOnEvent(
   event: WebhookEvent,
-  { world, counts, events, run, handler, defers, isFinal }: EventContext,
+  { world, counts, events, run, handler, defers, acknowledges, isFinal }: EventContext,
 ): Promise<void> {
   const { random } = world
   const { id, attempt, operation } = run
@@ -204,6 +205,11 @@ export async function workOnEvent(
   if (random.chance(handler.throws)) throw new HandlerFailed('the handler failed')
   if (random.chance(defers)) {
     counts['event deferred'] += 1
+    if (random.chance(acknowledges)) {
+      counts['event acknowledged by its handler'] += 1
+      events.mayRun(event.eventId)
+      event.respond({ status: 200 })
+    }
     return event.defer({ after: random.between(1, LEASE_MS) })
   }
   const triesAgain = random.chance(handler.triesAgain)

@@ -43,6 +43,8 @@ export interface KeyPlan {
 /** A webhook event, and how it is delivered and handled. */
 export interface EventPlan {
   readonly eventId: string
+  /** Whether its provider gives it no id and signs each delivery anew: then it comes under several names. */
+  readonly isNamedAnew: boolean
   readonly mode: 'inline' | 'deferred'
   /** Those that are about the same object are run one at a time. */
   readonly object: string | undefined
@@ -53,6 +55,8 @@ export interface EventPlan {
   readonly givesUpAfter: number
   readonly handler: HandlerPlan
   readonly defers: number
+  /** How probable it is that a handler that defers its event acknowledges it as well. */
+  readonly acknowledges: number
   /** Whether the transaction of its handler makes it processed. */
   readonly isFinal: boolean
 }
@@ -145,6 +149,7 @@ export function drawPlan(random: Random): Plan {
   if (draw < 0.14) return contested(random)
   if (draw < 0.24) return webhooks(random)
   if (draw < 0.25) return large(random)
+  if (draw >= 0.98) return namedAnew(random)
   return usual(random)
 }
 
@@ -323,7 +328,7 @@ function webhooks(random: Random): Plan {
     servers: isBurst ? 1 : plain.servers,
     keys: [],
     events: Array.from({ length: count }, (_, n) => ({
-      eventId: `event ${n}`,
+      ...{ eventId: `event ${n}`, isNamedAnew: false, acknowledges: 0 },
       mode: random.chance(0.5) ? 'inline' : 'deferred',
       object: random.chance(isBurst ? 0.1 : 0.4) ? random.pick(['a', 'b']) : undefined,
       deliveries: random.integer(1, 3),
@@ -338,6 +343,22 @@ function webhooks(random: Random): Plan {
     // As in a burst of requests.
     ...(isBurst && random.chance(0.5) && { weather: CALM }),
     ...(isBurst && { tableLocks: random.integer(1, 3), tableLockMs: 0.9 * LEASE_MS }),
+  }
+}
+
+/** Events without ids, most of which only their providers repeat. */
+function namedAnew(random: Random): Plan {
+  const plain = webhooks(random)
+  return {
+    ...plain,
+    events: plain.events.map((event) => ({
+      ...event,
+      isNamedAnew: true,
+      mode: random.chance(0.8) ? 'inline' : 'deferred',
+      givesUpAfter: random.pick([1, 4, 1_000]),
+      handler: { ...event.handler, throws: 0.3 },
+      ...{ defers: 0.3, acknowledges: 0.5 },
+    })),
   }
 }
 

@@ -138,9 +138,14 @@ export class Server implements Owner {
     void this.#endpoints?.stop()
   }
 
-  async deliver(event: EventPlan): Promise<Acknowledgement> {
+  async deliver(event: EventPlan, name: string): Promise<Acknowledgement> {
     if (this.#endpoints === undefined) throw new TypeError('no events are delivered here')
-    return this.#endpoints.deliver(event)
+    return this.#endpoints.deliver(event, name)
+  }
+
+  /** A person lets an event run again. */
+  async replay(event: EventPlan, name: string): Promise<void> {
+    await this.#endpoints?.replay(event, name)
   }
 
   async recover(): Promise<void> {

@@ -60,7 +60,10 @@ export async function simulate(seed: number, { isTraced = false } = {}): Promise
 
   /** Workers look for events for as long as there may be some. */
   const stopWhenDone = () => {
-    const isDone = [...database.events.rows].every(({ status }) => status === 'processed')
+    const isDone = [...database.events.rows].every(
+      ({ status, awaitsDelivery, dueAt }) =>
+        status === 'processed' || (awaitsDelivery && dueAt === null),
+    )
     const isLate = world.now > plan.stormMs + EVENTS_DONE_MS
     if (isLate || (isDone && world.now > 2 * plan.stormMs + 20 * LEASE_MS)) servers.stopWorking()
     else world.in(10 * LEASE_MS, undefined, stopWhenDone)
@@ -90,10 +93,10 @@ export async function simulate(seed: number, { isTraced = false } = {}): Promise
       }
       if (plan.events.length > 0) stopWhenDone()
     })
-    for (const { eventId } of plan.events) {
+    for (const name of events.delivered) {
       events.ended(
-        eventId,
-        [...database.events.rows].find((row) => row.eventId === eventId),
+        name,
+        [...database.events.rows].find((row) => row.eventId === name),
       )
     }
     await world.run(() => {

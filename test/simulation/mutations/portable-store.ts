@@ -52,7 +52,7 @@ export const OF_THE_PORTABLE_STORE: readonly Mutation[] = [
     name: 'Prisma: a lease that runs is taken over',
     file: PRISMA,
     edits: [['...(!ask.forced && { leaseUntil: { lte: now } })', '']],
-    shownBy: 76,
+    shownBy: 358,
   },
   {
     name: 'Prisma: a response that is kept is taken over',

@@ -22,7 +22,7 @@ export const OF_STEPS: readonly Mutation[] = [
     name: 'results are stored by another attempt at the same operation',
     file: HELD,
     edits: [[HELD_WHERE, "where: { tenantId, key, operationId, status: 'in_progress' },"]],
-    shownBy: 467,
+    shownBy: 417,
   },
   {
     name: 'results are stored when the claim has ended',

@@ -216,4 +216,54 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     ],
     shownBy: 'the constraint of the lane refuses the second: only an error is saved',
   },
+  {
+    name: 'webhooks, left to the provider: a worker runs the event',
+    file: RUN,
+    edits: [["if (from === 'worker' && this.#stored.awaitsDelivery) return this.#leave()", '']],
+    shownBy: 15,
+  },
+  {
+    name: 'webhooks, left to the provider: the event is retried as any other',
+    file: INBOX,
+    edits: [["(from !== 'elsewhere' && isNamedAnew(endpoint, event))", 'false']],
+    shownBy: 15,
+  },
+  {
+    name: 'webhooks, left to the provider: the acknowledgement of a handler is not stored',
+    file: RUN,
+    edits: [['      isAcknowledged,\n      dueInMs,', '      dueInMs,']],
+    shownBy: 15,
+  },
+  {
+    name: 'webhooks, left to the provider, statements: a failed run makes the event due',
+    file: MODEL,
+    edits: [["const isParked = status === 'retrying' && awaitsDelivery", 'const isParked = false']],
+    shownBy: 15,
+  },
+  {
+    name: 'webhooks, left to the provider, statements: a replayed event is left again',
+    file: MODEL,
+    edits: [['?? row.lane, awaitsDelivery: false }', '?? row.lane }']],
+    shownBy: 734,
+  },
+  {
+    name: 'webhooks, left to the provider, Prisma: a failed run makes the event due',
+    file: PRISMA,
+    edits: [
+      ["const isFinal = run.isAcknowledged || status !== 'retrying'", 'const isFinal = true'],
+    ],
+    shownBy: 27,
+  },
+  {
+    name: 'webhooks, left to the provider, Prisma: an acknowledged event is left again',
+    file: PRISMA,
+    edits: [['run.isAcknowledged && { awaitsDelivery: false }', '{}']],
+    shownBy: 76,
+  },
+  {
+    name: 'webhooks, left to the provider, Prisma: a replayed event is left again',
+    file: PRISMA,
+    edits: [['        awaitsDelivery: false,\n', '']],
+    shownBy: 819,
+  },
 ]

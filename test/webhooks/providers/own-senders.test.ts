@@ -249,7 +249,8 @@ t.test('a function "signed" that leaves the time out is refused at start', (t) =
     const unsigned = { ...OWN, ...timed, signed: ({ body }: { body: Buffer }) => [body] }
     t.throws(() => providers.hmac(unsigned), {
       code,
-      message: /option "signed" of my-bank must return "timestamp" \(not the header that it was read from\)/,
+      message:
+        /option "signed" of my-bank must return "timestamp" \(not the header that it was read from\)/,
     })
   }
   for (const signed of [({ body }: { body: Buffer }) => body, () => 'text']) {
