@@ -265,13 +265,15 @@ t.test('a lock that cannot be extended is lost when its time is over, not before
 
 t.test('a backend that hangs costs the lock before its ttl is over', async (t) => {
   const { lock } = locksOn(lockThat({ extend: () => new Promise(() => {}) }))
-  const startedAt = performance.now()
-  let lostAfterMs = Number.POSITIVE_INFINITY
+  // A timer of Node's may be late, and then so is the other one.
+  let isOver = false
+  setTimeout(() => {
+    isOver = true
+  }, 2_000)
   await lock('a', { ttl: '2s' }, async (signal) => {
     await aborted(signal)
-    lostAfterMs = performance.now() - startedAt
+    t.notOk(isOver)
   })
-  t.ok(lostAfterMs < 2_000, `${lostAfterMs} ms`)
 })
 
 t.test('a renewal that is read after its time is no renewal', async (t) => {
