@@ -11,6 +11,7 @@ import {
   isOneOf,
   isRateLimit,
   LONGEST_RETENTION_MS,
+  notShorter,
   toMs,
 } from './checks.js'
 import { type Duration, parseDuration } from './core/duration.js'
@@ -94,7 +95,9 @@ function isPool(value: unknown): string | undefined {
   if ('processID' in given) {
     return `must be a pg.Pool, not a single pg.Client: ${advice}`
   }
-  return typeof given.connect === 'function' ? undefined : 'must be a pg.Pool, or be left out'
+  return typeof given.connect === 'function'
+    ? undefined
+    : `must be a pg.Pool, or be left out: ${advice}`
 }
 
 /** How often something is done; `false` for never. */
@@ -115,7 +118,7 @@ const PLUGIN_CHECKS: Record<keyof PluginOptions, Check> = {
     const areClients = clients.every((one) => typeof Object(one).defineCommand === 'function')
     return areClients && clients.length > 0
       ? undefined
-      : 'must be an ioredis client, several independent ones, or be left out'
+      : 'must be an ioredis client, such as new Redis(process.env.REDIS_URL), several independent ones, or be left out'
   },
   redisPrefix: (value) =>
     isStorableText(value, 100)
@@ -195,6 +198,11 @@ export function readRouteOptions(
   where: string,
   options: RouteOptions,
 ): RouteSettings {
+  if (typeof options !== 'object') {
+    throw new OptionInvalid(
+      `the options${where} must be an object, such as { required: true }, or true, or false`,
+    )
+  }
   check(where, ROUTE_CHECKS, options)
   refuseContradictions(where, options)
   return settingsOf(where, { ...DEFAULTS, ...defined(plugin), ...defined(options) })
@@ -238,16 +246,20 @@ function settingsOf(
     )
   }
   if (settings.maxRunMs < settings.leaseMs) {
-    throw new OptionInvalid(`option "maxRun"${where} must not be shorter than "lease"`)
+    throw new OptionInvalid(
+      notShorter(where, 'maxRun', settings.maxRunMs, '"lease"', settings.leaseMs),
+    )
   }
   if (settings.retentionMs < settings.maxRunMs + settings.leaseMs) {
+    const least = settings.maxRunMs + settings.leaseMs
     throw new OptionInvalid(
-      `option "retention"${where} must not be shorter than "maxRun" and "lease" together: a key must be remembered while its first request may still run`,
+      `${notShorter(where, 'retention', settings.retentionMs, '"maxRun" and "lease" together', least)}: a key must be remembered while its first request may still run`,
     )
   }
   if (settings.atomic && settings.retentionMs < settings.atomic.timeoutMs) {
+    const least = settings.atomic.timeoutMs
     throw new OptionInvalid(
-      `option "retention"${where} must not be shorter than the "timeout" of "atomic": a key must be remembered while its first request may still run`,
+      `${notShorter(where, 'retention', settings.retentionMs, 'the "timeout" of "atomic"', least)}: a key must be remembered while its first request may still run`,
     )
   }
   return settings

@@ -70,6 +70,17 @@ export const isHeaderList: Check = (value) => {
     : `must not contain '${refused}': it belongs to one client, or to one connection, and would be replayed to others`
 }
 
+/** What is said of a duration that another one does not go with, which may be a default. */
+export function notShorter(
+  where: string,
+  name: string,
+  ms: number,
+  other: string,
+  least: number,
+): string {
+  return `option "${name}"${where} must not be shorter than ${other}: it is ${ms} ms, and must be at least ${least} ms`
+}
+
 /** Checks an object of options, with all that may be in it. @throws OptionInvalid */
 export function check(
   where: string,

@@ -69,7 +69,10 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   const poolSize = options.pool?.options?.max
   const maxConnections = settings.maxConnections ?? defaultMaxConnections(poolSize)
   const limits = createStatementLimits(maxConnections, storeTimeoutMs)
-  const claims = new Claims(store, { prisma, storeTimeoutMs, holder, maxWaiters, limits })
+  const claims = new Claims(store, {
+    ...{ prisma, storeTimeoutMs, holder, maxWaiters, limits },
+    drainMs: settings.drainMs,
+  })
   const limiter =
     settings.rateLimit &&
     (await createLimiter(app, {
@@ -199,7 +202,7 @@ async function idempotency(app: FastifyInstance, options: PluginOptions): Promis
   })
   // Fastify lets requests finish before `onClose`; those that only wait are let go before that.
   app.addHook('preClose', async () => {
-    claims.stopWaiting()
+    claims.beginDrain()
     operations.stop()
     atomic?.stopWaiting()
     guards.close()

@@ -40,6 +40,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   options: ['core', 'store', 'dispatch'],
   'check-options': ['holder', 'core', 'errors', 'options', 'checks'],
   claims: [
+    'drain',
     'sealed',
     'holder',
     'core',

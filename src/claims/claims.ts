@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { decide, type OnLeaseExpired } from '../core/decide.js'
 import type { AttemptToken, HeldBy, RecordKey, SeenRecord, StoredResponse } from '../core/record.js'
 import { crashPoint } from '../crash-points.js'
+import { Drain } from '../drain.js'
 import type { Report } from '../events.js'
 import { defaultHolder } from '../holder.js'
 import { RENEWALS_OF_A_GRANT } from '../lease.js'
@@ -50,6 +51,8 @@ export interface ClaimsOptions {
   /** How many requests may wait for an operation at once. */
   readonly maxWaiters?: number
   readonly limits?: StatementLimits
+  /** How long a closing server waits for handlers, once no request waits for them. */
+  readonly drainMs?: number
 }
 
 /** A record that could not be taken over so often is locked by another transaction, or taken. */
@@ -59,6 +62,7 @@ const MAX_TAKEOVERS = 3
 export class Claims {
   readonly #open = new Set<Claim>()
   readonly #waiting: WaitingRoom
+  readonly #drain: Drain
   readonly #prisma: PrismaClientLike
   readonly #storeTimeoutMs: number
   readonly #holder: string
@@ -79,12 +83,14 @@ export class Claims {
       holder = defaultHolder(),
       maxWaiters = Number.POSITIVE_INFINITY,
       limits = createStatementLimits(defaultMaxConnections(), storeTimeoutMs),
+      drainMs = 0,
     }: ClaimsOptions,
   ) {
     this.#prisma = prisma
     this.#storeTimeoutMs = storeTimeoutMs
     this.#holder = holder
     this.#waiting = new WaitingRoom(maxWaiters)
+    this.#drain = new Drain(drainMs, () => {})
     const identify = recordName
     const begin = { timeoutMs: storeTimeoutMs, limit: limits.begin }
     const hold = { timeoutMs: storeTimeoutMs, limit: limits.hold }
@@ -128,21 +134,28 @@ export class Claims {
     this.#waiting.close()
   }
 
+  /** From here on, handlers for which no request waits have the time of `drain` to end. */
+  beginDrain(): void {
+    this.stopWaiting()
+    this.#drain.begin()
+  }
+
   /**
-   * Stops waiting and renewing, and gives responses that are being stored the time of one answer.
-   * What still runs keeps its lease for a while; another process takes it over after that.
+   * Lets handlers end for as long as the drain lasts. Then it stops renewing, and gives responses that are being
+   * stored the time of one answer. What still runs keeps its lease for a while; another process takes it over
+   * after that.
    */
   async close(): Promise<void> {
-    this.stopWaiting()
+    this.beginDrain()
+    const emptied = new Promise<void>((resolve) => {
+      this.#onEmpty = resolve
+      if (this.#open.size === 0) resolve()
+    })
+    await this.#drain.untilEnded(emptied)
     for (const claim of this.#open) {
       if (!claim.isSettled) claim.abandon('the server closed while it ran')
     }
-    if (this.#open.size > 0) {
-      const emptied = new Promise<void>((resolve) => {
-        this.#onEmpty = resolve
-      })
-      await within(emptied, this.#storeTimeoutMs).catch(() => {})
-    }
+    await within(emptied, this.#storeTimeoutMs).catch(() => {})
     for (const claim of this.#open) claim.abandon('the server closed before it was recorded')
   }
 

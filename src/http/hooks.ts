@@ -248,5 +248,10 @@ function identityOf({ url, constraints = {} }: FastifyRoute, name: string): stri
 function hasUnparsedBody({ body, headers }: FastifyRequest): boolean {
   if (typeof Reflect.get(Object(body), 'pipe') === 'function') return true
   const isSent = headers['transfer-encoding'] !== undefined || Number(headers['content-length']) > 0
-  return isSent && (body === undefined || body === null) && headers['content-type'] !== undefined
+  const type = headers['content-type']
+  if (!isSent || type === undefined) return false
+  return body === undefined || (body === null && !JSON_TYPE.test(type))
 }
+
+/** A body of such a type can be the `null` that was sent. */
+const JSON_TYPE = /^\s*application\/([\w.-]+\+)?json\b/i

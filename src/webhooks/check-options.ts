@@ -8,6 +8,7 @@ import {
   isInteger,
   isOneOf,
   LONGEST_RETENTION_MS,
+  notShorter,
   toMs,
 } from '../checks.js'
 import { isStorableText } from '../core/text.js'
@@ -72,6 +73,11 @@ const CHECKS: Record<keyof WebhookOptions, Check> = {
 /** Checks the options of an endpoint and completes them. @throws OptionInvalid */
 export function readWebhookOptions(url: string, options: WebhookOptions): EndpointSettings {
   const where = ` of webhook ${url}`
+  if (typeof options !== 'object') {
+    throw new OptionInvalid(
+      `the options${where} must be an object such as { provider: stripe({ secret }) }, before the handler`,
+    )
+  }
   check(where, CHECKS, options, ['provider'])
   checkProvider(options.provider, ` of the provider${where}`)
   const given = { ...WEBHOOK_DEFAULTS, ...defined(options) }
@@ -99,7 +105,9 @@ export function readWebhookOptions(url: string, options: WebhookOptions): Endpoi
     clock: given.clock,
   }
   if (settings.maxRunMs < settings.leaseMs) {
-    throw new OptionInvalid(`option "maxRun"${where} must not be shorter than "lease"`)
+    throw new OptionInvalid(
+      notShorter(where, 'maxRun', settings.maxRunMs, '"lease"', settings.leaseMs),
+    )
   }
   const secret = secretAmong(given.headers, provider.secretHeaders ?? [])
   if (secret !== undefined) throw new OptionInvalid(`option "headers"${where} ${secret}`)

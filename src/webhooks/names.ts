@@ -20,7 +20,7 @@ export function storableName(name: string): string {
   return `sha256:${sha256(Buffer.from(name, 'utf16le'))}`
 }
 
-/** A name as a person writes it, who may have read one of the inbox's own in a log. */
+/** A name as a person writes it who has read one of the inbox's own in a log. */
 export function writtenName(name: string): string {
   return isOwn(name) && isStorableText(name, LONGEST_NAME) ? name : storableName(name)
 }

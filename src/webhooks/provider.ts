@@ -9,6 +9,7 @@ import {
   isInteger,
 } from '../checks.js'
 import { OptionInvalid } from '../errors.js'
+import { returned } from './payload.js'
 import { checkSecrets, type Secrets } from './secrets.js'
 import type { Incoming, Key, Scheme } from './signature.js'
 
@@ -103,9 +104,18 @@ export interface Provider {
   readonly answers?: Readonly<Partial<Record<DeliveryOutcome, Answer>>>
 }
 
-/** Whether this event is delivered again. @throws what the provider's function throws. */
+/**
+ * Whether this event is delivered again.
+ *
+ * @throws what the provider's function throws, and TypeError when it returns something else than a boolean.
+ */
 export function doesRedeliver({ redelivers = true }: Provider, payload: unknown): boolean {
-  return typeof redelivers === 'function' ? redelivers(payload) : redelivers
+  if (typeof redelivers === 'boolean') return redelivers
+  const value = returned('redelivers', redelivers(payload))
+  if (typeof value === 'boolean') return value
+  throw new TypeError(
+    `redelivers returned a value of type ${typeof value}; it must return a boolean`,
+  )
 }
 
 /** A part of the unique key, of logs and of metrics. */
@@ -115,6 +125,11 @@ export function isProviderName(value: unknown): value is string {
 
 export const isName: Check = (value) =>
   isProviderName(value) ? undefined : "must be 1 to 64 letters, digits, - and _, such as 'my-bank'"
+
+export const isRedelivers: Check = (value) =>
+  typeof value === 'function' || isBoolean(value) === undefined
+    ? undefined
+    : 'must be true or false, or a function of the payload that returns one of them'
 
 const OUTCOMES: readonly DeliveryOutcome[] = [
   'processed',
@@ -257,10 +272,7 @@ const CHECKS: Record<keyof Provider, Check> = {
   handshake: isFunction,
   unsigned: isFunction,
   greeting: isFunction,
-  redelivers: (value) =>
-    typeof value === 'function' || isBoolean(value) === undefined
-      ? undefined
-      : 'must be true or false, or a function of the payload',
+  redelivers: isRedelivers,
   bodyLimit: isBodyLimit,
   challenge: isColumnText('Basic realm="webhooks"'),
   answers: isAnswers,

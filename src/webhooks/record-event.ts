@@ -16,7 +16,7 @@ import type { Delivered, Inbox } from './inbox.js'
 import { isEventId } from './ingest.js'
 import { storableName } from './names.js'
 import { parseJson } from './payload.js'
-import { isProviderName, type Provider } from './provider.js'
+import { type DeliveryOutcome, isProviderName, type Provider } from './provider.js'
 import { type Ending, RecordedEvents } from './recorded-events.js'
 import type { VerifiedEvent } from './verify.js'
 
@@ -53,13 +53,14 @@ export interface RequestEvents {
   recordEvent(event: EventToRecord): Promise<RecordedEvent>
 }
 
-/** An event that another request has processed, or is processing now. */
+/** An event that another request has recorded. */
 export interface KnownEvent {
   readonly id: string
   readonly provider: string
   readonly eventId: string | null
   readonly deliveries: number
-  readonly isProcessed: boolean
+  /** `processing`: by another request, which may yet fail. With any other status, nothing is left to do. */
+  readonly status: 'processing' | 'processed' | 'ignored' | 'dead'
 }
 
 /** Named here, because an addition to Fastify's module sees Fastify's names and not these. */
@@ -159,8 +160,8 @@ export async function recordEvent(
   }
   if ('outcome' in first) {
     const { id, deliveries, outcome } = first
-    const isProcessed = outcome === 'duplicate'
-    return { duplicate: true, event: { id, provider, eventId, deliveries, isProcessed } }
+    const status = STATUSES[outcome] ?? 'processing'
+    return { duplicate: true, event: { id, provider, eventId, deliveries, status } }
   }
   const ending: Ending = (isProcessed) => {
     end(isProcessed)
@@ -172,6 +173,13 @@ export async function recordEvent(
     throw tooLate(request, 'the next delivery is no duplicate')
   }
   return { duplicate: false, event: first }
+}
+
+/** What has become of an event that another request has recorded. */
+const STATUSES: Partial<Record<DeliveryOutcome, KnownEvent['status']>> = {
+  duplicate: 'processed',
+  ignored: 'ignored',
+  dead: 'dead',
 }
 
 /** Logged here: the rejection of a call that is not awaited is lost. */

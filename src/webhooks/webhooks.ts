@@ -14,7 +14,7 @@ import {
   isTenantName,
   readEventToIngest,
 } from './ingest.js'
-import { LONGEST_NAME, writtenName } from './names.js'
+import { LONGEST_NAME, storableName, writtenName } from './names.js'
 import type { WebhookOptions } from './options.js'
 import {
   bindRecordedEvents,
@@ -70,12 +70,12 @@ const NAME_CHECKS = {
   eventId: (value: unknown) => (value === null ? 'must not be null' : isEventId(value)),
 }
 
-/** Names an event as the table does. @throws OptionInvalid */
+/** The names that an event can have in the table: an id of a provider's can look like one of the inbox's own. */
 function readEventName(
   event: Parameters<WebhookEvents['replay']>[0],
   hasTenants: boolean,
-): string | { tenantId: string; provider: string; eventId: string } {
-  if (isStorableText(event)) return event
+): readonly (string | { tenantId: string; provider: string; eventId: string })[] {
+  if (isStorableText(event)) return [event]
   if (typeof event !== 'object') {
     throw new OptionInvalid(
       'replay needs the id of an event, or { tenantId, provider, eventId }: what the provider calls it',
@@ -88,7 +88,8 @@ function readEventName(
       'replay needs a "tenantId" beside "provider" and "eventId": two tenants may have an event of the same name',
     )
   }
-  return { tenantId, provider, eventId: writtenName(eventId) }
+  const ids = new Set([storableName(eventId), writtenName(eventId)])
+  return [...ids].map((eventId) => ({ tenantId, provider, eventId }))
 }
 
 /** `recordEvent` of a request. */
@@ -196,8 +197,14 @@ export function bindWebhooks(
     async replay(event, options = {}) {
       check(' of replay', REPLAY_CHECKS, options)
       const { force = false, queue = false } = options
-      const name = readEventName(event, settings.tenant !== false)
-      return sealed('replay()', () => inbox().replay(name, { force, queue }))
+      const names = readEventName(event, settings.tenant !== false)
+      return sealed('replay()', async () => {
+        let replayed: Replayed = { kind: 'missing' }
+        for (const name of names) {
+          if (replayed.kind === 'missing') replayed = await inbox().replay(name, { force, queue })
+        }
+        return replayed
+      })
     },
     work: () => inbox().work(),
   }

@@ -19,7 +19,7 @@ async function snippetsOf(file: string): Promise<string[]> {
   const text = await readFile(new URL(file, root), 'utf8')
   return [...text.matchAll(/^```ts\n(.*?)^```$/gms)]
     .map(([, code = '']) => code)
-    .filter((code) => code.includes("'/webhooks/stripe',\n"))
+    .filter((code) => code.includes("app.webhook(\n  '/webhooks/stripe',\n"))
 }
 
 /** Runs a snippet for its effect on the application. What it imports is given. */

@@ -108,6 +108,21 @@ test('a body that holds what cannot be read is compared but for that, and the lo
   }
 })
 
+test('a body that is null is compared as any other', async (t) => {
+  const events = collectEvents(t)
+  let runs = 0
+  const app = await buildApp(t, database, {
+    routes: (app) => app.post('/pay', () => `run ${++runs}`),
+  })
+  const key = newKey()
+  const json = { 'content-type': 'application/json; charset=utf-8' }
+  const post = (payload: string) => send(app, '/pay', { key, headers: json, payload })
+  t.equal((await post('null')).body, 'run 1')
+  t.equal((await post('null')).body, 'run 1')
+  for (const other of ['{}', 'false', '0']) t.equal((await post(other)).statusCode, 422, other)
+  t.notOk(events.kinds().includes('body_not_compared'))
+})
+
 test('a body that refers to itself is compared', async (t) => {
   const events = collectEvents(t)
   let runs = 0

@@ -199,7 +199,7 @@ const PLUGIN: Record<string, Checked> = {
   redis: {
     wrong: [null, {}, 'redis://localhost', true, [], [{}]],
     right: [],
-    says: /must be an ioredis client, several independent ones, or be left out/,
+    says: /must be an ioredis client, such as .*, several independent ones, or be left out/,
   },
   redisPrefix: {
     wrong: ['', 'x'.repeat(101), 'a\0', 'a\ud800', 5, true, null, {}],

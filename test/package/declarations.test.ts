@@ -82,7 +82,7 @@ t.test(
       app.post('/c', async (request) => {
         const recorded = await request.idempotency.recordEvent({ provider: 'bank', eventId: 'e' })
         if (!recorded.duplicate) await recorded.event.step('mail', () => 1)
-        return recorded.duplicate ? recorded.event.isProcessed : recorded.event.attempt
+        return recorded.duplicate ? recorded.event.status : recorded.event.attempt
       })
       // @ts-expect-error a mode that there is not
       app.webhook('/d', { provider: stripe({ secret: 'whsec' }), mode: 'later' }, () => {})

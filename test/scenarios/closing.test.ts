@@ -7,6 +7,7 @@ import type { Dispatch } from '../../src/dispatch/dispatch.js'
 import type { WebhookHandler, WebhookOptions } from '../../src/index.js'
 import { storedKey } from '../../src/operations/stored.js'
 import {
+  buildApp,
   collectEvents,
   exchangeBytes,
   latch,
@@ -244,6 +245,39 @@ t.test('a delivery that arrives whole after the drain is for another process', a
   await closing
   t.match(await eventOf(database, late.id), { status: 'retrying', attempts: 0 })
 })
+
+for (const [what, ends] of [
+  ['is stored if it ends within the drain', true],
+  ['keeps its lease if it does not', false],
+] as const) {
+  t.test(`a handler whose connection was cut ${what}`, async (t) => {
+    const began = latch()
+    const go = latch()
+    const key = newKey()
+    const app = await buildApp(t, database, {
+      // What is in flight is cut off as soon as the server closes.
+      server: { forceCloseConnections: true },
+      plugin: { drain: ends ? '60s' : DRAIN_MS },
+      routes: (app) =>
+        app.post('/keyed', async (_request, reply) => {
+          began.open()
+          await go.opened
+          return reply.code(201).send({ is: 'done' })
+        }),
+    })
+    const port = await listen(app)
+    const answering = exchangeBytes(t, port, postText('/keyed', [`idempotency-key: ${key}`]))
+    await began.opened
+    const closing = app.close()
+    const cut = await answering.catch(() => undefined)
+    t.notOk(cut?.statusCode)
+    if (ends) go.open()
+    await closing
+    const { status, statusCode } = (await recordOf(database, key)) ?? {}
+    t.strictSame([status, statusCode], ends ? ['completed', 201] : ['in_progress', null])
+    go.open()
+  })
+}
 
 t.test('a request that recorded an event finishes, however long that takes', async (t) => {
   const began = latch()

@@ -90,7 +90,7 @@ export class Server implements Owner {
     const shared = { prisma, storeTimeoutMs, limits, maxWaiters: 1_000, holder: name }
     const run = onPool(this.#link.pool, storeTimeoutMs)
     this.store = isPortable ? prismaStore(prisma, clock) : postgresStore(run)
-    this.claims = new Claims(this.store, shared)
+    this.claims = new Claims(this.store, { ...shared, drainMs: LEASE_MS })
     this.#atomic = new AtomicClaims(shared)
     this.#atomicRoute = new AtomicRoute(this.#atomic, this.#answers, context)
     if (plan.events.length > 0) {

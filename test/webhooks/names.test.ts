@@ -122,6 +122,11 @@ test("an id that looks like one of the inbox's own names is another one", async 
   const rows = await rowsOf(provider)
   t.strictSame([...new Set(rows.map(({ eventId }) => eventId?.slice(0, 7)))], ['sha256:'])
   t.equal(rows.length, own.length)
+  // A person writes it as the provider does, or as the log does.
+  for (const id of [...own, rows[0]?.eventId ?? '']) {
+    const replayed = await app.idempotency.replay({ provider: provider.name, eventId: id })
+    t.strictSame(replayed, { kind: 'dead' }, id)
+  }
 })
 
 test('a signed time is part of the name: the same bytes at two times are two events', async (t) => {

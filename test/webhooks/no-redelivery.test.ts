@@ -9,7 +9,7 @@ import { github, stripe } from '../../src/webhooks/providers/index.js'
 import { buildApp, latch, newKey } from '../fixtures/app.js'
 import { anyDatabase } from '../fixtures/database.js'
 import { until } from '../fixtures/until.js'
-import { eventOf, postStripe, SECRET, stripeEvent } from '../fixtures/webhooks.js'
+import { bank, eventOf, postBank, postStripe, SECRET, stripeEvent } from '../fixtures/webhooks.js'
 
 const database = await anyDatabase(t)
 
@@ -110,3 +110,23 @@ test('a dispatch of one application is refused for another', async (t) => {
   })
   t.equal((await postStripe(first, stripeEvent())).json().outcome, 'processed')
 })
+
+for (const [what, redelivers] of [
+  ['nothing', () => undefined],
+  ['a promise', async () => false],
+  ['a number', () => 1],
+] as const) {
+  test(`a function "redelivers" that returns ${what}: the event is kept for a person`, async (t) => {
+    const provider = { ...bank({ eventId: () => null }), redelivers: redelivers as never }
+    const app = await buildApp(t, database, {
+      routes: (app) =>
+        app.webhook('/webhooks/bank', { name: newKey(), provider }, () => t.fail('it ran')),
+    })
+    const id = newKey()
+    const answer = await postBank(app, { id })
+    t.strictSame([answer.statusCode, answer.json()], [200, { outcome: 'dead' }])
+    const events = await database.prisma.webhookEvent.findMany({ where: { status: 'dead' } })
+    const dead = events.find(({ payload }) => Buffer.from(payload).includes(id))
+    t.match(dead?.errors, [{ message: /^TypeError: redelivers returned a/ }])
+  })
+}

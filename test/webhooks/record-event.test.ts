@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import t, { test } from 'tap'
-import type { PluginOptions } from '../../src/index.js'
+import type { PluginOptions, WebhookEvent } from '../../src/index.js'
 import {
   begin,
   buildApp,
@@ -68,7 +68,7 @@ test('the first delivery is no duplicate, and every later one is', async (t) => 
     duplicate: false,
     event: { id: stored?.id, provider: 'own', eventId: id, attempt: 1, payload: { id } },
   })
-  const known = { id: stored?.id, provider: 'own', eventId: id, isProcessed: true }
+  const known = { id: stored?.id, provider: 'own', eventId: id, status: 'processed' }
   t.strictSame(seen.slice(1), [
     { duplicate: true, event: { ...known, deliveries: 2 } },
     { duplicate: true, event: { ...known, deliveries: 3 } },
@@ -98,10 +98,10 @@ test('while one runs, another is a duplicate of something that is not processed'
   const id = newKey()
   const first = post(app, id)
   await began.opened
-  t.match((await post(app, id)).json(), { deliveries: 2, isProcessed: false })
+  t.match((await post(app, id)).json(), { deliveries: 2, status: 'processing' })
   go.open()
   t.equal((await first).body, 'done')
-  t.match((await post(app, id)).json(), { deliveries: 3, isProcessed: true })
+  t.match((await post(app, id)).json(), { deliveries: 3, status: 'processed' })
 })
 
 test('an event without a name is never a duplicate', async (t) => {
@@ -387,8 +387,24 @@ test('a final transaction has processed the event, whatever the route answers', 
   })
   const id = newKey()
   t.equal((await post(app, id)).statusCode, 500)
-  t.match((await post(app, id)).json(), { isProcessed: true })
+  t.match((await post(app, id)).json(), { status: 'processed' })
 })
+
+for (const [status, decide] of [
+  ['ignored', (event: WebhookEvent) => event.ignore()],
+  ['dead', (event: WebhookEvent) => event.reject('unknown currency')],
+] as const) {
+  test(`an event that its route has ${status === 'dead' ? 'rejected' : status} is a duplicate with that status`, async (t) => {
+    const app = await recordingApp(t, async (recorded) => {
+      if (recorded.duplicate) return recorded.event
+      decide(recorded.event)
+      return 'done'
+    })
+    const id = newKey()
+    t.equal((await post(app, id)).body, 'done')
+    t.match((await post(app, id)).json(), { deliveries: 2, status })
+  })
+}
 
 test('two events of one request end with it', async (t) => {
   let isBroken = true

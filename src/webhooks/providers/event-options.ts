@@ -1,6 +1,6 @@
 import { type Check, isBoolean, isFunction } from '../../checks.js'
 import { at } from '../payload.js'
-import { isAnswers, isKeptHeaders, isName, type Provider } from '../provider.js'
+import { isAnswers, isKeptHeaders, isName, isRedelivers, type Provider } from '../provider.js'
 import type { HmacOptions } from './hmac.js'
 import { isSecret } from './options.js'
 
@@ -38,7 +38,7 @@ export const EVENT_CHECKS: Record<keyof EventOptions, Check> = {
   keptHeaders: isKeptHeaders,
   items: isFunction,
   handshake: isFunction,
-  redelivers: isBoolean,
+  redelivers: isRedelivers,
   answers: isAnswers,
 }
 

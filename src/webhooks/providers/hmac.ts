@@ -79,7 +79,11 @@ export interface HmacOptions extends TolerantOptions {
     incoming: Incoming,
     keys: readonly Key[],
   ) => Answer | undefined | Promise<Answer | undefined>
-  redelivers?: boolean
+  /**
+   * Whether it delivers again what was not acknowledged, or a function where that depends on the event. Default
+   * `true`.
+   */
+  redelivers?: boolean | ((payload: Payload) => boolean)
   answers?: Provider['answers']
 }
 

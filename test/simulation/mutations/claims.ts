@@ -188,7 +188,7 @@ export const OF_CLAIMS: readonly Mutation[] = [
         'this.#takeOver = batched(store, store.takeOver, { identify: (item) => item as never }, begin)',
       ],
     ],
-    shownBy: 324,
+    shownBy: 863,
     isRare: true,
   },
   {

@@ -31,7 +31,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
     name: 'statements: any operation is taken over, whatever was seen',
     file: MODEL,
     edits: [[SEEN, 'row.attempt === item.seen_attempt &&\n        (isFree']],
-    shownBy: 9075,
+    shownBy: 2965,
     isRare: true,
   },
   {
@@ -98,7 +98,7 @@ export const OF_STATEMENTS: readonly Mutation[] = [
         'return isAttempt(row, item)',
       ],
     ],
-    shownBy: 10,
+    shownBy: 1,
   },
   {
     name: 'statements: a claim that has ended is finished in another way',
