@@ -17,6 +17,16 @@ export type Verdict =
 // A time that a column holds, and for which somebody may still wait.
 const DEFER_CHECKS: Record<'after', Check> = { after: isDuration(0, '30s', LONGEST_RETENTION_MS) }
 
+/** What an event needs of its run. */
+export interface EventContext {
+  readonly log: FastifyBaseLogger
+  readonly steps: Steps
+  readonly signal: () => AbortSignal
+  readonly guards: Guards
+  /** Whether workers run it again. */
+  readonly isServed: boolean
+}
+
 /** What a handler is given: one event, however often it was delivered. */
 // biome-ignore lint/suspicious/noExplicitAny: what a provider sends has no type here
 export class WebhookEvent<Payload = any> implements Guards {
@@ -56,14 +66,11 @@ export class WebhookEvent<Payload = any> implements Guards {
 
   readonly #steps: Steps
   readonly #signal: () => AbortSignal
+  readonly #isServed: boolean
   #verdict: Verdict | undefined
   #answer: Answer | undefined
 
-  constructor(
-    stored: StoredEvent,
-    payload: Payload,
-    context: { log: FastifyBaseLogger; steps: Steps; signal: () => AbortSignal; guards: Guards },
-  ) {
+  constructor(stored: StoredEvent, payload: Payload, context: EventContext) {
     this.id = stored.id
     this.tenantId = stored.tenantId
     this.provider = stored.provider
@@ -79,6 +86,7 @@ export class WebhookEvent<Payload = any> implements Guards {
     this.log = context.log
     this.#steps = context.steps
     this.#signal = context.signal
+    this.#isServed = context.isServed
     const { guards } = context
     this.lock = guards.lock
     this.reserve = guards.reserve
@@ -143,10 +151,16 @@ export class WebhookEvent<Payload = any> implements Guards {
    * `serialize` object was processed. After too many times the event is `dead`. Said within a
    * transaction, it undoes that, as `ignore()` and `reject()` do.
    *
-   * @throws IDEMPOTENCY_OPTION_INVALID when `after` is no such duration.
+   * @throws IDEMPOTENCY_OPTION_INVALID when `after` is no such duration, and for an event of `recordEvent`,
+   * which no worker runs: answer 503, and its next delivery is no duplicate.
    */
   defer(options: { after?: Duration } = {}): void {
     check(' of defer()', DEFER_CHECKS, options)
+    if (!this.#isServed) {
+      throw new OptionInvalid(
+        'defer() has no effect on an event of recordEvent, which no worker runs: answer 503, and the next delivery is no duplicate',
+      )
+    }
     const { after } = options
     this.#decide({ kind: 'postpone', afterMs: after === undefined ? undefined : toMs(after) })
   }

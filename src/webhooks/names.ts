@@ -8,7 +8,8 @@ export const LONGEST_NAME = 191
 const BYTES = 'bytes:'
 const UNREADABLE = 'unreadable:'
 const UNREADABLE_ITEM = 'unreadable-item:'
-const OWN = [BYTES, UNREADABLE, UNREADABLE_ITEM]
+const HASH = 'sha256:'
+const OWN = [BYTES, UNREADABLE, UNREADABLE_ITEM, HASH]
 
 /**
  * A name from a payload as a column can hold it. The inbox stores an unusual one as its hash, and also one
@@ -17,7 +18,7 @@ const OWN = [BYTES, UNREADABLE, UNREADABLE_ITEM]
 export function storableName(name: string): string {
   if (isStorableText(name, LONGEST_NAME) && !isOwn(name)) return name
   // Of its code units: as UTF-8, all lone surrogates are the same character.
-  return `sha256:${sha256(Buffer.from(name, 'utf16le'))}`
+  return `${HASH}${sha256(Buffer.from(name, 'utf16le'))}`
 }
 
 /** A name as a person writes it who has read one of the inbox's own in a log. */

@@ -159,6 +159,7 @@ export class Run {
       log,
       steps,
       signal: () => this.#lease.signal,
+      isServed: this.#endpoint.isServed,
       guards: this.#context.guards.of({
         tenantId: () => this.#stored.tenantId,
         log,

@@ -67,7 +67,10 @@ const REPLAY_CHECKS = { force: isBoolean, queue: isBoolean }
 const NAME_CHECKS = {
   tenantId: isTenantName,
   provider: isColumnText('stripe', LONGEST_NAME),
-  eventId: (value: unknown) => (value === null ? 'must not be null' : isEventId(value)),
+  eventId: (value: unknown) =>
+    value !== null && isEventId(value) === undefined
+      ? undefined
+      : 'must be what the provider calls the event; an event without a name is replayed by the id of its row',
 }
 
 /** The names that an event can have in the table: an id of a provider's can look like one of the inbox's own. */

@@ -59,7 +59,8 @@ t.test(
   async (t) => {
     const { database, start, pay, deliver } = await scenario(t)
     // Long enough for a busy machine to begin all of it before a lease is over.
-    const [first, second] = await Promise.all([start({ LEASE: '3s' }), start({ LEASE: '3s' })])
+    const times = { LEASE: '3s', STORE_TIMEOUT: '60s' }
+    const [first, second] = await Promise.all([start(times), start(times)])
     const holds = Object.keys(PLACES) as (keyof typeof PLACES)[]
     const codes = new Map<unknown, unknown>()
     first.child.on('message', (message: { kind: string; operation?: string; code?: string }) => {

@@ -117,11 +117,14 @@ test("an id that looks like one of the inbox's own names is another one", async 
     url: '/webhooks/bank',
     webhook: { name: newKey(), provider, retry: { attempts: 1 } },
   })
-  const own = ['bytes:x', 'unreadable:x', 'unreadable-item:x']
+  const own = ['bytes:x', 'unreadable:x', 'unreadable-item:x', 'sha256:x']
   for (const id of own) t.equal((await postBank(app, { id })).json().outcome, 'dead', id)
   const rows = await rowsOf(provider)
   t.strictSame([...new Set(rows.map(({ eventId }) => eventId?.slice(0, 7)))], ['sha256:'])
   t.equal(rows.length, own.length)
+  // Nor is it the event that is stored under such a name.
+  await postBank(app, { id: rows[0]?.eventId })
+  t.equal((await rowsOf(provider)).length, own.length + 1)
   // A person writes it as the provider does, or as the log does.
   for (const id of [...own, rows[0]?.eventId ?? '']) {
     const replayed = await app.idempotency.replay({ provider: provider.name, eventId: id })

@@ -406,6 +406,23 @@ for (const [status, decide] of [
   })
 }
 
+test('an event that no worker runs cannot be put back', async (t) => {
+  let isEarly = true
+  const app = await recordingApp(t, async (recorded, _request, reply) => {
+    if (recorded.duplicate) return recorded.event
+    if (!isEarly) return 'done'
+    isEarly = false
+    t.throws(() => recorded.event.defer(), {
+      code: 'IDEMPOTENCY_OPTION_INVALID',
+      message: /defer\(\) has no effect on an event of recordEvent/,
+    })
+    return reply.code(503).send()
+  })
+  const id = newKey()
+  t.equal((await post(app, id)).statusCode, 503)
+  t.equal((await post(app, id)).body, 'done')
+})
+
 test('two events of one request end with it', async (t) => {
   let isBroken = true
   const app = await buildApp(t, database, {
