@@ -160,15 +160,16 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
       const deliveries = row.deliveries + 1
       const deliveredAt = [...row.deliveredAt, now.toISOString()].slice(-KEPT_DELIVERIES)
       const otherBodies = row.otherBodies + (row.bodyHash === arrival.bodyHash ? 0 : 1)
-      const awaitsDelivery = row.awaitsDelivery && arrival.awaitsDelivery
+      // Left as it is by one that is not acknowledged: it can have changed since it was read.
+      const acknowledged = !arrival.awaitsDelivery && { awaitsDelivery: false }
       const count = await updateMany({
         where: { id: row.id, deliveries: row.deliveries },
-        data: { deliveries, deliveredAt, otherBodies, awaitsDelivery },
+        data: { deliveries, deliveredAt, otherBodies, ...acknowledged },
       })
       if (count === 1) {
-        if (!awaitsDelivery && (row.awaitsDelivery || row.dueAt === null)) {
+        if (acknowledged && (row.awaitsDelivery || row.dueAt === null)) {
           // A run that has ended before the write above has left it without a time.
-          const isParked = { id: row.id, status: 'retrying', awaitsDelivery, dueAt: null }
+          const isParked = { id: row.id, status: 'retrying', ...acknowledged, dueAt: null }
           const dueAt = later(now, arrival.dueInMs)
           await updateMany({ where: isParked, data: { dueAt } })
         }
@@ -289,7 +290,9 @@ export function prismaEventStore(client: PrismaClientLike, clock: DatabaseClock)
     if (count === 0) {
       const dueAt = later(now, run.dueInMs)
       const acknowledged = run.isAcknowledged && { awaitsDelivery: false }
-      count = await updateMany({ where, data: { ...data, ...acknowledged, dueAt } })
+      // A row that was inserted between the two is not meant, either.
+      const guard = { ...where, ...(!isFinal && { awaitsDelivery: false }) }
+      count = await updateMany({ where: guard, data: { ...data, ...acknowledged, dueAt } })
     }
     // After the end, for which they wait. A crash in between leaves them to their own time.
     if (count === 1 && wakes !== null) {

@@ -181,6 +181,22 @@ t.test(
 )
 
 t.test(
+  'with Prisma alone, a delivery leaves alone what was acknowledged since the look',
+  async (t) => {
+    const { prisma } = await sqliteDatabase(t)
+    const store = portable(prisma, 'sqlite')
+    await store.record([{ ...anArrival, awaitsDelivery: true }])
+    const postponed = { status: 'retrying', isAcknowledged: true, dueInMs: 0, attempts: 0 } as const
+    const late = interrupted(prisma, async () => {
+      await store.end([{ id: 'e', fence: 1, ...postponed, deferrals: 1, errors: [], wakes: null }])
+    })
+    await late.record([{ ...anArrival, id: 'f', awaitsDelivery: true }])
+    const rows = await prisma.webhookEvent.findMany()
+    t.match(rows, [{ awaitsDelivery: false, deliveries: 2, dueAt: Date }])
+  },
+)
+
+t.test(
   'with Prisma alone, a run that fails sees a delivery that was acknowledged meanwhile',
   async (t) => {
     const { prisma } = await sqliteDatabase(t)

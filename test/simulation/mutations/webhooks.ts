@@ -266,4 +266,23 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
     edits: [['        awaitsDelivery: false,\n', '']],
     shownBy: 819,
   },
+  {
+    name: 'webhooks, left to the provider, Prisma: a row that is inserted late is made due',
+    file: PRISMA,
+    edits: [['...(!isFinal && { awaitsDelivery: false })', '']],
+    shownBy: 6_832,
+    isRare: true,
+  },
+  {
+    name: 'webhooks, left to the provider, Prisma: a delivery undoes an acknowledgement',
+    file: PRISMA,
+    edits: [
+      [
+        '!arrival.awaitsDelivery && { awaitsDelivery: false }',
+        '{ awaitsDelivery: row.awaitsDelivery && arrival.awaitsDelivery }',
+      ],
+    ],
+    shownBy: 18_354,
+    isRare: true,
+  },
 ]
