@@ -413,7 +413,9 @@ for (const isProtected of [false, true]) {
       // protected route, has tests of its own.
       if (!isProtected && !isCut) {
         const plain = await exchangeBytes(t, port, request('/plain', id))
-        t.equal(given.head, plain.head)
+        // Two requests can be answered in two seconds.
+        const withoutDate = (head: string) => head.replace(/^date: .*$/im, '')
+        t.equal(withoutDate(given.head), withoutDate(plain.head))
         t.equal(String(given.body), String(plain.body))
       }
       const options = { payload: { id }, headers: { 'idempotency-key': newKey() } }
