@@ -2,18 +2,20 @@
 // runs tap, and says in its last line how many assertions passed and failed.
 //   npm test -- test/core                    files or folders
 //   npm test -- --grep=/replay/ test/http    any of tap's options
-import { spawn } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import { removeLeftovers } from '../test/fixtures/leftovers.js'
 import { environmentOfServices, findService, SERVICE_NAMES } from '../test/fixtures/services.js'
 import { generate } from './generate.js'
 import { TapProgress } from './tap-progress.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
+const tapProgram = join(root, 'node_modules/tap/dist/esm/run.mjs')
 process.chdir(root)
 if (existsSync('.env')) process.loadEnvFile('.env')
 
@@ -22,6 +24,7 @@ process.once('SIGINT', () => process.exit(130))
 process.once('SIGTERM', () => process.exit(143))
 
 await generate()
+await leaveOutPlugins()
 for (const name of SERVICE_NAMES) {
   const service = await findService(name)
   console.log(service instanceof Error ? service.message : `${name}: ${service.source}`)
@@ -31,11 +34,7 @@ const isCi = process.env.CI === 'true'
 const options = ['--reporter=tap', '--no-color', ...(isCi ? ['--fail-skip'] : [])]
 const tap = spawn(
   process.execPath,
-  [
-    join(root, 'node_modules/tap/dist/esm/run.mjs'),
-    ...options,
-    ...process.argv.slice(2).map(filesIn),
-  ],
+  [tapProgram, ...options, ...process.argv.slice(2).map(filesIn)],
   {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...process.env, ...(await environmentOfServices()) },
@@ -58,6 +57,16 @@ const { passed, failed, skipped } = progress.summary ?? { passed: 0, failed: 1, 
 const failures = code === 0 ? failed : Math.max(failed, 1)
 console.log(`\n${passed} passed, ${failures} failed${skipped ? `, ${skipped} skipped` : ''}`)
 process.exit(failures === 0 ? 0 : 1)
+
+/**
+ * tap rebuilds itself without the plugins that .taprc leaves out, but a run that does so still loads them
+ * into each test file.
+ */
+async function leaveOutPlugins(): Promise<void> {
+  const tap = (command: string) => promisify(execFile)(process.execPath, [tapProgram, command])
+  const { stdout } = await tap('node-options')
+  if (stdout.includes('@tapjs/typescript')) await tap('build')
+}
 
 /** tap takes files and patterns; a folder means the tests in it. */
 function filesIn(argument: string): string {
