@@ -106,7 +106,7 @@ export class Claims {
       store,
       store.finish,
       { identify, sizeOf: ({ response }) => response?.body?.byteLength ?? 0 },
-      hold,
+      { timeoutMs: storeTimeoutMs, limit: limits.responses },
     )
     this.#extend = batched(store, store.extend, { identify }, hold)
     this.#keepSteps = batched(store, store.keepSteps, { identify, sizeOf }, hold)

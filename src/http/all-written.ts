@@ -8,3 +8,11 @@ export function isAllWritten(raw: ServerResponse): boolean {
   // `app.inject` closes it before its socket says so.
   return raw.writableFinished || Reflect.has(raw, 'isLightMyRequest')
 }
+
+/**
+ * Whether a response whose client has left was ended. HTTP/2 ignores what is written after that, the end as
+ * well: there, a handler that has ended is believed.
+ */
+export function isEnded(raw: ServerResponse, hasHandlerEnded: boolean): boolean {
+  return raw.writableEnded || (hasHandlerEnded && Reflect.has(raw, 'stream'))
+}

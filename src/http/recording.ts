@@ -6,7 +6,7 @@ import { isThrown, readThrown } from '../core/thrown.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
-import { isAllWritten } from './all-written.js'
+import { isEnded } from './all-written.js'
 import { watchThen } from './awaited-reply.js'
 import type { BeforeSend } from './before-send.js'
 import {
@@ -59,6 +59,8 @@ export class Recording {
   /** The last response that came to be sent could not be. */
   #isUnsendable = false
   #hasClosed = false
+  /** The handler has returned a promise that has not ended yet. */
+  #isPending = false
   #isRefused = false
   #outgoing: Readable | undefined
   #isStreamRecorded: Promise<boolean> | undefined
@@ -140,16 +142,20 @@ export class Recording {
       const handled = Promise.resolve(result)
       this.#handled = handled.then((value) => ({ value, isAnsweredLater: isAnsweredLater() }))
       this.#handled.catch(() => {})
-      const value = await handled
+      this.#isPending = true
+      const value = await handled.finally(() => {
+        this.#isPending = false
+      })
       if (this.#hasClosed) {
-        // A reply that was taken out of Fastify's hands after its connection had closed.
-        this.#onClose()
+        // A reply that was taken out of Fastify's hands, before or after its connection had closed.
+        this.#onClose('ended')
         // Fastify sends nothing to nobody; but nothing is this handler's answer, and to be stored.
         const isAnswer = value === undefined && !isAnsweredLater()
         if (isAnswer && !this.#isSending && !reply.sent) reply.send()
       }
       return this.#isSending ? reply : value
     } catch (error) {
+      if (this.#hasClosed) this.#onClose('failed')
       if (!this.#isSending) throw error
       request.log.error({ err: error }, 'The handler failed after it had sent its response')
       return reply
@@ -300,16 +306,17 @@ export class Recording {
   /**
    * The connection is closed. A response that went through the hooks has been dealt with, and a
    * handler whose client left goes on and will answer. What remains was written past Fastify
-   * (`hijack`, `reply.raw`): the plugin cannot know its bytes, only whether they were all written.
+   * (`hijack`, `reply.raw`): the plugin cannot know its bytes, only whether the handler has ended.
+   * `handler`: how its promise ended since the connection is closed.
    */
-  #onClose(): void {
-    this.#recordPastHooks().catch((error) => {
+  #onClose(handler?: 'ended' | 'failed'): void {
+    this.#recordPastHooks(handler).catch((error) => {
       this.#reply.log.error({ err: error }, 'How a response past the hooks ended is not recorded')
       this.claim.abandon('how its response ended cannot be recorded')
     })
   }
 
-  async #recordPastHooks(): Promise<void> {
+  async #recordPastHooks(handler: 'ended' | 'failed' | undefined): Promise<void> {
     const { claim } = this
     const reply = this.#reply
     if (claim.isSettled) return
@@ -317,11 +324,16 @@ export class Recording {
     if (why !== undefined && this.#sends.isUnanswered) return this.#release(why)
     if (this.#isUnsendable) return this.#release(UNSENDABLE)
     if (this.#isSending || !reply.sent) return
-    if (!isAllWritten(reply.raw)) {
+    const hasEnded = isEnded(reply.raw, handler === 'ended')
+    // The client has left, and the handler goes on: it comes here once it has ended.
+    if (!hasEnded && this.#isPending) return
+    if (!hasEnded && handler !== 'failed') {
       return claim.abandon('the connection closed while the response was written past the hooks')
     }
-    const { statusCode } = reply.raw
     await claim.closeSteps().over
+    if (claim.isSettled) return
+    if (!hasEnded) return this.#release('it failed')
+    const { statusCode } = reply.raw
     if (!this.#isKept(statusCode)) return this.#release(`status ${statusCode}`)
     await this.#completeWithout(statusCode, 'written past the hooks')
   }

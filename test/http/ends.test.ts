@@ -1,5 +1,6 @@
 // Every way in which a request can end other than by its answer being read.
 import { once } from 'node:events'
+import type { ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { Readable } from 'node:stream'
 import type { RouteHandlerMethod } from 'fastify'
@@ -283,6 +284,95 @@ test('a hijacked reply that was broken off: nobody knows, so the lease runs out 
   await endLease(key)
   t.equal((await exchangeBytes(t, port, postText('/things', keyLine(key)))).statusCode, 200)
   t.equal(runs, 2)
+})
+
+test('a handler that goes on after the client of its hijacked reply has left keeps the key', async (t) => {
+  const ends: Record<string, { end: (raw: ServerResponse) => void; retry: number; runs: number }> =
+    {
+      '/ended': { end: (raw) => raw.end('data: 2\n\n'), retry: 409, runs: 1 },
+      '/refused': {
+        end(raw) {
+          raw.statusCode = 503
+          raw.end()
+        },
+        retry: 503,
+        runs: 2,
+      },
+      '/failed': {
+        end() {
+          throw new Error('a mistake')
+        },
+        retry: 500,
+        runs: 2,
+      },
+    }
+  let runs = 0
+  let began = latch()
+  let go = latch()
+  const signals: AbortSignal[] = []
+  const app = await buildApp(t, database, {
+    routes(app) {
+      for (const [url, { end }] of Object.entries(ends)) {
+        app.post(url, async (request, reply) => {
+          runs += 1
+          signals.push(request.idempotency.signal)
+          if (runs === 1) {
+            reply.hijack()
+            if (url !== '/refused') reply.raw.write('data: 1\n\n')
+            began.open()
+            await go.opened
+          }
+          if (runs === 2 && url === '/refused') return reply.code(503).send()
+          end(reply.raw)
+        })
+      }
+    },
+  })
+  const port = await listen(app)
+  for (const [url, { retry, runs: expected }] of Object.entries(ends)) {
+    runs = 0
+    began = latch()
+    go = latch()
+    const key = newKey()
+    const closed = latch()
+    const events = collectEvents(t)
+    app.server.once('request', (_request, raw: ServerResponse) => {
+      raw.once('close', () => closed.open())
+    })
+    const socket = await openSocket(t, port, postText(url, keyLine(key)))
+    await began.opened
+    socket.destroy()
+    await closed.opened
+    const during = await send(app, url, { key })
+    t.equal(during.statusCode, 409, `${url}: while the handler runs`)
+    t.equal(runs, 1)
+    t.equal(signals.at(-1)?.aborted, false)
+    go.open()
+    await events.first(expected === 1 ? 'completed' : 'released')
+    t.equal((await send(app, url, { key })).statusCode, retry, url)
+    t.equal(runs, expected, url)
+  }
+})
+
+test('a client that leaves before it has all of a hijacked reply that was ended: done', async (t) => {
+  const events = collectEvents(t)
+  let runs = 0
+  const app = await buildApp(t, database, {
+    routes: (app) =>
+      app.post('/things', (_request, reply) => {
+        runs += 1
+        reply.hijack()
+        reply.raw.end(Buffer.alloc(64 * 1024 * 1024))
+      }),
+  })
+  const port = await listen(app)
+  const key = newKey()
+  const socket = await openSocket(t, port, postText('/things', keyLine(key)))
+  await once(socket, 'data')
+  socket.destroy()
+  await events.first('completed')
+  t.match((await send(app, '/things', { key })).json(), { code: 'IDEMPOTENCY_NOT_REPLAYABLE' })
+  t.equal(runs, 1)
 })
 
 test('a hijacked reply with a status that is not kept frees the key', async (t) => {
@@ -641,6 +731,8 @@ test('a server that closes around a handler that never answers leaves the key to
   const events = collectEvents(t)
   const began = latch<AbortSignal>()
   const app = await buildApp(t, database, {
+    // Over before the heartbeat: what it has sent by then would come after the end of the lease below.
+    plugin: { drain: '100ms' },
     routes: (app) =>
       app.post('/things', ({ idempotency }) => {
         began.open(idempotency.signal)
