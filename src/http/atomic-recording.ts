@@ -15,6 +15,7 @@ import {
 import { isInFailedTransaction } from '../store/atomic.js'
 import { watchThen } from './awaited-reply.js'
 import { captureResponse, discard } from './capture.js'
+import { onClosed } from './closed-response.js'
 import { isKept } from './kept-status.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import type { RecordingTerms } from './recording.js'
@@ -70,7 +71,7 @@ export class AtomicRecording {
       this.#hasClosed = true
       if (reply.sent) void this.#undoPastHooks()
     }
-    reply.raw.once('close', onClose)
+    onClosed(reply.raw, onClose)
     try {
       const isAnsweredLater = watchThen(reply)
       const result: unknown = handler.call(request.server, request, reply)

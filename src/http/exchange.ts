@@ -20,6 +20,7 @@ import { sayAgain } from '../store/say-again.js'
 import { type Received, whatIsAsked } from './asked.js'
 import { AtomicRecording } from './atomic-recording.js'
 import { BeforeSend } from './before-send.js'
+import { isClosed, onClosed } from './closed-response.js'
 import type { Limiter } from './limiter.js'
 import { BUSY_RETRY_S, problem, STORE_RETRY_S } from './problem.js'
 import { Recording, type RecordingTerms } from './recording.js'
@@ -263,7 +264,7 @@ export class Exchange {
   /** Whether the client has left or has its answer, which later hooks may still work on: nothing runs. */
   get #isOver(): boolean {
     const { raw, sent } = this.#reply
-    return raw.destroyed || sent || this.#hasTimedOut
+    return isClosed(raw) || sent || this.#hasTimedOut
   }
 
   #terms(): RecordingTerms {
@@ -293,6 +294,12 @@ export class Exchange {
   /** Where its answer is a stream that is recorded: whether it was, once that is known. */
   get isStreamRecorded(): Promise<boolean> | undefined {
     return this.#recording?.isStreamRecorded
+  }
+
+  /** Calls back with how a response past the hooks ends; `false` where nothing records it. */
+  onPastHooks(then: (isSuccess: boolean) => void): boolean {
+    this.#recording?.onPastHooks(then)
+    return this.#recording !== undefined
   }
 
   /** The `onSend` hook: hands on what goes out. */
@@ -332,7 +339,6 @@ export class Exchange {
 
 function closeSignal(reply: FastifyReply): AbortSignal {
   const closed = new AbortController()
-  reply.raw.once('close', () => closed.abort())
-  if (reply.raw.destroyed) closed.abort()
+  onClosed(reply.raw, () => closed.abort())
   return closed.signal
 }

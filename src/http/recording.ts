@@ -6,7 +6,6 @@ import { isThrown, readThrown } from '../core/thrown.js'
 import { LeaseLost, StepNotAwaited } from '../errors.js'
 import type { OmittedReason, Report } from '../events.js'
 import type { RouteSettings } from '../options.js'
-import { isEnded } from './all-written.js'
 import { watchThen } from './awaited-reply.js'
 import type { BeforeSend } from './before-send.js'
 import {
@@ -17,6 +16,7 @@ import {
   type Head,
   passableBytes,
 } from './capture.js'
+import { ClosedResponse, onClosed } from './closed-response.js'
 import { isKept } from './kept-status.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import { LengthMismatch, recordStream } from './recorded-stream.js'
@@ -58,7 +58,9 @@ export class Recording {
   #hasTimedOut = false
   /** The last response that came to be sent could not be. */
   #isUnsendable = false
-  #hasClosed = false
+  /** The response once its connection is closed. */
+  #closed: ClosedResponse | undefined
+  #onPastHooks: ((isSuccess: boolean) => void) | undefined
   /** The handler has returned a promise that has not ended yet. */
   #isPending = false
   #isRefused = false
@@ -95,6 +97,11 @@ export class Recording {
     return this.#isStreamRecorded
   }
 
+  /** Calls back with whether a response past the hooks is one of success, if one ends so. */
+  onPastHooks(then: (isSuccess: boolean) => void): void {
+    this.#onPastHooks = then
+  }
+
   /** The `onError` hook. Fastify's `handlerTimeout` answers for a handler that still runs. */
   onError(error: FastifyError): void {
     this.#sends.onError(error)
@@ -120,8 +127,8 @@ export class Recording {
   async run(handler: RouteHandlerMethod): Promise<unknown> {
     const reply = this.#reply
     const { request } = reply
-    reply.raw.once('close', () => {
-      this.#hasClosed = true
+    onClosed(reply.raw, () => {
+      this.#closed = new ClosedResponse(reply.raw)
       // The client has left, or got what a later hook sent in place of the stream.
       this.#outgoing?.destroy()
       this.#onClose()
@@ -146,7 +153,7 @@ export class Recording {
       const value = await handled.finally(() => {
         this.#isPending = false
       })
-      if (this.#hasClosed) {
+      if (this.#closed !== undefined) {
         // A reply that was taken out of Fastify's hands, before or after its connection had closed.
         this.#onClose('ended')
         // Fastify sends nothing to nobody; but nothing is this handler's answer, and to be stored.
@@ -155,7 +162,7 @@ export class Recording {
       }
       return this.#isSending ? reply : value
     } catch (error) {
-      if (this.#hasClosed) this.#onClose('failed')
+      if (this.#closed !== undefined) this.#onClose('failed')
       if (!this.#isSending) throw error
       request.log.error({ err: error }, 'The handler failed after it had sent its response')
       return reply
@@ -323,19 +330,21 @@ export class Recording {
     const why = this.#streamFailure
     if (why !== undefined && this.#sends.isUnanswered) return this.#release(why)
     if (this.#isUnsendable) return this.#release(UNSENDABLE)
-    if (this.#isSending || !reply.sent) return
-    const hasEnded = isEnded(reply.raw, handler === 'ended')
+    const closed = this.#closed
+    if (this.#isSending || !reply.sent || closed === undefined) return
     // The client has left, and the handler goes on: it comes here once it has ended.
-    if (!hasEnded && this.#isPending) return
-    if (!hasEnded && handler !== 'failed') {
+    if (!closed.isEnded && this.#isPending) return
+    if (!closed.isEnded && handler !== 'failed') {
+      this.#onPastHooks?.(false)
       return claim.abandon('the connection closed while the response was written past the hooks')
     }
     await claim.closeSteps().over
     if (claim.isSettled) return
-    if (!hasEnded) return this.#release('it failed')
-    const { statusCode } = reply.raw
-    if (!this.#isKept(statusCode)) return this.#release(`status ${statusCode}`)
-    await this.#completeWithout(statusCode, 'written past the hooks')
+    const { isEnded, statusCode } = closed
+    const isAnswer = isEnded && this.#isKept(statusCode)
+    this.#onPastHooks?.(isAnswer && statusCode < 400)
+    if (isAnswer) await this.#completeWithout(statusCode, 'written past the hooks')
+    else await this.#release(isEnded ? `status ${statusCode}` : 'it failed')
   }
 }
 

@@ -11,6 +11,8 @@ export interface SavedHead {
 export function saveHead(reply: FastifyReply): SavedHead {
   const headers: Record<string, HeaderValue> = {}
   for (const [name, value] of Object.entries(reply.getHeaders())) {
+    // HTTP/2 keeps the status among the headers once it was written.
+    if (name.startsWith(':')) continue
     // Fastify adds further cookies to the list that it has.
     headers[name] = Array.isArray(value) ? [...value] : value
   }

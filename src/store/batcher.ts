@@ -56,7 +56,8 @@ const LOCKED_MS = 5_000
  * become small again. So nothing waits for a batch to fill, and under load the number of statements
  * stops growing with the number of requests.
  *
- * A slow call does not count as in flight: only `limit` bounds how many of those there are.
+ * A slow call does not count as in flight: only `limit` bounds how many of those there are. One that is not
+ * answered in time may never be, because its connection is gone: what comes for its row is sent without it.
  *
  * A call that fails because of the data of one of its items is repeated item by item, so that this
  * item fails alone, without those that joined it. So is one that had to wait for a row that stayed
@@ -134,10 +135,13 @@ export function createBatcher<I, O>(
       if (isCounted) inFlight -= 1
       isCounted = false
     }
+    const letGo = () => {
+      if (alone.get(first.row) === first) alone.delete(first.row)
+    }
     const finish = (settleAll: () => void) => {
       clearTimeout(slow)
       discount()
-      if (alone.get(first.row) === first) alone.delete(first.row)
+      letGo()
       settleAll()
       flush()
     }
@@ -148,6 +152,10 @@ export function createBatcher<I, O>(
         slow = setTimeout(() => {
           discount()
           flush()
+          slow = setTimeout(() => {
+            letGo()
+            flush()
+          }, timeoutMs - slowMs).unref()
         }, slowMs)
         return verb(batch.map(({ item }) => item))
       })

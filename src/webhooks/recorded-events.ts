@@ -1,6 +1,5 @@
 import { pipeline, type Readable, Transform } from 'node:stream'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
-import { isAllWritten } from '../http/all-written.js'
 import {
   type Captured,
   captureResponse,
@@ -8,6 +7,7 @@ import {
   isStreamed,
   passableBytes,
 } from '../http/capture.js'
+import { ClosedResponse, isAllWritten, onClosed } from '../http/closed-response.js'
 import { exchangeOf } from '../http/hooks.js'
 import { restoreHead } from '../http/reply-head.js'
 import { refuseSends, type SendOn, sendOnSafely } from '../http/sends.js'
@@ -29,6 +29,8 @@ export type Ending = (isProcessed: boolean) => Promise<unknown>
 export class RecordedEvents {
   readonly #request: FastifyRequest
   readonly #reply: FastifyReply
+  /** Whether the request's own record says how what is written past the hooks ended. */
+  readonly #isRecorded: boolean
   #endings: Ending[] = []
   #isDecided = false
   /** The answer waits until it is stored how the events ended. */
@@ -42,7 +44,8 @@ export class RecordedEvents {
   constructor(request: FastifyRequest, reply: FastifyReply) {
     this.#request = request
     this.#reply = reply
-    reply.raw.once('close', () => this.#onClose())
+    this.#isRecorded = exchangeOf(request)?.onPastHooks((ok) => void this.#end(ok)) === true
+    onClosed(reply.raw, () => this.#onClose())
   }
 
   /** Adds one; `false` when how the request ended was said before. */
@@ -161,7 +164,17 @@ export class RecordedEvents {
     if (isAllWritten(raw)) void this.#end(raw.statusCode < 400)
     // A stream is closed by Fastify, and tells then.
     else if (this.#outgoing !== undefined) return
+    else if (sent && this.#isRecorded) return
     else if (sent || raw.headersSent || this.#isUnanswered) void this.#end(false)
+    else this.#watchClosed()
+  }
+
+  /** A handler whose client has left answers through the hooks, or takes the reply out of Fastify's hands. */
+  #watchClosed(): void {
+    const closed = new ClosedResponse(
+      this.#reply.raw,
+      () => void this.#end(closed.statusCode < 400),
+    )
   }
 
   /** Each event ends once. What cannot be stored was reported, and is what a crash would leave. */

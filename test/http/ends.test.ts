@@ -1,6 +1,5 @@
 // Every way in which a request can end other than by its answer being read.
 import { once } from 'node:events'
-import type { ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { Readable } from 'node:stream'
 import type { RouteHandlerMethod } from 'fastify'
@@ -284,74 +283,6 @@ test('a hijacked reply that was broken off: nobody knows, so the lease runs out 
   await endLease(key)
   t.equal((await exchangeBytes(t, port, postText('/things', keyLine(key)))).statusCode, 200)
   t.equal(runs, 2)
-})
-
-test('a handler that goes on after the client of its hijacked reply has left keeps the key', async (t) => {
-  const ends: Record<string, { end: (raw: ServerResponse) => void; retry: number; runs: number }> =
-    {
-      '/ended': { end: (raw) => raw.end('data: 2\n\n'), retry: 409, runs: 1 },
-      '/refused': {
-        end(raw) {
-          raw.statusCode = 503
-          raw.end()
-        },
-        retry: 503,
-        runs: 2,
-      },
-      '/failed': {
-        end() {
-          throw new Error('a mistake')
-        },
-        retry: 500,
-        runs: 2,
-      },
-    }
-  let runs = 0
-  let began = latch()
-  let go = latch()
-  const signals: AbortSignal[] = []
-  const app = await buildApp(t, database, {
-    routes(app) {
-      for (const [url, { end }] of Object.entries(ends)) {
-        app.post(url, async (request, reply) => {
-          runs += 1
-          signals.push(request.idempotency.signal)
-          if (runs === 1) {
-            reply.hijack()
-            if (url !== '/refused') reply.raw.write('data: 1\n\n')
-            began.open()
-            await go.opened
-          }
-          if (runs === 2 && url === '/refused') return reply.code(503).send()
-          end(reply.raw)
-        })
-      }
-    },
-  })
-  const port = await listen(app)
-  for (const [url, { retry, runs: expected }] of Object.entries(ends)) {
-    runs = 0
-    began = latch()
-    go = latch()
-    const key = newKey()
-    const closed = latch()
-    const events = collectEvents(t)
-    app.server.once('request', (_request, raw: ServerResponse) => {
-      raw.once('close', () => closed.open())
-    })
-    const socket = await openSocket(t, port, postText(url, keyLine(key)))
-    await began.opened
-    socket.destroy()
-    await closed.opened
-    const during = await send(app, url, { key })
-    t.equal(during.statusCode, 409, `${url}: while the handler runs`)
-    t.equal(runs, 1)
-    t.equal(signals.at(-1)?.aborted, false)
-    go.open()
-    await events.first(expected === 1 ? 'completed' : 'released')
-    t.equal((await send(app, url, { key })).statusCode, retry, url)
-    t.equal(runs, expected, url)
-  }
 })
 
 test('a client that leaves before it has all of a hijacked reply that was ended: done', async (t) => {

@@ -59,10 +59,11 @@ export function startProvider(
   startsInMs: number,
   event: EventPlan,
   context: ClientContext,
+  onEnd: () => void,
 ): void {
   const { world, invariants } = context
   const { random } = world
-  world.in(startsInMs, new Person(name), async () => {
+  const deliver = async () => {
     const signedFirst = event.isNamedAnew ? `${event.eventId}, signed by ${name}` : event.eventId
     let sent = signedFirst
     for (let tries = 1; tries <= MOST_TRIES; tries += 1) {
@@ -77,6 +78,10 @@ export function startProvider(
       await world.sleep(random.between(LEASE_MS / 50, LEASE_MS))
     }
     invariants.check(false, () => `${name} was never acknowledged for ${event.eventId}`)
+  }
+  world.in(startsInMs, new Person(name), async () => {
+    await deliver()
+    onEnd()
   })
 }
 

@@ -58,12 +58,16 @@ export async function simulate(seed: number, { isTraced = false } = {}): Promise
   const recordOf = (key: string) => database.records.see(nameOf({ tenantId: '', key }))
   const clients = { world, invariants, servers: () => servers.open, recordOf }
 
+  /** Deliveries that are neither acknowledged nor given up. */
+  let delivering = 0
   /** Workers look for events for as long as there may be some. */
   const stopWhenDone = () => {
-    const isDone = [...database.events.rows].every(
-      ({ status, awaitsDelivery, dueAt }) =>
-        status === 'processed' || (awaitsDelivery && dueAt === null),
-    )
+    const isDone =
+      delivering === 0 &&
+      [...database.events.rows].every(
+        ({ status, awaitsDelivery, dueAt }) =>
+          status === 'processed' || (awaitsDelivery && dueAt === null),
+      )
     const isLate = world.now > plan.stormMs + EVENTS_DONE_MS
     if (isLate || (isDone && world.now > 2 * plan.stormMs + 20 * LEASE_MS)) servers.stopWorking()
     else world.in(10 * LEASE_MS, undefined, stopWhenDone)
@@ -88,7 +92,10 @@ export async function simulate(seed: number, { isTraced = false } = {}): Promise
       for (const event of plan.events) {
         for (let n = 0; n < event.deliveries; n += 1) {
           const startsIn = world.random.between(0, event.withinMs)
-          startProvider(`provider ${n + 1}`, startsIn, event, clients)
+          delivering += 1
+          startProvider(`provider ${n + 1}`, startsIn, event, clients, () => {
+            delivering -= 1
+          })
         }
       }
       if (plan.events.length > 0) stopWhenDone()

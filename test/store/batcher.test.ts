@@ -272,6 +272,29 @@ t.test('a row that stays locked takes one call, however many items name it', asy
   t.equal(calls.length, 2)
 })
 
+t.test('a call that is never answered does not keep its row for good', async (t) => {
+  const { verb, calls, sent } = latchedVerb()
+  const call = createBatcher(
+    verb,
+    { identify, mayRepeatRows: true },
+    { ...limits, slowMs: 5, timeoutMs: 20 },
+  )
+  const row = 'a'
+  const silent = call({ n: 1, row })
+  // Each gives up when its time is over; what comes after the time of the first is sent.
+  let later: Promise<number> = Promise.reject(new Error('none yet'))
+  for (let n = 2; calls.length < 2; n += 1) {
+    await later.catch(() => {})
+    later = call({ n, row })
+    await Promise.race([later.catch(() => {}), new Promise((resolve) => setTimeout(resolve, 5))])
+  }
+  t.equal(sent()[1]?.length, 1)
+  calls[1]?.end()
+  t.equal(await later, (sent()[1]?.[0] as number) * 10)
+  calls[0]?.end()
+  t.equal(await silent, 10)
+})
+
 t.test('those that joined an item whose row stayed locked do not wait once more', async (t) => {
   for (const code of ['55P03', '57014']) {
     const { verb, calls, sent } = latchedVerb()

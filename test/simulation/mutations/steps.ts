@@ -40,7 +40,7 @@ export const OF_STEPS: readonly Mutation[] = [
     name: 'a transaction commits without its guard',
     file: STEPS,
     edits: [['if (!(await keep(tx, results))) throw new LeaseLost()', 'await keep(tx, results)']],
-    shownBy: 236,
+    shownBy: 269,
   },
   {
     name: 'a transaction commits without its result',

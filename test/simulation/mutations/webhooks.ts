@@ -26,14 +26,14 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         'renewals === 0 && performance.now() - askedAt > leaseMs / 2',
       ],
     ],
-    shownBy: 11717,
+    shownBy: 37608,
     isRare: true,
   },
   {
     name: 'webhooks: a late claim is run though its renewal failed',
     file: RUNNER,
     edits: [['.catch(() => false))) return undefined', '.catch(() => true))) return undefined']],
-    shownBy: 15423,
+    shownBy: 28,
   },
   {
     name: 'webhooks: a late claim is run though its renewal did not match',
@@ -124,7 +124,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         '      void [isAwaited, over]',
       ],
     ],
-    shownBy: 193,
+    shownBy: 17,
   },
   {
     name: 'webhooks: a run that was handed back stores its result',
@@ -141,7 +141,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "const where = { id, status: { in: ['processing', status] } }",
       ],
     ],
-    shownBy: 622,
+    shownBy: 518,
   },
   {
     name: 'webhooks, Prisma: an event that runs is claimed',
@@ -163,7 +163,7 @@ export const OF_WEBHOOKS: readonly Mutation[] = [
         "fence > 0 && (row.status === 'processing' || row.status === status)",
       ],
     ],
-    shownBy: 193,
+    shownBy: 504,
   },
   {
     name: 'webhooks, statements: what was ended before its reply got lost is not recognized',
