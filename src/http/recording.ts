@@ -58,7 +58,7 @@ export class Recording {
   #hasTimedOut = false
   /** The last response that came to be sent could not be. */
   #isUnsendable = false
-  /** The response once its connection is closed. */
+  /** The response, if its connection was closed before it was known how the attempt ends. */
   #closed: ClosedResponse | undefined
   #onPastHooks: ((isSuccess: boolean) => void) | undefined
   /** The handler has returned a promise that has not ended yet. */
@@ -128,7 +128,7 @@ export class Recording {
     const reply = this.#reply
     const { request } = reply
     onClosed(reply.raw, () => {
-      this.#closed = new ClosedResponse(reply.raw)
+      if (!this.claim.isSettled) this.#closed = new ClosedResponse(reply.raw)
       // The client has left, or got what a later hook sent in place of the stream.
       this.#outgoing?.destroy()
       this.#onClose()
