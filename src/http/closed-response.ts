@@ -40,8 +40,9 @@ export class ClosedResponse {
       },
       end: (...args: unknown[]) => {
         this.#isEnded = true
+        const returned: unknown = Reflect.apply(end, raw, args)
         onEnd()
-        return Reflect.apply(end, raw, args)
+        return returned
       },
     })
   }
@@ -56,7 +57,16 @@ export class ClosedResponse {
   }
 }
 
+/** `INTERNAL_ERROR`, as RFC 9113 numbers it. */
+const HTTP2_INTERNAL_ERROR = 2
+
+/** Ends a response that has begun and will not be whole. HTTP/2 would end it like a whole one. */
+export function breakOff(raw: ServerResponse): void {
+  if (raw.headersSent) http2StreamOf(raw)?.close(HTTP2_INTERNAL_ERROR)
+}
+
 interface Http2Stream {
+  close(code: number): void
   readonly destroyed: boolean
   readonly closed: boolean
   readonly aborted: boolean

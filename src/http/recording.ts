@@ -16,7 +16,7 @@ import {
   type Head,
   passableBytes,
 } from './capture.js'
-import { ClosedResponse, onClosed } from './closed-response.js'
+import { breakOff, ClosedResponse, isClosed, onClosed } from './closed-response.js'
 import { isKept } from './kept-status.js'
 import { BUSY_RETRY_S, problemInstead } from './problem.js'
 import { LengthMismatch, recordStream } from './recorded-stream.js'
@@ -128,7 +128,7 @@ export class Recording {
     const reply = this.#reply
     const { request } = reply
     onClosed(reply.raw, () => {
-      if (!this.claim.isSettled) this.#closed = new ClosedResponse(reply.raw)
+      if (!this.claim.isSettled) this.#closed = new ClosedResponse(reply.raw, () => this.#onEnd())
       // The client has left, or got what a later hook sent in place of the stream.
       this.#outgoing?.destroy()
       this.#onClose()
@@ -254,7 +254,10 @@ export class Recording {
         this.#streamFailure = why
         if (isOwnError(error)) this.#isRefused = true
         // While it is on its way and nothing of it has gone out, this is like a handler that throws.
-        const isAnswered = this.#outgoing?.destroyed === false && this.#sends.fail()
+        const { raw } = this.#reply
+        breakOff(raw)
+        const isSent = this.#outgoing?.destroyed === false && !isClosed(raw)
+        const isAnswered = isSent && this.#sends.fail()
         if (!isAnswered) await this.#release(why)
       },
     })
@@ -323,6 +326,11 @@ export class Recording {
     })
   }
 
+  /** A handler that calls back has ended the response of a client that has left. */
+  #onEnd(): void {
+    if (!this.#isPending) this.#onClose('ended')
+  }
+
   async #recordPastHooks(handler: 'ended' | 'failed' | undefined): Promise<void> {
     const { claim } = this
     const reply = this.#reply
@@ -331,7 +339,7 @@ export class Recording {
     if (why !== undefined && this.#sends.isUnanswered) return this.#release(why)
     if (this.#isUnsendable) return this.#release(UNSENDABLE)
     const closed = this.#closed
-    if (this.#isSending || !reply.sent || closed === undefined) return
+    if (this.#isSending || closed === undefined || !(reply.sent || closed.isEnded)) return
     // The client has left, and the handler goes on: it comes here once it has ended.
     if (!closed.isEnded && this.#isPending) return
     if (!closed.isEnded && handler !== 'failed') {

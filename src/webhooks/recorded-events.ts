@@ -7,7 +7,7 @@ import {
   isStreamed,
   passableBytes,
 } from '../http/capture.js'
-import { ClosedResponse, isAllWritten, onClosed } from '../http/closed-response.js'
+import { ClosedResponse, isAllWritten, isClosed, onClosed } from '../http/closed-response.js'
 import { exchangeOf } from '../http/hooks.js'
 import { restoreHead } from '../http/reply-head.js'
 import { refuseSends, type SendOn, sendOnSafely } from '../http/sends.js'
@@ -85,6 +85,11 @@ export class RecordedEvents {
     }
     const { sent: head } = captured
     const isSuccess = head.statusCode < 400 && !this.#hasFailed
+    if (isSuccess && captured.kind === 'stream' && isClosed(reply.raw)) {
+      void this.#end(exchangeOf(this.#request)?.isStreamRecorded ?? false)
+      done(null, captured.payload)
+      return
+    }
     if (isSuccess && captured.kind === 'stream') {
       this.#outgoing = this.#watch(captured.payload)
       done(null, this.#outgoing)

@@ -2,6 +2,7 @@
 import type { ServerResponse } from 'node:http'
 import { type ClientHttp2Stream, connect as connectHttp2 } from 'node:http2'
 import type { Socket } from 'node:net'
+import { Readable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t, { type Test, test } from 'tap'
 import type { WebhookEvent } from '../../src/index.js'
@@ -65,6 +66,15 @@ interface Case {
 }
 
 const begin = (raw: ServerResponse) => raw.writeHead(201).write('some')
+
+/** A source that fails after so many pieces. */
+const failing = (pieces: number) =>
+  Readable.from(
+    (function* () {
+      for (let n = 0; n < pieces; n += 1) yield 'a piece'
+      throw new Error('a mistake')
+    })(),
+  )
 
 const CASES: Record<string, Case> = {
   'ends it': {
@@ -138,6 +148,35 @@ const CASES: Record<string, Case> = {
     handler: (reply) => void begin(reply.hijack().raw),
     told: 'abandoned',
   },
+  'calls back, takes it and ends it': {
+    handler(reply, left) {
+      void left.then(() => {
+        begin(reply.hijack().raw)
+        reply.raw.end('all')
+      })
+    },
+    told: 'completed',
+  },
+  'calls back and ends it': {
+    handler(reply, left) {
+      void left.then(() => reply.raw.end('all'))
+    },
+    told: 'completed',
+  },
+  'returns a stream that fails': {
+    async handler(_reply, left) {
+      await left
+      return failing(0)
+    },
+    told: 'released',
+  },
+  'returns a stream that fails later': {
+    async handler(_reply, left) {
+      await left
+      return failing(3)
+    },
+    told: 'released',
+  },
   'breaks it off itself': {
     async handler(reply) {
       begin(reply.hijack().raw)
@@ -208,6 +247,24 @@ const EVENT_CASES: Record<string, EventCase> = {
       await record()
       begin(reply.hijack().raw)
       throw new Error('a mistake')
+    },
+    keyed: 'retrying',
+    unkeyed: 'retrying',
+  },
+  'after that, and returns a stream': {
+    async handler(_reply, record, leave) {
+      await leave()
+      await record()
+      return Readable.from(['all'])
+    },
+    keyed: 'processed',
+    unkeyed: 'retrying',
+  },
+  'after that, and returns a stream that fails': {
+    async handler(_reply, record, leave) {
+      await leave()
+      await record()
+      return failing(1)
     },
     keyed: 'retrying',
     unkeyed: 'retrying',
@@ -364,3 +421,19 @@ for (const [version, { server, post }] of Object.entries(VERSIONS)) {
     t.same(errors, [])
   })
 }
+
+test('HTTP/2: a stream that fails after its first byte does not end like a whole one', async (t) => {
+  const app = await buildApp(t, database, {
+    server: { http2: true } as never,
+    routes: (app) => app.post('/things', () => failing(3)),
+  })
+  const session = connectHttp2(`http://127.0.0.1:${await listen(app)}`)
+  t.teardown(() => session.destroy())
+  const stream = session.request({
+    ...{ ':method': 'POST', ':path': '/things', 'content-type': 'application/json' },
+    'idempotency-key': newKey(),
+  })
+  stream.end('{}')
+  await t.rejects(stream.toArray())
+  t.equal(stream.rstCode, 2)
+})
