@@ -106,7 +106,7 @@ export class Claims {
       store,
       store.finish,
       { identify, sizeOf: ({ response }) => response?.body?.byteLength ?? 0 },
-      { timeoutMs: storeTimeoutMs, limit: limits.responses },
+      { ...hold, largeLimit: limits.largeResponses },
     )
     this.#extend = batched(store, store.extend, { identify }, hold)
     this.#keepSteps = batched(store, store.keepSteps, { identify, sizeOf }, hold)

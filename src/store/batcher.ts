@@ -31,6 +31,8 @@ export interface BatcherLimits {
   readonly timeoutMs: number
   /** Calls of all verbs share it. */
   readonly limit: StatementLimit
+  /** The same for a call with one item that has more than `maxBytes`, which may take long. */
+  readonly largeLimit?: StatementLimit
 }
 
 interface Entry<I, O> {
@@ -67,7 +69,15 @@ const LOCKED_MS = 5_000
 export function createBatcher<I, O>(
   verb: Verb<I, O>,
   { identify, mayRepeatRows = false, join, sizeOf = () => 0 }: BatcherOptions<I, O>,
-  { maxConcurrent, maxItems, maxBytes, timeoutMs, slowMs, limit }: BatcherLimits,
+  {
+    maxConcurrent,
+    maxItems,
+    maxBytes,
+    timeoutMs,
+    slowMs,
+    limit,
+    largeLimit = limit,
+  }: BatcherLimits,
 ): (item: I) => Promise<O> {
   let queue: Entry<I, O>[] = []
   /** What is in flight in a call of its own, by row: it may wait for a lock for long. */
@@ -146,7 +156,8 @@ export function createBatcher<I, O>(
       flush()
     }
     try {
-      const results = await limit(() => {
+      const isLarge = sizeOf(first.item) > maxBytes
+      const results = await (isLarge ? largeLimit : limit)(() => {
         // It has waited for its place, and perhaps with a list that failed before.
         if (batch.every(isExpired)) throw notSent()
         slow = setTimeout(() => {
@@ -242,14 +253,13 @@ export function batched<I, O>(
   { combinesLists }: { readonly combinesLists: boolean },
   verb: Verb<I, O>,
   options: BatcherOptions<I, O>,
-  { timeoutMs, limit }: Pick<BatcherLimits, 'timeoutMs' | 'limit'>,
+  limits: Pick<BatcherLimits, 'timeoutMs' | 'limit' | 'largeLimit'>,
 ): (item: I) => Promise<O> {
   return createBatcher(verb, options, {
     maxConcurrent: combinesLists ? MAX_CONCURRENT : Number.POSITIVE_INFINITY,
     maxItems: combinesLists ? MAX_ITEMS : 1,
     maxBytes: MAX_BYTES,
     slowMs: SLOW_MS,
-    timeoutMs,
-    limit,
+    ...limits,
   })
 }

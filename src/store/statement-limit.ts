@@ -18,10 +18,10 @@ export interface StatementLimits extends PlaceLimits {
    */
   readonly transaction: StatementLimit
   /**
-   * For what stores a response, which may be large: places of `hold`, but never all of them where there are
-   * several, so that no renewal waits for a body.
+   * For what stores a large response: places of `hold`, but never all of them where there are several, so that
+   * no renewal waits for a body.
    */
-  readonly responses: StatementLimit
+  readonly largeResponses: StatementLimit
   /**
    * For webhooks, locks, reservations and statuses: places of `begin`, and of `hold`, but never all of them
    * where there are several. A table of theirs that is locked does not stop the keys.
@@ -52,7 +52,7 @@ export function createStatementLimits(maxConnections: number, timeoutMs: number)
     begin,
     hold,
     transaction: partOf(begin, forBegins, timeoutMs),
-    responses: partOf(hold, forHolders, timeoutMs),
+    largeResponses: partOf(hold, forHolders, timeoutMs),
     besideKeys: {
       begin: partOf(begin, forBegins, timeoutMs),
       hold: partOf(hold, forHolders, timeoutMs),

@@ -399,3 +399,29 @@ t.test('a call carries no more bytes than it may, but never less than one item',
   t.strictSame(sent(), [[1], [4, 6], [1, 2], [50]])
   await Promise.all(results)
 })
+
+t.test('an item that is larger than a list may be has a limit of its own', async (t) => {
+  const { verb, calls } = latchedVerb()
+  const used: string[] = []
+  const counting =
+    (name: string): BatcherLimits['limit'] =>
+    (start) => {
+      used.push(name)
+      return limits.limit(start)
+    }
+  const call = createBatcher(
+    verb,
+    { identify, sizeOf: ({ n }) => n },
+    {
+      ...limits,
+      maxConcurrent: 2,
+      maxBytes: 5,
+      limit: counting('one'),
+      largeLimit: counting('large'),
+    },
+  )
+  const results = [call({ n: 5 }), call({ n: 6 })]
+  t.strictSame(used, ['one', 'large'])
+  for (const { end } of calls) end()
+  t.strictSame(await Promise.all(results), [50, 60])
+})

@@ -113,10 +113,10 @@ t.test('transactions that begin leave a place to the keys', async (t) => {
   t.strictSame(await Promise.all(results), [1, 2, 3, 4])
 })
 
-t.test('responses leave a place to renewals', async (t) => {
-  const { responses, hold } = createStatementLimits(6, 60_000)
+t.test('large responses leave a place to renewals', async (t) => {
+  const { largeResponses, hold } = createStatementLimits(6, 60_000)
   const { started, start, names } = latches()
-  const results = [1, 2, 3].map((n) => responses(start(n)))
+  const results = [1, 2, 3].map((n) => largeResponses(start(n)))
   results.push(hold(start(4)))
   t.strictSame(names(), [1, 2, 4])
   for (const n of [0, 1, 2]) started[n]?.end()
@@ -124,5 +124,5 @@ t.test('responses leave a place to renewals', async (t) => {
   started[3]?.end()
   t.strictSame(await Promise.all(results), [1, 2, 3, 4])
   const small = createStatementLimits(2, 60_000)
-  t.equal(await small.responses(async () => 5), 5, 'with one place they have that')
+  t.equal(await small.largeResponses(async () => 5), 5, 'with one place they have that')
 })
